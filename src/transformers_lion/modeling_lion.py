@@ -1,0 +1,478 @@
+"""LION: vision tower -> Q-Former and aggregator -> merge with the prompt -> language model with adapters.
+
+Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds is in `vision_aggregator.py`
+and `adapters.py`, and the soft prompt and the merge are here. Reading order: `get_image_features`,
+`get_query_features`, `_merge`, `forward`, `generate`.
+
+Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L label tokens, V vision width, D
+language-model width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import (
+    BaseModelOutputWithCrossAttentions,
+    BaseModelOutputWithPooling,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    Seq2SeqLMOutput,
+)
+from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel, InstructBlipVisionModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .adapters import LionT5ForConditionalGeneration
+from .configuration_lion import LionConfig, LionVisionConfig
+from .initialization import InitializationMixin
+from .vision_aggregator import LionAggregatorProjection, LionVisionAggregator
+
+
+@dataclass
+class LionImageFeatures(BaseModelOutputWithPooling):
+    """What LION knows of images before it has read a question. Computed once, it serves any number of questions.
+
+    Attributes:
+        last_hidden_state: (B, P, V), the last block behind its norm: what the Q-Former reads. (Without a Q-Former
+            branch there is no such norm.)
+        pooler_output: (B, P, D), the aggregator's projected features; `None` without an aggregator branch.
+        hidden_states, attentions: the vision tower's, on request.
+        aggregator_outputs: the aggregator's states (B, P, V), and on request its hidden states and attentions.
+    """
+
+    aggregator_outputs: BaseModelOutputWithCrossAttentions | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images."""
+        return self.last_hidden_state.shape[0]
+
+    def repeat_interleave(self, repeats: int | torch.Tensor) -> "LionImageFeatures":
+        """The features with each image repeated, to stand beside its questions.
+
+        Args:
+            repeats: how often, for all images or (B,) for each.
+        """
+        return LionImageFeatures(
+            last_hidden_state=self.last_hidden_state.repeat_interleave(repeats, dim=0),
+            pooler_output=None if self.pooler_output is None else self.pooler_output.repeat_interleave(repeats, dim=0),
+        )
+
+    def match(self, batch_size: int) -> "LionImageFeatures":
+        """The features for a batch of questions: one image serves them all, otherwise the counts must agree.
+
+        Raises:
+            ValueError: if there are several images and another number of questions.
+        """
+        if self.batch_size == batch_size:
+            return self
+        if self.batch_size == 1:
+            return self.repeat_interleave(batch_size)
+        raise ValueError(
+            f"{self.batch_size} images for {batch_size} prompts. Give one image for all, or as many of both; "
+            "`image_features.repeat_interleave(n)` repeats each image."
+        )
+
+
+@dataclass
+class LionSeq2SeqLMOutput(Seq2SeqLMOutput):
+    """The language model's output, and the visual parts'.
+
+    Attributes:
+        image_hidden_states: (B, Q + P, D), what stands before the text in the encoder.
+        vision_outputs: `LionImageFeatures`, the question-independent part.
+        qformer_outputs: the Q-Former's, `None` without that branch.
+        aggregator_outputs: the aggregator's, `None` without that branch.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    vision_outputs: LionImageFeatures | None = None
+    qformer_outputs: BaseModelOutputWithPoolingAndCrossAttentions | None = None
+    aggregator_outputs: BaseModelOutputWithCrossAttentions | None = None
+
+
+class LionVisionModel(InstructBlipVisionModel):
+    """EVA-ViT-g as InstructBLIP has it; the norm after the last block has an epsilon of its own."""
+
+    config: LionVisionConfig
+
+    def __init__(self, config: LionVisionConfig):
+        super().__init__(config)
+        self.post_layernorm.eps = config.post_layernorm_eps
+
+
+class LionPreTrainedModel(InitializationMixin, PreTrainedModel):
+    """What all of LION's models share with transformers."""
+
+    config: LionConfig
+    base_model_prefix = "lion"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = "past_key_values"
+    _no_split_modules = ["InstructBlipEncoderLayer", "InstructBlipQFormerLayer", "LionAggregatorLayer", "LionT5Block"]
+
+
+class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
+    """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
+
+    def __init__(self, config: LionConfig):
+        super().__init__(config)
+        text_width = config.text_config.d_model
+        self.vision_model = LionVisionModel(config.vision_config)
+        if config.uses_qformer:
+            self.query_tokens = nn.Embedding(config.num_query_tokens, config.qformer_config.hidden_size)
+            self.qformer = InstructBlipQFormerModel(config.qformer_config)
+            self.language_projection = nn.Linear(config.qformer_config.hidden_size, text_width)
+        else:
+            self.vision_model.post_layernorm = nn.Identity()  # only the Q-Former reads behind it
+        if config.uses_aggregator:
+            self.aggregator = LionVisionAggregator(config.aggregator_config)
+            self.aggregator_projection = LionAggregatorProjection(config.aggregator_config, text_width)
+        if config.use_soft_prompt:
+            self.soft_prompt = nn.Embedding(1, text_width)
+        self.language_model = LionT5ForConditionalGeneration(config.text_config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self and self.config.use_soft_prompt:
+            init.normal_(self.soft_prompt.weight, std=self.config.text_config.initializer_factor)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The defaults of `generate`: one object, kept by the language model, which does the generating."""
+        return self.language_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if "language_model" in self._modules:  # transformers also sets one before there is a language model
+            self.language_model.generation_config = value
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's `lm_head`, which is not tied to the embeddings."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's `lm_head`."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """The encoder of a modality: the vision tower for `"image"`, else the language model's encoder."""
+        return self.vision_model if modality == "image" else self.language_model.get_encoder()
+
+    def get_decoder(self) -> nn.Module:
+        """The language model's decoder."""
+        return self.language_model.get_decoder()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LionImageFeatures:
+        """Compute the question-independent part: vision tower, aggregator and its projection.
+
+        Args:
+            pixel_values: (B, 3, H, W), preprocessed.
+            interpolate_pos_encoding: resize the position table to another image size than the configured one.
+            output_hidden_states: keep the states of every block of the tower and of every layer of the aggregator.
+
+        Returns:
+            Features that `forward` and `generate` take as `image_features=` instead of pixels.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        taps = self.config.aggregator_config.vision_feature_layers if self.config.uses_aggregator else []
+        vision_outputs = self.vision_model(
+            pixel_values=pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            # entry 0 is the embeddings; transformers before 5.23 keeps all entries, later ones only those in the list
+            output_hidden_states=output_hidden_states or [block + 1 for block in taps],
+            return_dict=True,
+            **kwargs,
+        )
+        aggregator_outputs = None
+        if self.config.uses_aggregator:
+            start, *depths = (vision_outputs.hidden_states[block + 1] for block in taps)
+            aggregator_outputs = self.aggregator(
+                start, tuple(depths), output_hidden_states=output_hidden_states, return_dict=True, **kwargs
+            )
+        return LionImageFeatures(
+            last_hidden_state=vision_outputs.last_hidden_state,
+            pooler_output=aggregator_outputs and self.aggregator_projection(aggregator_outputs.last_hidden_state),
+            hidden_states=vision_outputs.hidden_states if output_hidden_states else None,
+            attentions=vision_outputs.attentions,
+            aggregator_outputs=aggregator_outputs,
+        )
+
+    def get_query_features(
+        self,
+        image_features: LionImageFeatures,
+        qformer_input_ids: torch.LongTensor | None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, BaseModelOutputWithPoolingAndCrossAttentions]:
+        """Compute the question-dependent part: the Q-Former and its projection.
+
+        Args:
+            image_features: of the same images as the questions, row for row.
+            qformer_input_ids: (B, T'), the question alone in the Q-Former's vocabulary.
+            qformer_attention_mask: (B, T').
+
+        Returns:
+            (B, Q, D), and the Q-Former's outputs.
+
+        Raises:
+            ValueError: if there are no `qformer_input_ids`.
+        """
+        if qformer_input_ids is None:
+            raise ValueError("qformer_input_ids is missing: the Q-Former reads the question beside the image.")
+        num_queries = self.config.num_query_tokens
+        query_embeds = self.query_tokens(torch.arange(num_queries, device=qformer_input_ids.device))
+        if qformer_attention_mask is None:
+            qformer_attention_mask = torch.ones_like(qformer_input_ids)
+        qformer_outputs = self.qformer(
+            input_ids=qformer_input_ids,
+            attention_mask=prepend_ones(qformer_attention_mask, num_queries),
+            query_embeds=query_embeds.expand(qformer_input_ids.shape[0], -1, -1),
+            encoder_hidden_states=image_features.last_hidden_state,
+            return_dict=True,
+            **kwargs,
+        )
+        return self.language_projection(qformer_outputs.last_hidden_state[:, :num_queries]), qformer_outputs
+
+    def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Token embeddings, (B, T) -> (B, T, D), with the soft prompt at its marker."""
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if not self.config.use_soft_prompt:
+            return inputs_embeds
+        soft_prompt = self.soft_prompt(torch.zeros_like(input_ids[:1, :1]))  # (1, 1, D)
+        is_marker = (input_ids == self.config.soft_prompt_token_id).unsqueeze(-1)
+        return torch.where(is_marker, soft_prompt.to(inputs_embeds), inputs_embeds)
+
+    def _merge(
+        self,
+        pixel_values: torch.FloatTensor | None,
+        image_features: LionImageFeatures | None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        qformer_input_ids: torch.LongTensor | None,
+        qformer_attention_mask: torch.LongTensor | None,
+        interpolate_pos_encoding: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Put the visual features in front of the text: the language model's inputs, and the visual outputs."""
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("Give exactly one of pixel_values and image_features (from `get_image_features`).")
+        if image_features is None:
+            image_features = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        image_features = image_features.match(inputs_embeds.shape[0])
+        visual, qformer_outputs = [], None
+        if self.config.uses_qformer:
+            query_features, qformer_outputs = self.get_query_features(
+                image_features, qformer_input_ids, qformer_attention_mask, **kwargs
+            )
+            visual.append(query_features)
+        if self.config.uses_aggregator:
+            visual.append(image_features.pooler_output)
+        image_hidden_states = torch.cat([states.to(inputs_embeds) for states in visual], dim=1)  # (B, Q + P, D)
+        if attention_mask is None:
+            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        language_inputs = {
+            "inputs_embeds": torch.cat([image_hidden_states, inputs_embeds], dim=1),
+            "attention_mask": prepend_ones(attention_mask, image_hidden_states.shape[1]),
+        }
+        visual_outputs = {
+            "image_hidden_states": image_hidden_states,
+            "vision_outputs": image_features,
+            "qformer_outputs": qformer_outputs,
+            "aggregator_outputs": image_features.aggregator_outputs,
+        }
+        return language_inputs, visual_outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
+        image_features: LionImageFeatures | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LionSeq2SeqLMOutput:
+        """Run the whole model.
+
+        Args:
+            pixel_values: (B, 3, H, W), or (1, 3, H, W) for one image under all prompts.
+            input_ids: (B, T), the prompt: tag sentence and question.
+            attention_mask: (B, T), of the prompt alone: visual positions are always attended to.
+            qformer_input_ids, qformer_attention_mask: (B, T'), the question alone, for the Q-Former.
+            task_type_ids: (B,), 0 region level, 1 image level; needed where there are two adapters.
+            image_features: from `get_image_features`, instead of `pixel_values`.
+            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: (B, L) or (B, L, D); made from `labels` if
+                those are given alone.
+            encoder_outputs: the language model's, to decode without running the rest again.
+            inputs_embeds: (B, T, D), instead of `input_ids`; `embed_text` makes them, with the soft prompt.
+            labels: (B, L), answer tokens; -100 is not counted.
+            interpolate_pos_encoding: resize the position table to another image size than the configured one.
+            num_items_in_batch: label tokens over all accumulated batches and processes, which the loss is divided by.
+
+        Raises:
+            ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
+                images, prompts and tasks differ; if a task or the Q-Former's question is missing.
+        """
+        visual_outputs: dict[str, Any] = {}
+        if encoder_outputs is None:
+            inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
+            language_inputs, visual_outputs = self._merge(
+                pixel_values,
+                image_features,
+                inputs_embeds,
+                attention_mask,
+                qformer_input_ids,
+                qformer_attention_mask,
+                interpolate_pos_encoding,
+                **kwargs,
+            )
+        else:
+            if attention_mask is not None:
+                attention_mask = prepend_ones(attention_mask, encoder_outputs[0].shape[1] - attention_mask.shape[1])
+            language_inputs = {"encoder_outputs": encoder_outputs, "attention_mask": attention_mask}
+        outputs = self.language_model(
+            **language_inputs,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            task_type_ids=task_type_ids,
+            num_items_in_batch=num_items_in_batch,
+            return_dict=True,
+            **kwargs,
+        )
+        return LionSeq2SeqLMOutput(**outputs, **visual_outputs)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        qformer_input_ids: torch.LongTensor | None = None,
+        qformer_attention_mask: torch.LongTensor | None = None,
+        task_type_ids: torch.LongTensor | None = None,
+        image_features: LionImageFeatures | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        labels: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Generate answers: the visual part once, then the language model's own `generate`.
+
+        Args:
+            pixel_values, input_ids, attention_mask, qformer_input_ids, qformer_attention_mask, task_type_ids,
+                image_features, inputs_embeds, interpolate_pos_encoding: as in `forward`.
+            labels: ignored, so that a training batch can be passed as it is.
+            generation_config: instead of the model's own `generation_config`.
+            **generate_kwargs: anything that `transformers.GenerationMixin.generate` takes.
+
+        Returns:
+            What `transformers.GenerationMixin.generate` returns: (B, L) token ids, or its output classes.
+        """
+        if hasattr(self, "hf_device_map") and hasattr(self.language_model, "_hf_hook"):
+            self.language_model._hf_hook.io_same_device = True  # `generate` enters below the hook
+        inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
+        language_inputs, _ = self._merge(
+            pixel_values,
+            image_features,
+            inputs_embeds,
+            attention_mask,
+            qformer_input_ids,
+            qformer_attention_mask,
+            interpolate_pos_encoding,
+        )
+        return self.language_model.generate(
+            **language_inputs,
+            task_type_ids=task_type_ids,
+            generation_config=generation_config,
+            **generate_kwargs,
+        )
+
+    def _embed_prompt(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.Tensor | None,
+        task_type_ids: torch.LongTensor | None,
+    ) -> torch.Tensor:
+        """The prompt's embeddings (B, T, D), after the checks that need no image."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_text(input_ids)
+        if self.config.text_config.num_adapters > 1:
+            check_task_type_ids(task_type_ids, inputs_embeds.shape[0], self.config.text_config.num_task_types)
+        return inputs_embeds
+
+
+def prepend_ones(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, T) -> (B, count + T)."""
+    return torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1)
+
+
+def check_task_type_ids(task_type_ids: torch.Tensor | None, batch_size: int, num_task_types: int) -> None:
+    """Raise `ValueError` unless there is one valid task for each sample (values are looked at on the CPU only)."""
+    if task_type_ids is None:
+        raise ValueError(
+            "task_type_ids is missing: each sample needs its task, 0 region level or 1 image level; the processor's "
+            "task_type= makes them."
+        )
+    if task_type_ids.shape != (batch_size,):
+        raise ValueError(
+            f"task_type_ids has shape {tuple(task_type_ids.shape)}, but {batch_size} prompts need ({batch_size},)."
+        )
+    if task_type_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        for task in task_type_ids.tolist():
+            if not 0 <= task < num_task_types:
+                raise ValueError(f"task_type_ids has {task}, but the router knows 0 to {num_task_types - 1}.")
+
+
+__all__ = [
+    "LionForConditionalGeneration",
+    "LionImageFeatures",
+    "LionPreTrainedModel",
+    "LionSeq2SeqLMOutput",
+    "LionVisionModel",
+]

@@ -1,0 +1,296 @@
+"""Images, questions, tags and tasks -> tensors; answers -> text and boxes.
+
+Source: LION (arXiv:2311.11860), section 3.4, for the tag sentence with its soft prompt, and the reference code for the
+lengths at which texts are cut.
+
+Shape letters: B samples, T prompt tokens, T' question tokens, L answer tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+from .configuration_lion import TASK_TYPES
+from .grounding import Entity, extract_entities
+from .image_loading import is_batch
+
+TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
+CAPTION_PROMPT = "Please describe the image using a single short sentence."
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+"""The texts of the messages, one after the other; LION was tuned on single questions."""
+
+TEXT_OPTIONS = ("padding", "truncation", "max_length", "pad_to_multiple_of")
+
+Tags = str | Sequence[str] | None
+"""Tags of one image: joined text, a list, or `None` for a prompt without the tag sentence."""
+
+
+class LionProcessor(ProcessorMixin):
+    r"""
+    Image processor, T5 tokenizer and Q-Former tokenizer in one.
+
+    Text that a user writes never becomes a special token: neither the soft prompt's marker nor an end of the prompt.
+
+    Args:
+        image_processor (`LionImageProcessor`): makes `pixel_values`.
+        tokenizer (`T5Tokenizer`): for prompts and answers.
+        qformer_tokenizer (`BertTokenizer`): for the question that the Q-Former reads.
+        chat_template (`str`, *optional*): from messages to a question.
+        tag_prompt (`str`, *optional*): the sentence before the question, with `soft_prompt_token` and `{tags}` in it.
+        soft_prompt_token (`str`, *optional*): the marker of the soft prompt in `tag_prompt`.
+        caption_prompt (`str`, *optional*): the question of the image-to-text pipeline where none is given.
+        max_prompt_length (`int`, *optional*): tokens of a training prompt; it is cut from the left. Prompts for
+            generation are not cut.
+        max_question_length (`int`, *optional*): tokens of the Q-Former's question; it is cut from the left.
+        max_answer_length (`int`, *optional*): tokens of an answer; it is cut from the right.
+    """
+
+    image_token = "<image>"
+    """How questions may refer to the image. It is plain text to both tokenizers, not a placeholder."""
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        qformer_tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = CHAT_TEMPLATE,
+        tag_prompt: str = TAG_PROMPT,
+        soft_prompt_token: str = "<extra_id_0>",
+        caption_prompt: str = CAPTION_PROMPT,
+        max_prompt_length: int = 128,
+        max_question_length: int = 128,
+        max_answer_length: int = 128,
+    ):
+        if tag_prompt.count("{tags}") != 1:
+            raise ValueError(f"tag_prompt needs {{tags}} once, but has it {tag_prompt.count('{tags}')} times.")
+        if tag_prompt.count(soft_prompt_token) > 1:
+            raise ValueError(f"tag_prompt has {soft_prompt_token} {tag_prompt.count(soft_prompt_token)} times, not once.")
+        self.tag_prompt = tag_prompt
+        self.soft_prompt_token = soft_prompt_token
+        self.caption_prompt = caption_prompt
+        self.max_prompt_length = max_prompt_length
+        self.max_question_length = max_question_length
+        self.max_answer_length = max_answer_length
+        qformer_tokenizer.truncation_side = "left"
+        super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        tags: Tags | Sequence[Tags] = None,
+        task_type: str | Sequence[str] = "image_level",
+        text_target: str | Sequence[str] | None = None,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Make the model's inputs.
+
+        Args:
+            images: one image or a list: paths, URLs, base64 text, pictures, arrays or tensors. One image that is not in
+                a list serves all questions.
+            text: a question, or one for each sample. A single one serves all images.
+            tags: of one image, or a list with those of each sample; joined text or lists of names. An empty list keeps
+                the tag sentence, `None` leaves it out.
+            task_type: "image_level" or "region_level", for all samples or one for each.
+            text_target: answers, which give `labels`; prompts are then cut as in training.
+            return_tensors: "pt" for tensors, `None` for lists.
+            **kwargs: options of the image processor (`do_resize`, `size`...) and of padding (`padding`, `max_length`,
+                `pad_to_multiple_of`), also grouped as `images_kwargs` and `text_kwargs`.
+
+        Returns:
+            Of what was given: `pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, T),
+            `qformer_input_ids` and `qformer_attention_mask` (B, T'), `task_type_ids` (B,), `labels` (B, L).
+
+        Raises:
+            ValueError: if nothing or an empty batch is given, if counts differ, if a task is unknown, or if an image
+                cannot be read.
+        """
+        if images is None and text is None:
+            raise ValueError("Give images, text or both.")
+        if text is None and (tags is not None or text_target is not None):
+            raise ValueError("tags and text_target need a text to belong to.")
+        images_kwargs, text_kwargs = split_kwargs(kwargs)
+        data: dict[str, Any] = {}
+        if images is not None:
+            data.update(self.image_processor(images, **images_kwargs))
+        if text is not None:
+            texts = self._texts(text, len(data["pixel_values"]) if is_batch(images) else None)
+            data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
+            tasks = per_sample("task_type", task_type, len(texts))
+            data["task_type_ids"] = [task_type_id(task) for task in tasks]
+            if text_target is not None:
+                data["labels"] = self._labels(per_sample("text_target", text_target, len(texts)))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    @staticmethod
+    def _texts(text: str | Sequence[str], num_images: int | None) -> list[str]:
+        """The question of each sample, checked against the number of images (`None`: one image serves all)."""
+        texts = [text] * (num_images or 1) if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("text is empty: there are no questions.")
+        wrong = [item for item in texts if not isinstance(item, str)]
+        if wrong:
+            raise ValueError(f"text must be a string or a list of strings, but holds {type(wrong[0]).__name__}.")
+        if num_images is not None and len(texts) != num_images:
+            raise ValueError(f"{num_images} images for {len(texts)} texts: give as many of both, or one of either.")
+        return texts
+
+    def _prompts(
+        self,
+        texts: list[str],
+        tags: Tags | Sequence[Tags],
+        training: bool,
+        padding: bool | str = True,
+        truncation: bool = False,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+    ) -> dict[str, Any]:
+        """Prompts for the language model, and questions for the Q-Former, tokenised and padded."""
+        limit = (max_length or self.max_prompt_length) if training or truncation else None
+        if len(texts) == 1 and isinstance(tags, list | tuple) and all(isinstance(tag, str) for tag in tags):
+            tags = [list(tags)]  # the names of the one sample's tags
+        names = per_sample("tags", tags, len(texts))
+        prompts = [self._prompt_ids(text, tags_, limit) for text, tags_ in zip(texts, names, strict=True)]
+        questions = self.qformer_tokenizer(
+            texts,
+            split_special_tokens=True,
+            padding=bool(padding),
+            truncation=True,
+            max_length=self.max_question_length,
+            return_token_type_ids=False,
+        )
+        padded = self.tokenizer.pad(
+            {"input_ids": prompts}, padding=padding, max_length=max_length, pad_to_multiple_of=pad_to_multiple_of
+        )
+        return {**padded, **{f"qformer_{name}": value for name, value in questions.items()}}
+
+    def _prompt_ids(self, text: str, tags: Tags, max_length: int | None) -> list[int]:
+        """Tokens of the tag sentence and the question; only the template's own marker becomes the soft prompt."""
+        ids: list[int] = []
+        if tags is not None:
+            joined = tags if isinstance(tags, str) else ", ".join(tags)
+            before, marker, after = self.tag_prompt.partition(self.soft_prompt_token)
+            if marker:
+                ids = [*self._plain_ids(before.replace("{tags}", joined)), self.soft_prompt_token_id]
+            text = (after if marker else before).replace("{tags}", joined) + text
+        ids += self._plain_ids(text)
+        if max_length is not None:
+            ids = ids[max(0, len(ids) - max_length + 1) :]
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def _labels(self, answers: list[str]) -> list[list[int]]:
+        """Tokens of the answers, padded with -100."""
+        rows = [
+            [*self._plain_ids(answer)[: self.max_answer_length - 1], self.tokenizer.eos_token_id] for answer in answers
+        ]
+        longest = max(len(row) for row in rows)
+        return [row + [-100] * (longest - len(row)) for row in rows]
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Tokens of text in which nothing is special, and no end behind it."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    @property
+    def soft_prompt_token_id(self) -> int:
+        """The marker's id, `LionConfig.soft_prompt_token_id`."""
+        return self.tokenizer.convert_tokens_to_ids(self.soft_prompt_token)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what `__call__` returns for the model."""
+        return [
+            *self.image_processor.model_input_names,
+            *self.tokenizer.model_input_names,
+            "qformer_input_ids",
+            "qformer_attention_mask",
+            "task_type_ids",
+        ]
+
+    def post_process_generation(
+        self, text: str, image_size: tuple[int, int] | None = None
+    ) -> tuple[str, list[Entity]]:
+        """Take the boxes out of an answer.
+
+        Args:
+            text: a decoded answer; any text is allowed.
+            image_size: (width, height) in pixels, to have boxes in pixels instead of fractions.
+
+        Returns:
+            `(clean_text, [(phrase, (start, end), [(x1, y1, x2, y2), ...]), ...])`, where `clean_text[start:end]` is the
+            phrase.
+        """
+        return extract_entities(text, image_size)
+
+    def post_process_grounded_object_detection(
+        self, outputs: torch.Tensor | Sequence[str], target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
+    ) -> list[dict[str, Any]]:
+        """Boxes of answers in the form of transformers' detectors.
+
+        Args:
+            outputs: generated ids, (B, L), or decoded answers.
+            target_sizes: (height, width) of each image, to have boxes in pixels instead of fractions.
+
+        Returns:
+            For each answer `boxes` (N, 4), `text_labels` with the phrase of each box, `labels` (the same phrases), and
+            `scores` (N,), all one, since the text carries no confidence.
+
+        Raises:
+            ValueError: if there are not as many sizes as answers.
+        """
+        texts = self.batch_decode(outputs, skip_special_tokens=True) if isinstance(outputs, torch.Tensor) else outputs
+        if target_sizes is not None and len(target_sizes) != len(texts):
+            raise ValueError(f"{len(target_sizes)} target_sizes for {len(texts)} outputs.")
+        results = []
+        for index, text in enumerate(texts):
+            size = None if target_sizes is None else (int(target_sizes[index][1]), int(target_sizes[index][0]))
+            found = [(phrase, box) for phrase, _, boxes in extract_entities(text, size)[1] for box in boxes]
+            labels = [phrase for phrase, _ in found]
+            boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
+            results.append(
+                {"boxes": boxes, "text_labels": labels, "scores": torch.ones(len(found)), "labels": list(labels)}
+            )
+        return results
+
+
+def per_sample(name: str, value: Any, count: int) -> list[Any]:
+    """`value` for each of `count` samples: a list has one entry for each, anything else is the same for all.
+
+    Raises:
+        ValueError: if the list has another length.
+    """
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries for {count} samples.")
+    return list(value)
+
+
+def task_type_id(task_type: str) -> int:
+    """The router's row of a task.
+
+    Raises:
+        ValueError: if there is no such task.
+    """
+    if task_type not in TASK_TYPES:
+        raise ValueError(f"task_type is {task_type!r}, but must be one of {', '.join(map(repr, TASK_TYPES))}.")
+    return TASK_TYPES.index(task_type)
+
+
+def split_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for the images and for the texts, from flat or grouped keyword arguments."""
+    images_kwargs = dict(kwargs.pop("images_kwargs", {}))
+    text_kwargs = dict(kwargs.pop("text_kwargs", {}))
+    for name, value in kwargs.items():
+        (text_kwargs if name in TEXT_OPTIONS else images_kwargs)[name] = value
+    return images_kwargs, text_kwargs
+
+
+__all__ = ["LionProcessor"]
