@@ -1,3 +1,32 @@
-"""LION, a multimodal language model with dual-level visual knowledge, for Hugging Face transformers."""
+"""LION, a multimodal language model with dual-level visual knowledge, for Hugging Face transformers.
+
+Importing the package makes transformers' Auto classes and pipelines know LION; nothing else happens.
+"""
+
+from .adapters import LionT5ForConditionalGeneration
+from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
+from .image_processing_lion import LionImageProcessor
+from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, LionPreTrainedModel, LionSeq2SeqLMOutput
+from .pipelines import LionImageToTextPipeline
+from .processing_lion import LionProcessor
+from .registration import register
 
 __version__ = "0.1.0.dev0"
+
+register()
+
+__all__ = [
+    "LionAggregatorConfig",
+    "LionConfig",
+    "LionForConditionalGeneration",
+    "LionImageFeatures",
+    "LionImageProcessor",
+    "LionImageToTextPipeline",
+    "LionPreTrainedModel",
+    "LionProcessor",
+    "LionQFormerConfig",
+    "LionSeq2SeqLMOutput",
+    "LionT5Config",
+    "LionT5ForConditionalGeneration",
+    "LionVisionConfig",
+]
