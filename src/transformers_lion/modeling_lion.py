@@ -8,6 +8,7 @@ Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L labe
 language-model width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
+    BaseModelOutput,
     BaseModelOutputWithCrossAttentions,
     BaseModelOutputWithPooling,
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -25,6 +27,7 @@ from transformers.modeling_outputs import (
 from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel, InstructBlipVisionModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
 
 from .adapters import LionT5ForConditionalGeneration
 from .configuration_lion import LionConfig, LionVisionConfig
@@ -95,6 +98,18 @@ class LionSeq2SeqLMOutput(Seq2SeqLMOutput):
     aggregator_outputs: BaseModelOutputWithCrossAttentions | None = None
 
 
+@dataclass
+class LionVisionModelOutput(BaseModelOutput):
+    """The vision tower's output.
+
+    Attributes:
+        last_hidden_state: (B, P, V), behind the last norm.
+        feature_maps: (B, P, V) of each block that was asked for, before any norm, in the order of asking.
+    """
+
+    feature_maps: tuple[torch.FloatTensor, ...] | None = None
+
+
 class LionVisionModel(InstructBlipVisionModel):
     """EVA-ViT-g as InstructBLIP has it; the norm after the last block has an epsilon of its own."""
 
@@ -103,6 +118,29 @@ class LionVisionModel(InstructBlipVisionModel):
     def __init__(self, config: LionVisionConfig):
         super().__init__(config)
         self.post_layernorm.eps = config.post_layernorm_eps
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        interpolate_pos_encoding: bool = False,
+        feature_layers: Sequence[int] = (),
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LionVisionModelOutput:
+        """Run the tower, and keep the outputs of the zero-based blocks in `feature_layers` on the way.
+
+        (`output_hidden_states` would keep those of all 39 blocks.)
+        """
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        kept = {}
+        for index, block in enumerate(self.encoder.layers):
+            hidden_states = block(hidden_states, **kwargs)
+            if index in feature_layers:
+                kept[index] = hidden_states
+        return LionVisionModelOutput(
+            last_hidden_state=self.post_layernorm(hidden_states),
+            feature_maps=tuple(kept[index] for index in feature_layers),
+        )
 
 
 class LionPreTrainedModel(InitializationMixin, PreTrainedModel):
@@ -201,25 +239,25 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        taps = self.config.aggregator_config.vision_feature_layers if self.config.uses_aggregator else []
         vision_outputs = self.vision_model(
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate_pos_encoding,
-            # entry 0 is the embeddings; transformers before 5.23 keeps all entries, later ones only those in the list
-            output_hidden_states=output_hidden_states or [block + 1 for block in taps],
+            feature_layers=self.config.aggregator_config.vision_feature_layers if self.config.uses_aggregator else (),
+            output_hidden_states=output_hidden_states,
             return_dict=True,
             **kwargs,
         )
-        aggregator_outputs = None
+        aggregator_outputs = projected = None
         if self.config.uses_aggregator:
-            start, *depths = (vision_outputs.hidden_states[block + 1] for block in taps)
+            start, *depths = vision_outputs.feature_maps
             aggregator_outputs = self.aggregator(
                 start, tuple(depths), output_hidden_states=output_hidden_states, return_dict=True, **kwargs
             )
+            projected = self.aggregator_projection(aggregator_outputs.last_hidden_state)
         return LionImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
-            pooler_output=aggregator_outputs and self.aggregator_projection(aggregator_outputs.last_hidden_state),
-            hidden_states=vision_outputs.hidden_states if output_hidden_states else None,
+            pooler_output=projected,
+            hidden_states=vision_outputs.hidden_states,
             attentions=vision_outputs.attentions,
             aggregator_outputs=aggregator_outputs,
         )

@@ -1,6 +1,6 @@
 """The pipeline's names in every supported version of transformers. All version-dependent code of this kind is here.
 
-Versions 5.15 to 5.18 know no task "image-to-text". From 5.19 on the name is rewritten to "image-text-to-text" before
+Version 5.18 knows no task "image-to-text". From 5.19 on the name is rewritten to "image-text-to-text" before
 the registry is asked, so that a class registered under it is never found. Both names therefore lead to
 `LionOrStockPipeline`, which looks at the model: LION gets LION's pipeline, any other model exactly what it would have
 got. Nothing of transformers is replaced but that one entry of its registry.
