@@ -24,15 +24,19 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     Seq2SeqLMOutput,
 )
-from transformers.models.instructblip.modeling_instructblip import InstructBlipQFormerModel, InstructBlipVisionModel
+from transformers.models.instructblip.modeling_instructblip import (
+    InstructBlipQFormerLayer,
+    InstructBlipQFormerModel,
+    InstructBlipVisionModel,
+)
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .adapters import LionT5ForConditionalGeneration
-from .configuration_lion import LionConfig, LionVisionConfig
+from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .initialization import InitializationMixin
-from .vision_aggregator import LionAggregatorProjection, LionVisionAggregator
+from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 
 
 @dataclass
@@ -143,6 +147,13 @@ class LionVisionModel(InstructBlipVisionModel):
         )
 
 
+class LionQFormerModel(InstructBlipQFormerModel):
+    """The text-conditioned Q-Former of InstructBLIP, recording the right attentions."""
+
+    config: LionQFormerConfig
+    _can_record_outputs = {"hidden_states": InstructBlipQFormerLayer, **ATTENTION_RECORDERS}
+
+
 class LionPreTrainedModel(InitializationMixin, PreTrainedModel):
     """What all of LION's models share with transformers."""
 
@@ -167,7 +178,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         self.vision_model = LionVisionModel(config.vision_config)
         if config.uses_qformer:
             self.query_tokens = nn.Embedding(config.num_query_tokens, config.qformer_config.hidden_size)
-            self.qformer = InstructBlipQFormerModel(config.qformer_config)
+            self.qformer = LionQFormerModel(config.qformer_config)
             self.language_projection = nn.Linear(config.qformer_config.hidden_size, text_width)
         else:
             self.vision_model.post_layernorm = nn.Identity()  # only the Q-Former reads behind it

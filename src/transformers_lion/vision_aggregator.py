@@ -28,6 +28,13 @@ from .configuration_lion import LionAggregatorConfig
 from .initialization import InitializationMixin
 
 
+ATTENTION_RECORDERS = {
+    "attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="attention.attention"),
+    "cross_attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="crossattention"),
+}
+"""Where attentions are recorded. (InstructBLIP's own pattern also takes the cross-attentions for self-attentions.)"""
+
+
 class LionAggregatorLayer(GradientCheckpointingLayer):
     """Self-attention, cross-attention to one depth of the vision tower, feed-forward; each with a norm behind it."""
 
@@ -61,8 +68,7 @@ class LionVisionAggregator(InitializationMixin, PreTrainedModel):
     _no_split_modules = ["LionAggregatorLayer"]
     _can_record_outputs = {
         "hidden_states": LionAggregatorLayer,
-        "attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name=".attention"),
-        "cross_attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name=".crossattention"),
+        **ATTENTION_RECORDERS,
     }
 
     def __init__(self, config: LionAggregatorConfig):

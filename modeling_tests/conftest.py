@@ -1,0 +1,65 @@
+"""What many tests share: the small LION's original files, converted once, with its model and processor."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from convert_lion_checkpoint import main as convert
+from recipe import GOLDENS, write_lion_files
+from safetensors.torch import load_file
+
+from transformers_lion import LionForConditionalGeneration, LionProcessor
+
+torch.set_num_threads(1)  # the models are too small to share
+
+
+def convert_lion(files: Path, output: Path, lion: str = "lion.pth") -> Path:
+    """Run the conversion's command on the small LION's files."""
+    arguments = {
+        "--lion": files / lion,
+        "--vision": files / "eva_vit.pth",
+        "--language-model": files / "llm",
+        "--qformer-tokenizer": files / "bert",
+        "--overrides": files / "overrides.json",
+        "--output": output,
+    }
+    assert convert([str(part) for pair in arguments.items() for part in pair]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def lion_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lion_files(tmp_path_factory.mktemp("original") / "files")
+
+
+@pytest.fixture(scope="session")
+def lion_folder(lion_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_lion(lion_files, tmp_path_factory.mktemp("converted") / "lion")
+
+
+@pytest.fixture(scope="session")
+def lion_model(lion_folder: Path) -> LionForConditionalGeneration:
+    """Shared: a test that changes it works on a copy."""
+    return LionForConditionalGeneration.from_pretrained(lion_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def lion_processor(lion_folder: Path) -> LionProcessor:
+    return LionProcessor.from_pretrained(lion_folder)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """What the reference computed, and the pixels that it was given."""
+    return {**load_file(GOLDENS / "lion" / "outputs.safetensors"), **load_file(GOLDENS / "lion" / "inputs.safetensors")}
+
+
+@pytest.fixture(scope="session")
+def case() -> dict[str, Any]:
+    """Questions, tags and answers of the parity cases, and the texts that the reference generated."""
+    return json.loads((GOLDENS / "lion" / "case.json").read_text())
