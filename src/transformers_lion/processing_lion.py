@@ -7,15 +7,17 @@ Shape letters: B samples, T prompt tokens, T' question tokens, L answer tokens.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities
 from .image_loading import is_batch
+from .plain_text import PlainTextTokenizer
 
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
@@ -26,10 +28,26 @@ CHAT_TEMPLATE = (
 )
 """The texts of the messages, one after the other; LION was tuned on single questions."""
 
-TEXT_OPTIONS = ("padding", "truncation", "max_length", "pad_to_multiple_of")
-
 Tags = str | Sequence[str] | None
 """Tags of one image: joined text, a list, or `None` for a prompt without the tag sentence."""
+
+
+class LionTextKwargs(TypedDict, total=False):
+    """Options of prompts, as transformers' tokenizers have them."""
+
+    padding: bool | str | None
+    padding_side: str | None
+    truncation: bool | None
+    max_length: int | None
+    pad_to_multiple_of: int | None
+    return_tensors: str | None
+
+
+class LionProcessorKwargs(ProcessingKwargs, total=False):
+    """Options of a call, flat or grouped as `text_kwargs` and `images_kwargs`."""
+
+    text_kwargs: LionTextKwargs
+    _defaults = {}  # transformers before 5.20 reads it
 
 
 class LionProcessor(ProcessorMixin):
@@ -52,6 +70,7 @@ class LionProcessor(ProcessorMixin):
         max_answer_length (`int`, *optional*): tokens of an answer; it is cut from the right.
     """
 
+    valid_processor_kwargs = LionProcessorKwargs
     image_token = "<image>"
     """How questions may refer to the image. It is plain text to both tokenizers, not a placeholder."""
 
@@ -78,7 +97,8 @@ class LionProcessor(ProcessorMixin):
         self.max_prompt_length = max_prompt_length
         self.max_question_length = max_question_length
         self.max_answer_length = max_answer_length
-        qformer_tokenizer.truncation_side = "left"
+        self._plain_ids = PlainTextTokenizer(tokenizer)
+        self._plain_question_ids = PlainTextTokenizer(qformer_tokenizer)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -86,10 +106,9 @@ class LionProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | None = None,
         tags: Tags | Sequence[Tags] = None,
-        task_type: str | Sequence[str] = "image_level",
+        task_type: str | Sequence[str] | None = None,
         text_target: str | Sequence[str] | None = None,
-        return_tensors: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[LionProcessorKwargs],
     ) -> BatchFeature:
         """Make the model's inputs.
 
@@ -99,36 +118,53 @@ class LionProcessor(ProcessorMixin):
             text: a question, or one for each sample. A single one serves all images.
             tags: of one image, or a list with those of each sample; joined text or lists of names. An empty list keeps
                 the tag sentence, `None` leaves it out.
-            task_type: "image_level" or "region_level", for all samples or one for each.
+            task_type: "image_level" (where it is left out) or "region_level", for all samples or one for each.
             text_target: answers, which give `labels`; prompts are then cut as in training.
-            return_tensors: "pt" for tensors, `None` for lists.
-            **kwargs: options of the image processor (`do_resize`, `size`...) and of padding (`padding`, `max_length`,
-                `pad_to_multiple_of`), also grouped as `images_kwargs` and `text_kwargs`.
+            **kwargs: `return_tensors` ("pt" for tensors, otherwise lists), and options of the image processor
+                (`do_resize`, `size`...) and of padding (`LionTextKwargs`), also grouped as `images_kwargs` and
+                `text_kwargs`.
 
         Returns:
             Of what was given: `pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, T),
             `qformer_input_ids` and `qformer_attention_mask` (B, T'), `task_type_ids` (B,), `labels` (B, L).
 
         Raises:
-            ValueError: if nothing or an empty batch is given, if counts differ, if a task is unknown, or if an image
-                cannot be read.
+            ValueError: if nothing or an empty batch is given, if counts differ, if a task is unknown, if an image
+                cannot be read, or if an option is given twice.
+            TypeError: if there is no such option.
         """
         if images is None and text is None:
             raise ValueError("Give images, text or both.")
         if text is None and (tags is not None or text_target is not None):
             raise ValueError("tags and text_target need a text to belong to.")
-        images_kwargs, text_kwargs = split_kwargs(kwargs)
+        images_kwargs, text_kwargs = self._options(kwargs)
+        return_tensors = text_kwargs.pop("return_tensors", None)
         data: dict[str, Any] = {}
         if images is not None:
             data.update(self.image_processor(images, **images_kwargs))
         if text is not None:
             texts = self._texts(text, len(data["pixel_values"]) if is_batch(images) else None)
             data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
-            tasks = per_sample("task_type", task_type, len(texts))
+            tasks = per_sample("task_type", task_type or "image_level", len(texts))
             data["task_type_ids"] = [task_type_id(task) for task in tasks]
             if text_target is not None:
                 data["labels"] = self._labels(per_sample("text_target", text_target, len(texts)))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _options(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Options for the images and for the texts: the call's, and the tokenizer's own where it has none.
+
+        Raises:
+            TypeError: if there is no such option, which transformers would only warn of.
+        """
+        merged = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        known = {"common_kwargs", *merged}.union(*(group for group in merged.values() if isinstance(group, dict)))
+        for name, value in kwargs.items():
+            if name not in known and value is not None:  # `apply_chat_template` also hands over videos=None
+                raise TypeError(f"LionProcessor has no option {name!r}.")
+        return merged["images_kwargs"], merged["text_kwargs"]
 
     @staticmethod
     def _texts(text: str | Sequence[str], num_images: int | None) -> list[str]:
@@ -149,6 +185,7 @@ class LionProcessor(ProcessorMixin):
         tags: Tags | Sequence[Tags],
         training: bool,
         padding: bool | str = True,
+        padding_side: str | None = None,
         truncation: bool = False,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
@@ -159,18 +196,23 @@ class LionProcessor(ProcessorMixin):
             tags = [list(tags)]  # the names of the one sample's tags
         names = per_sample("tags", tags, len(texts))
         prompts = [self._prompt_ids(text, tags_, limit) for text, tags_ in zip(texts, names, strict=True)]
-        questions = self.qformer_tokenizer(
-            texts,
-            split_special_tokens=True,
-            padding=bool(padding),
-            truncation=True,
-            max_length=self.max_question_length,
-            return_token_type_ids=False,
-        )
         padded = self.tokenizer.pad(
-            {"input_ids": prompts}, padding=padding, max_length=max_length, pad_to_multiple_of=pad_to_multiple_of
+            {"input_ids": prompts},
+            padding=padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
         )
-        return {**padded, **{f"qformer_{name}": value for name, value in questions.items()}}
+        questions = self.qformer_tokenizer.pad(
+            {"input_ids": [self._question_ids(text) for text in texts]}, padding=bool(padding)
+        )
+        return {**padded, **{f"qformer_{name}": questions[name] for name in ("input_ids", "attention_mask")}}
+
+    def _question_ids(self, text: str) -> list[int]:
+        """Tokens of the question for the Q-Former."""
+        ids = self._plain_question_ids(text)
+        ids = ids[max(0, len(ids) - self.max_question_length + 2) :]
+        return [self.qformer_tokenizer.cls_token_id, *ids, self.qformer_tokenizer.sep_token_id]
 
     def _prompt_ids(self, text: str, tags: Tags, max_length: int | None) -> list[int]:
         """Tokens of the tag sentence and the question; only the template's own marker becomes the soft prompt."""
@@ -193,10 +235,6 @@ class LionProcessor(ProcessorMixin):
         ]
         longest = max(len(row) for row in rows)
         return [row + [-100] * (longest - len(row)) for row in rows]
-
-    def _plain_ids(self, text: str) -> list[int]:
-        """Tokens of text in which nothing is special, and no end behind it."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     @property
     def soft_prompt_token_id(self) -> int:
@@ -284,13 +322,4 @@ def task_type_id(task_type: str) -> int:
     return TASK_TYPES.index(task_type)
 
 
-def split_kwargs(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options for the images and for the texts, from flat or grouped keyword arguments."""
-    images_kwargs = dict(kwargs.pop("images_kwargs", {}))
-    text_kwargs = dict(kwargs.pop("text_kwargs", {}))
-    for name, value in kwargs.items():
-        (text_kwargs if name in TEXT_OPTIONS else images_kwargs)[name] = value
-    return images_kwargs, text_kwargs
-
-
-__all__ = ["LionProcessor"]
+__all__ = ["LionProcessor", "LionProcessorKwargs"]

@@ -1,0 +1,150 @@
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recipe import GOLDENS
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor
+
+from transformers_lion import LionImageProcessor
+from transformers_lion.image_loading import load_rgb_images
+
+SMALL = {"height": 28, "width": 28}
+
+
+def wave_picture(height: int, width: int) -> Image.Image:
+    """The picture whose preprocessed pixels the reference computed."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    red = 127.5 + 127.5 * np.sin(2 * np.pi * (7 * x / width + 3 * y / height))
+    green = 127.5 + 127.5 * np.cos(2 * np.pi * 11 * x * y / (height * width))
+    blue = (31 * x + 17 * y) % 256
+    return Image.fromarray(np.rint(np.stack([red, green, blue], -1)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", ["1080x1920", "224x224", "419x640", "97x31"])
+def test_pixels_are_exactly_the_references(size: str) -> None:
+    expected = load_file(GOLDENS / "lion" / "preprocessing.safetensors")[size]
+    height, width = map(int, size.split("x"))
+    pixels = LionImageProcessor()(wave_picture(height, width), return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels[0, :, ::8, ::8], expected)
+
+
+def test_another_resampling_would_be_noticed() -> None:
+    expected = load_file(GOLDENS / "lion" / "preprocessing.safetensors")["419x640"]
+    processor = LionImageProcessor(resample=Image.Resampling.BILINEAR)
+    pixels = processor(wave_picture(419, 640), return_tensors="pt")["pixel_values"]
+    assert (pixels[0, :, ::8, ::8] - expected).abs().max() > 1e-2
+
+
+def pixels_of(image: Any) -> np.ndarray:
+    return np.asarray(load_rgb_images(image)[0])
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return wave_picture(20, 30)
+
+
+def test_all_ways_to_give_an_image_give_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "a.png")
+    array, buffer = np.asarray(picture), io.BytesIO()
+    picture.save(buffer, "png")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    ways = {
+        "path": tmp_path / "a.png",
+        "path as text": str(tmp_path / "a.png"),
+        "base64": text,
+        "data url": f"data:image/png;base64,{text}",
+        "array": array,
+        "channels first": array.transpose(2, 0, 1),
+        "tensor": torch.from_numpy(array.copy()).permute(2, 0, 1),
+        "floats": array / np.float32(255),
+        "sixteen bits": array.astype(np.uint16) * 257,
+    }
+    for name, image in ways.items():
+        assert np.array_equal(pixels_of(image), array), name
+
+
+def test_the_exif_orientation_is_applied(picture: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels_of(tmp_path / "a.png"), np.rot90(np.asarray(picture), k=-1))
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK", "L", "1", "YCbCr"])
+def test_pictures_of_any_mode_become_rgb(mode: str, picture: Image.Image) -> None:
+    converted = picture.convert("L").convert("LA") if mode == "LA" else picture.convert(mode)
+    assert np.array_equal(pixels_of(converted), np.asarray(converted.convert("RGB")))
+
+
+def test_sixteen_bit_pictures_keep_their_tones(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert np.array_equal(pixels_of(tmp_path / "a.png")[..., 0], (ramp >> 8).astype(np.uint8))
+
+
+def test_batched_and_nested_images_are_flattened_in_order(picture: Image.Image) -> None:
+    other = picture.rotate(180)
+    batch = np.stack([np.asarray(picture), np.asarray(other)])
+    for images in ([picture, other], [[picture], [other]], batch, torch.from_numpy(batch)):
+        first, second = load_rgb_images(images)
+        assert np.array_equal(np.asarray(first), batch[0])
+        assert np.array_equal(np.asarray(second), batch[1])
+
+
+def test_broken_files_are_named(picture: Image.Image, tmp_path: Path) -> None:
+    picture.resize((300, 300)).save(tmp_path / "cut.jpg")
+    whole = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.png").touch()
+    for name, words in {
+        "cut.jpg": "truncated",
+        "text.png": "not a picture",
+        "empty.png": "not a picture",
+        "missing.png": "no such file",
+    }.items():
+        with pytest.raises(ValueError, match=words) as error:
+            LionImageProcessor(size=SMALL)([picture, str(tmp_path / name)])
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((5, 5, 2), np.uint8), "shape|channel"),
+        (np.full((4, 4, 3), -1.0), "-1"),
+        (np.full((4, 4, 3), 300.0), "300"),
+        (np.full((4, 4), np.nan), "nan"),
+        (np.zeros(4, np.uint8), "shape"),
+        (3, "expected a path"),
+        ({"url": "a.png"}, "expected a path"),
+    ],
+)
+def test_what_is_no_image_is_refused(image: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_rgb_images(image)
+
+
+def test_the_processor_loads_through_the_auto_class(tmp_path: Path, picture: Image.Image) -> None:
+    processor = LionImageProcessor(size=SMALL, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is LionImageProcessor
+    assert loaded.to_dict() == processor.to_dict()
+    expected = processor(picture, return_tensors="pt")["pixel_values"]
+    assert torch.equal(loaded(picture, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_pixels_that_are_already_scaled_are_left_alone() -> None:
+    scaled = np.random.RandomState(0).rand(3, 28, 28).astype(np.float32)
+    pixels = LionImageProcessor()(
+        scaled, do_rescale=False, do_resize=False, do_normalize=False, do_convert_rgb=False, return_tensors="pt"
+    )
+    assert np.array_equal(pixels["pixel_values"][0].numpy(), scaled)
