@@ -1,0 +1,321 @@
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from convert_lion_checkpoint import main, resize_positions
+from recipe import lion_manifest, seeded_weights
+from safetensors.torch import load_file, save_file
+
+from transformers_lion import LionConfig, LionForConditionalGeneration, LionProcessor
+
+ROOT = Path(__file__).parents[2]
+
+
+class Files:
+    """A user's files, copied so that a test may damage them, and the command on them."""
+
+    def __init__(self, source: Path, folder: Path):
+        self.folder = folder / "files"
+        shutil.copytree(source, self.folder)
+        self.output = folder / "lion"
+        self.arguments: dict[str, Path | str | None] = {
+            "--lion": self.folder / "lion.pth",
+            "--vision": self.folder / "eva_vit.pth",
+            "--language-model": self.folder / "llm",
+            "--qformer-tokenizer": self.folder / "bert",
+            "--overrides": self.folder / "overrides.json",
+            "--output": self.output,
+        }
+
+    def convert(self) -> int:
+        return main([str(part) for pair in self.arguments.items() if pair[1] is not None for part in pair])
+
+    def load(self) -> LionForConditionalGeneration:
+        return LionForConditionalGeneration.from_pretrained(self.output).eval()
+
+    def edit(self, name: str, change: Any) -> None:
+        """Change the state dict of a `.pth`."""
+        content = torch.load(self.folder / name)
+        change(content.get("model", content))
+        torch.save(content, self.folder / name)
+
+    def override(self, **fields: Any) -> None:
+        path = self.folder / "overrides.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.fixture
+def files(lion_files: Path, tmp_path: Path) -> Files:
+    return Files(lion_files, tmp_path)
+
+
+def assert_same_parameters(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    expected, found = dict(first.named_parameters()), dict(second.named_parameters())
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
+
+
+def test_the_command_makes_a_folder_with_everything_in_it(lion_files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "conversion/convert_lion_checkpoint.py", "--output", str(tmp_path / "deep" / "lion")]
+    for option, name in (("lion", "lion.pth"), ("vision", "eva_vit.pth"), ("language-model", "llm"),
+                         ("qformer-tokenizer", "bert"), ("overrides", "overrides.json")):  # fmt: skip
+        command += [f"--{option}", str(lion_files / name)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    written = {path.name for path in (tmp_path / "deep" / "lion").iterdir()}
+    assert {"config.json", "generation_config.json", "model.safetensors", "processor_config.json",
+            "chat_template.jinja", "tokenizer.json", "qformer_tokenizer"} <= written  # fmt: skip
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["lion"]
+
+
+def test_a_fresh_process_loads_the_folder_through_the_auto_classes(lion_folder: Path) -> None:
+    program = """
+import sys, transformers_lion
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, AutoImageProcessor, AutoConfig
+folder = sys.argv[1]
+names = [type(auto.from_pretrained(folder)).__name__
+         for auto in (AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoImageProcessor)]
+print(*names, AutoProcessor.from_pretrained(folder).qformer_tokenizer.bos_token)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(lion_folder)], capture_output=True, text=True, check=True, env=environment
+    )
+    expected = "LionConfig LionForConditionalGeneration LionProcessor LionImageProcessor [DEC]"
+    assert result.stdout.strip() == expected
+    assert "Traceback" not in result.stderr
+
+
+def test_the_generation_defaults_are_the_references(lion_model: LionForConditionalGeneration) -> None:
+    defaults = lion_model.generation_config
+    assert (defaults.num_beams, defaults.max_new_tokens, defaults.min_length) == (5, 256, 1)
+    assert (defaults.repetition_penalty, defaults.do_sample) == (1.5, None)
+
+
+@pytest.mark.parametrize("layout", ["full", "bare", "bare full"])
+def test_other_layouts_of_the_lion_file_make_the_same_model(
+    layout: str, files: Files, lion_model: LionForConditionalGeneration
+) -> None:
+    name = "lion_full.pth" if "full" in layout else "lion.pth"
+    if "bare" in layout:
+        torch.save(torch.load(files.folder / name)["model"], files.folder / "bare.pth")
+        name = "bare.pth"
+    files.arguments["--lion"] = files.folder / name
+    if "full" in layout:
+        files.arguments["--vision"] = None
+    assert files.convert() == 0
+    assert_same_parameters(files.load(), lion_model)
+
+
+@pytest.mark.parametrize(("branch", "absent"), [("qformer", "aggregator"), ("aggregator", "qformer")])
+def test_a_stage_with_one_branch_makes_a_model_with_one_branch(branch: str, absent: str, files: Files) -> None:
+    files.arguments["--lion"] = files.folder / f"lion_{branch}.pth"
+    assert files.convert() == 0
+    model = files.load()
+    assert model.config.visual_branch == branch
+    assert model.config.text_config.num_adapters == 1
+    assert hasattr(model, branch)
+    assert not hasattr(model, absent)
+
+
+def test_language_models_in_shards_and_pickles_are_read(files: Files, lion_model: LionForConditionalGeneration) -> None:
+    folder = files.folder / "llm"
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for part, keys in parts.items():
+        torch.save({key: tensors[key] for key in keys}, folder / part)
+    index = {"weight_map": {key: part for part, keys in parts.items() for key in keys}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert files.convert() == 0
+    assert_same_parameters(files.load(), lion_model)
+
+
+def test_aliases_of_the_embedding_in_half_precision_do_not_replace_it(
+    files: Files, lion_model: LionForConditionalGeneration
+) -> None:
+    def halve(state: dict[str, torch.Tensor]) -> None:
+        for key in state:
+            if key.endswith("embed_tokens.weight"):
+                state[key] = state[key].bfloat16()
+
+    files.edit("lion.pth", halve)
+    assert files.convert() == 0
+    assert_same_parameters(files.load(), lion_model)
+
+
+def test_the_vision_towers_40th_block_norm_and_head_are_dropped(
+    files: Files, lion_model: LionForConditionalGeneration
+) -> None:
+    def extend(state: dict[str, torch.Tensor]) -> None:
+        state.update({key.replace("blocks.38.", "blocks.39."): state[key] for key in list(state) if "blocks.38." in key})
+        state.update({"norm.weight": torch.ones(32), "norm.bias": torch.ones(32)})
+        state.update({"head.weight": torch.ones(9, 32), "head.bias": torch.ones(9)})
+
+    files.edit("eva_vit.pth", extend)
+    assert files.convert() == 0
+    assert_same_parameters(files.load(), lion_model)
+
+
+def test_a_position_table_of_another_grid_is_resized_with_cls_apart(files: Files) -> None:
+    files.override(vision_config={"num_attention_heads": 4, "image_size": 84})
+    assert files.convert() == 0
+    model = files.load()
+    table = model.vision_model.embeddings.position_embedding
+    original = torch.load(files.folder / "eva_vit.pth")["pos_embed"]
+    assert table.shape == (1, 37, 32)
+    assert torch.equal(table[:, 0], original[:, 0])
+    assert LionProcessor.from_pretrained(files.output).image_processor.size["height"] == 84
+    assert torch.equal(resize_positions(original, 17), original)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_wanted_dtype_is_written_and_loaded_by_default(dtype: str, files: Files) -> None:
+    files.arguments["--dtype"] = dtype
+    assert files.convert() == 0
+    assert {tensor.dtype for tensor in load_file(files.output / "model.safetensors").values()} == {getattr(torch, dtype)}
+    assert files.load().language_model.lm_head.weight.dtype == getattr(torch, dtype)
+
+
+def test_another_set_of_weights_of_other_sizes_is_converted(files: Files) -> None:
+    weights = seeded_weights(lion_manifest(), seed=1234)
+    keep = {key: tensor for key, tensor in weights.items() if not key.startswith("Qformer.bert.encoder.layer.2.")}
+    keep = {key: tensor for key, tensor in keep.items() if not key.startswith("Qformer.bert.encoder.layer.3.")}
+    torch.save(keep, files.folder / "lion.pth")
+    files.arguments["--vision"] = None
+    assert files.convert() == 0
+    config = LionConfig.from_pretrained(files.output)
+    assert config.qformer_config.num_hidden_layers == 2
+    assert torch.equal(files.load().language_projection.bias, weights["t5_proj.bias"])
+
+
+class Bomb:
+    """An object whose unpickling would write a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (self.path, "boom"))
+
+
+def remove(key: str) -> Any:
+    return lambda state: state.pop(key)
+
+
+def replace(key: str, tensor: torch.Tensor) -> Any:
+    return lambda state: state.update({key: tensor})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("lion.pth", replace("surprise.weight", torch.ones(1)), ["nothing expects", "surprise.weight"]),
+        ("lion.pth", remove("t5_proj.bias"), ["language_projection.bias is missing"]),
+        ("lion.pth", remove("query_tokens"), ["query_tokens is missing"]),
+        ("lion.pth", replace("t5_proj.bias", torch.ones(5)), ["language_projection.bias", "(5,)", "(48,)"]),
+        (
+            "lion.pth",
+            replace("t5_model.encoder.embed_tokens.weight", torch.ones(512, 48)),
+            ["encoder.embed_tokens", "another language model"],
+        ),
+        ("eva_vit.pth", remove("blocks.7.attn.q_bias"), ["missing", "blocks.7.attn.q_bias"]),
+        ("eva_vit.pth", replace("patch_embed.proj.weight", torch.ones(48, 3, 14, 14)), ["(48", "(32"]),
+        ("lion.pth", lambda state: state.update({"epoch": 3}), ["'epoch'", "int"]),
+    ],
+)
+def test_state_dicts_that_do_not_fit_are_refused_by_key(
+    name: str, change: Any, words: list[str], files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.edit(name, change)
+    assert_refused(files, words, capsys)
+
+
+def assert_refused(files: Files, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(files.folder.parent.iterdir())
+    assert files.convert() == 1
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert all(word in error for word in words), error
+    assert sorted(files.folder.parent.iterdir()) == before
+
+
+def test_files_that_are_no_checkpoints_are_refused_by_name(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    path = files.folder / "lion.pth"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert_refused(files, ["lion.pth", "cut off"], capsys)
+    path.write_bytes(b"no checkpoint")
+    assert_refused(files, ["lion.pth"], capsys)
+    path.write_bytes(b"")
+    assert_refused(files, ["lion.pth"], capsys)
+    torch.save([1, 2], path)
+    assert_refused(files, ["lion.pth", "list"], capsys)
+    path.unlink()
+    assert_refused(files, ["lion.pth", "no such file"], capsys)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_is_refused_and_not_run(
+    zipped: bool, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"model": {"a": torch.ones(1)}, "bomb": Bomb(tmp_path / "boom")}
+    if zipped:
+        torch.save(content, files.folder / "lion.pth")
+    else:
+        (files.folder / "lion.pth").write_bytes(pickle.dumps({"bomb": Bomb(tmp_path / "boom")}))
+    assert_refused(files, ["lion.pth", "refused"], capsys)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_folders_that_miss_something_are_refused_by_name(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    (files.folder / "llm" / "model.safetensors").rename(files.folder / "elsewhere")
+    assert_refused(files, ["llm", "model.safetensors"], capsys)
+    (files.folder / "elsewhere").rename(files.folder / "llm" / "model.safetensors")
+    (files.folder / "llm" / "config.json").unlink()
+    assert_refused(files, ["config.json"], capsys)
+
+
+def test_a_tokenizer_larger_than_its_embedding_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    with (files.folder / "bert" / "vocab.txt").open("a") as file:
+        file.write("\nonemore\ntwomore\n")
+    assert_refused(files, ["Q-Former's tokenizer has 264 tokens", "261 rows"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"surprise": 1}, ["'surprise'"]),
+        ({"vision_config": {"surprise": 1}}, ["vision_config", "'surprise'"]),
+        ({"vision_config": {"num_attention_heads": 5}}, ["(5)", "(32)"]),
+        ({"aggregator_config": {"vision_feature_layers": [39, 1]}}, ["block 39", "0 to 38"]),
+    ],
+)
+def test_overrides_that_do_not_fit_are_refused(
+    fields: dict[str, Any], words: list[str], files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.override(**fields)
+    assert_refused(files, words, capsys)
+
+
+def test_an_output_that_exists_is_left_alone(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.output.mkdir()
+    (files.output / "mine").touch()
+    assert_refused(files, ["exists already"], capsys)
+    assert (files.output / "mine").exists()
+
+
+def test_a_safetensors_lion_file_is_read_too(files: Files, lion_model: LionForConditionalGeneration) -> None:
+    state = torch.load(files.folder / "lion_full.pth")["model"]
+    aliases = [key for key in state if key.endswith("embed_tokens.weight")]
+    save_file({key: tensor for key, tensor in state.items() if key not in aliases}, files.folder / "lion.safetensors")
+    files.arguments.update({"--lion": files.folder / "lion.safetensors", "--vision": None})
+    assert files.convert() == 0
+    assert_same_parameters(files.load(), lion_model)

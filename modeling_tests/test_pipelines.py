@@ -1,0 +1,239 @@
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BlipImageProcessorPil,
+    ImageTextToTextPipeline,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    Pipeline,
+    pipeline,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from transformers_lion import LionImageToTextPipeline, register
+from transformers_lion.pipeline_registration import LionOrStockPipeline
+
+TASKS = ("image-to-text", "image-text-to-text")
+REWRITES = hasattr(__import__("transformers.pipelines", fromlist=["x"]), "_resolve_deprecated_task")
+PICTURES = [
+    Image.fromarray(np.random.RandomState(seed).randint(0, 255, (40, 30, 3), dtype=np.uint8)) for seed in range(3)
+]
+QUESTIONS = ["Is there a dog in the image?", "Where is the red cat?", "a"]
+SHORT = {"max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def pipe(request: pytest.FixtureRequest, lion_folder: Path) -> Pipeline:
+    return pipeline(request.param, model=str(lion_folder))
+
+
+def answer(pipe: Pipeline, index: int, text: str | None = None, **options: Any) -> list[dict[str, str]]:
+    """What the model itself answers, without the pipeline."""
+    inputs = pipe.processor(PICTURES[index], text or pipe.processor.caption_prompt, return_tensors="pt", **options)
+    ids = pipe.model.generate(**inputs, **SHORT)
+    return [{"generated_text": text} for text in pipe.processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def test_both_names_make_lions_pipeline(pipe: Pipeline) -> None:
+    assert type(pipe) is LionImageToTextPipeline
+
+
+def test_an_image_alone_is_captioned(pipe: Pipeline, tmp_path: Path) -> None:
+    expected = answer(pipe, 0)
+    PICTURES[0].save(tmp_path / "a.png")
+    assert pipe(PICTURES[0], **SHORT) == expected
+    for image in (str(tmp_path / "a.png"), tmp_path / "a.png", np.asarray(PICTURES[0]), {"image": PICTURES[0]}):
+        assert pipe(image, **SHORT) == expected
+
+
+def test_a_question_tags_and_a_task_reach_the_model(pipe: Pipeline) -> None:
+    options = {"tags": "dog, cat", "task_type": "region_level"}
+    assert pipe(PICTURES[0], text=QUESTIONS[0], **options, **SHORT) == answer(pipe, 0, QUESTIONS[0], **options)
+    assert pipe(PICTURES[0], text=QUESTIONS[0], **SHORT) != pipe(PICTURES[0], text=QUESTIONS[0], **options, **SHORT)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_list_gives_each_image_its_own_answer(pipe: Pipeline, batch_size: int) -> None:
+    tags, tasks = ["dog", ["cat", "red"], None], ["region_level", "image_level", "region_level"]
+    expected = [
+        answer(pipe, index, QUESTIONS[index], tags=tags[index], task_type=tasks[index]) for index in range(3)
+    ]
+    assert pipe(PICTURES, text=QUESTIONS, tags=tags, task_type=tasks, batch_size=batch_size, **SHORT) == expected
+    assert pipe(PICTURES, batch_size=batch_size, **SHORT) == [answer(pipe, index) for index in range(3)]
+
+
+def test_several_sequences_stay_beside_their_image(pipe: Pipeline) -> None:
+    options = {"num_beams": 4, "num_return_sequences": 2, **SHORT}
+    alone = [pipe(picture, **options) for picture in PICTURES]
+    assert [len(answers) for answers in alone] == [2, 2, 2]
+    assert pipe(PICTURES, batch_size=2, **options) == alone
+    assert pipe(PICTURES, batch_size=2, generate_kwargs=options) == alone
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": PICTURES[index], "text": QUESTIONS[index], "id": index}
+
+
+def test_generators_and_data_sets_are_read_item_by_item(pipe: Pipeline) -> None:
+    seen: list[int] = []
+
+    def pictures() -> Iterator[Image.Image]:
+        for index, picture in enumerate(PICTURES):
+            seen.append(index)
+            yield picture
+
+    results = pipe(pictures(), text=QUESTIONS[0], **SHORT)
+    assert next(iter(results)) == answer(pipe, 0, QUESTIONS[0])
+    assert len(seen) < 3
+    expected = [answer(pipe, index, QUESTIONS[index]) for index in range(3)]
+    assert list(pipe(Pictures(), batch_size=2, **SHORT)) == expected
+
+
+def test_rows_of_a_datasets_data_set_are_read(pipe: Pipeline) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"image": PICTURES, "text": QUESTIONS}).cast_column("image", datasets.Image())
+    assert list(pipe(rows, **SHORT)) == [answer(pipe, index, QUESTIONS[index]) for index in range(3)]
+
+
+def messages(index: int) -> list[dict[str, Any]]:
+    parts = [{"type": "image", "image": PICTURES[index]}, {"type": "text", "text": QUESTIONS[index]}]
+    return [{"role": "user", "content": parts}]
+
+
+def test_messages_are_answered(pipe: Pipeline) -> None:
+    assert pipe(text=messages(0), **SHORT) == answer(pipe, 0, QUESTIONS[0])
+    assert pipe(messages(0), **SHORT) == answer(pipe, 0, QUESTIONS[0])
+    expected = [answer(pipe, index, QUESTIONS[index]) for index in (0, 1)]
+    assert pipe(text=[messages(0), messages(1)], **SHORT) == expected
+
+
+def test_the_question_is_returned_only_on_request(pipe: Pipeline) -> None:
+    text = answer(pipe, 0, QUESTIONS[0])[0]["generated_text"]
+    full = pipe(PICTURES[0], text=QUESTIONS[0], return_full_text=True, **SHORT)
+    assert full == [{"generated_text": f"{QUESTIONS[0]} {text}"}]
+    ids = pipe(PICTURES[0], text=QUESTIONS[0], return_tensors=True, **SHORT)[0]["generated_token_ids"]
+    assert pipe.processor.decode(ids, skip_special_tokens=True) == text
+
+
+def test_options_given_at_creation_are_the_calls_defaults(lion_folder: Path) -> None:
+    pipe = pipeline(
+        "image-to-text", model=str(lion_folder), text=QUESTIONS[0], task_type="region_level", num_beams=2, dtype="bfloat16"
+    )
+    assert pipe.model.dtype == torch.bfloat16
+    given = pipe(PICTURES[0], text=QUESTIONS[0], task_type="region_level", num_beams=2, **SHORT)
+    assert pipe(PICTURES[0], **SHORT) == given
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "words"),
+    [
+        ([], {}, "needs an image"),
+        ([[]], {}, "empty"),
+        ([PICTURES], {"text": QUESTIONS[:2]}, "text has 2 entries for 3 samples"),
+        ([PICTURES], {"tags": ["dog"]}, "tags has 1 entries for 3 samples"),
+        ([{"picture": PICTURES[0]}], {}, "no image; its keys are picture"),
+        ([PICTURES[0]], {"task_type": "pixel_level"}, "'pixel_level'"),
+        ([PICTURES[0]], {"num_beams": 2, "generate_kwargs": {"num_beams": 3}}, "num_beams is given twice"),
+        ([[{"role": "user", "content": [{"type": "text", "text": "a"}]}]], {}, "0 images; LION takes 1"),
+        ([messages(0)], {"text": "a"}, "either messages or images"),
+        (["missing.png"], {}, "missing.png"),
+    ],
+)
+def test_input_that_does_not_fit_is_refused(
+    pipe: Pipeline, arguments: list[Any], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        pipe(*arguments, **options)
+
+
+def test_a_saved_pipeline_can_be_loaded(pipe: Pipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path)
+    loaded = pipeline("image-to-text", model=str(tmp_path))
+    assert loaded(PICTURES[0], **SHORT) == pipe(PICTURES[0], **SHORT)
+
+
+# --- registration -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory, lion_processor: Any) -> str:
+    """A model that is not LION and answers the stock pipeline: a small InstructBLIP."""
+    folder = tmp_path_factory.mktemp("instructblip")
+    torch.manual_seed(0)
+    tokenizer, image = lion_processor.tokenizer, {"height": 28, "width": 28}
+    tokenizer = type(tokenizer).from_pretrained(tokenizer.name_or_path)
+    processor = InstructBlipProcessor(
+        BlipImageProcessorPil(size=image), tokenizer, lion_processor.qformer_tokenizer, num_query_tokens=3
+    )
+    config = InstructBlipConfig(
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                       "image_size": 28},
+        qformer_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                        "vocab_size": 300},
+        text_config={"model_type": "t5", "vocab_size": 512, "d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1,
+                     "num_heads": 2, "decoder_start_token_id": 0},
+        num_query_tokens=3,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    model = InstructBlipForConditionalGeneration(config)
+    model.resize_token_embeddings(max(512, len(tokenizer)))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def test_other_models_get_exactly_the_stock_pipeline(other_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = pipeline("image-text-to-text", model=other_model)
+    assert type(ours) is ImageTextToTextPipeline
+    entry = {**PIPELINE_REGISTRY.supported_tasks["image-text-to-text"], "impl": ImageTextToTextPipeline}
+    monkeypatch.setitem(PIPELINE_REGISTRY.supported_tasks, "image-text-to-text", entry)
+    stock = pipeline("image-text-to-text", model=other_model)
+    assert vars(ours).keys() == vars(stock).keys()
+    assert ours.task == stock.task
+    for options in ({"text": "a dog"}, {"text": "a dog", "return_full_text": False}):
+        assert ours(PICTURES[0], **options, **SHORT) == stock(PICTURES[0], **options, **SHORT)
+    with pytest.raises(ValueError, match="must provide text"):
+        ours(PICTURES[0])
+
+
+def test_other_models_get_the_old_name_as_transformers_has_it(other_model: str) -> None:
+    if REWRITES:
+        assert type(pipeline("image-to-text", model=other_model)) is ImageTextToTextPipeline
+    else:
+        with pytest.raises(KeyError, match="Unknown task image-to-text"):
+            pipeline("image-to-text", model=other_model)
+
+
+def test_only_one_entry_of_the_registry_changes_and_registering_again_changes_nothing() -> None:
+    before = dict(PIPELINE_REGISTRY.supported_tasks)
+    filters = list(logging.getLogger("transformers.pipelines").filters)
+    register()
+    assert PIPELINE_REGISTRY.supported_tasks == before
+    assert logging.getLogger("transformers.pipelines").filters == filters
+    changed = [task for task, entry in before.items() if entry["impl"] is LionOrStockPipeline]
+    assert sorted(changed) == sorted(TASKS)
+
+
+def test_the_literal_call_prints_no_traceback(lion_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import subprocess
+    import sys
+
+    program = "import sys, transformers_lion; from transformers import pipeline; pipeline('image-to-text', sys.argv[1])"
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(lion_folder)], capture_output=True, text=True, check=True
+    )
+    assert "Traceback" not in result.stderr
+    assert "Logging error" not in result.stderr
+    assert ("has been replaced" in result.stderr) == REWRITES
