@@ -8,6 +8,12 @@ from transformers_lion import LionConfig, LionForConditionalGeneration
 
 SOFT_PROMPT = 98
 
+NO_DROPOUT: dict[str, Any] = {
+    "text_config": {"dropout_rate": 0.0},
+    "qformer_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "aggregator_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+}
+
 
 def tiny_config(**fields: Any) -> LionConfig:
     """A configuration with six vision blocks and two layers everywhere else."""

@@ -5,20 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from factories import SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
+from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from transformers_lion import LionForConditionalGeneration
 
 GENERATE = {"max_new_tokens": 6, "min_new_tokens": 6}
 BRANCHES = ("both", "qformer", "aggregator")
-
-
-NO_DROPOUT: dict[str, Any] = {
-    "text_config": {"dropout_rate": 0.0},
-    "qformer_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    "aggregator_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-}
 
 
 def checkpoint_activations(model: Any, use_reentrant: bool = False) -> None:

@@ -258,6 +258,11 @@ class LionConfig(PreTrainedConfig):
             )
 
     @property
+    def pad_token_id(self) -> int | None:
+        """The language model's, which the Trainer looks for here."""
+        return self.text_config.pad_token_id
+
+    @property
     def uses_qformer(self) -> bool:
         """Whether the Q-Former branch is part of the model."""
         return self.visual_branch != "aggregator"
