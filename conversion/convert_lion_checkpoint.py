@@ -3,8 +3,8 @@
     python conversion/convert_lion_checkpoint.py --lion lion.pth --vision eva_vit_g.pth --language-model flan-t5-xl \
         --qformer-tokenizer bert-base-uncased --output lion-flant5-xl
 
-What is in the files is described in `docs/checkpoint.md`. Nothing is guessed: every key has its place, is on the list of
-droppable ones, or is an error; so is every key that is missing.
+What is in the files is described in `docs/checkpoint.md`. Nothing is guessed: every key has its place, is on the list
+of droppable ones, or is an error; so is every key that is missing.
 """
 
 import argparse
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import AutoTokenizer, BertTokenizer, GenerationConfig
+
 from infer_config import infer_config
 from key_map import convert
 from lion_keys import DROPPABLE, EMBEDDING, EMBEDDING_ALIASES, LANGUAGE_MODEL_PREFIX, LION_KEYS, VISION_PREFIX
 from sources import SourceError, load_file, load_folder, load_json
-from torch import nn
-from transformers import AutoTokenizer, BertTokenizer, GenerationConfig
-
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.image_processing_lion import LionImageProcessor
 from transformers_lion.modeling_lion import LionForConditionalGeneration
@@ -82,18 +82,23 @@ def is_droppable(name: str, num_vision_blocks: int) -> bool:
     return any(pattern.fullmatch(name) for pattern in DROPPABLE)
 
 
-def build_model(config: LionConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> LionForConditionalGeneration:
+def build_model(
+    config: LionConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> LionForConditionalGeneration:
     """The model with `tensors` (reference names) in it.
 
     Raises:
         ValueError: naming every key without a place, every missing key, and every shape that differs.
     """
     converted = {
-        name: tensor.to(dtype).contiguous() for name, tensor in convert(LION_KEYS.from_originals(tensors), tensors.__getitem__)
+        name: tensor.to(dtype).contiguous()
+        for name, tensor in convert(LION_KEYS.from_originals(tensors), tensors.__getitem__)
     }
     with torch.device("meta"):
         model = LionForConditionalGeneration(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    expected = {
+        name: tensor.shape for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys
+    }
     position_table = "vision_model.embeddings.position_embedding"
     converted[position_table] = resize_positions(converted[position_table], expected[position_table][1])
     problems = [f"{name} is missing" for name in sorted(expected.keys() - converted.keys())]

@@ -1,12 +1,11 @@
-"""LION's configuration from the tensors: sizes are their shapes; what shapes cannot tell comes from files or defaults."""
+"""LION's configuration from the tensors: sizes are shapes; what shapes cannot tell comes from files or defaults."""
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import T5Config
 
 from transformers_lion.configuration_lion import LionConfig
 
@@ -150,17 +149,16 @@ def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     """
     merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
     for name, value in overrides.items():
-        if name not in LionConfig.__dataclass_fields__:
-            raise ValueError(f"overrides: LionConfig has no field {name!r}.")
-        if isinstance(value, Mapping):
-            known: Callable[[str], bool] = lambda key: key in LionConfig.sub_configs[name]().to_dict()  # noqa: B023, E731
-            unknown = [key for key in value if not known(key)]
-            if unknown:
-                raise ValueError(f"overrides: {name} has no field {unknown[0]!r}.")
-            merged[name] = {**merged.get(name, {}), **value}
-        else:
-            merged[name] = value
+        check_fields("LionConfig", LionConfig, [name])
+        if name in LionConfig.sub_configs:
+            check_fields(name, LionConfig.sub_configs[name], value)
+            value = {**merged.get(name, {}), **value}
+        merged[name] = value
     return merged
 
 
-assert set(SETTINGS_OF_T5) <= set(T5Config().to_dict()) | {"decoder_start_token_id"}
+def check_fields(part: str, config_class: type, names: Iterable[str]) -> None:
+    """Raise `ValueError` if a name is no field of the configuration class."""
+    unknown = [name for name in names if name not in config_class.__dataclass_fields__]  # type: ignore[attr-defined]
+    if unknown:
+        raise ValueError(f"overrides: {part} has no field {unknown[0]!r}.")

@@ -7,6 +7,7 @@ these names first: the vision tower's gets the prefix `visual_encoder.`, the lan
 import re
 
 import torch
+
 from key_map import KeyMap, Rule, Template, same
 
 VISION_PREFIX = "visual_encoder."
@@ -41,7 +42,9 @@ def split_qkv_bias(bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     q_bias, k_bias, v_bias = bias.chunk(3)
     if k_bias.count_nonzero():
-        raise ValueError(f"The key's bias has {int(k_bias.count_nonzero())} values that are not 0; LION has no key bias.")
+        raise ValueError(
+            f"The key's bias has {int(k_bias.count_nonzero())} values that are not 0; LION has no key bias."
+        )
     return q_bias.clone(), v_bias.clone()
 
 
@@ -69,7 +72,10 @@ def t5_stack(stack: str, feed_forward: int) -> list[Rule]:
     return [
         *t5_attention(f"{old}.layer.0.SelfAttention", f"{new}.layer.0.SelfAttention"),
         same(f"{old}.{position_bias}", f"{new}.{position_bias}"),
-        *(same(f"{old}.layer.{i}.layer_norm.weight", f"{new}.layer.{i}.layer_norm.weight") for i in range(feed_forward)),
+        *(
+            same(f"{old}.layer.{i}.layer_norm.weight", f"{new}.layer.{i}.layer_norm.weight")
+            for i in range(feed_forward)
+        ),
         *(same(f"{old_ff}.{name}.weight", f"{new_ff}.{name}.weight") for name in T5_FEED_FORWARD),
         *(same(f"{old_ff}.adapter.router_ratio{k + 1}", f"{new_ff}.adapter.router.{k}.weight") for k in range(2)),
         same(f"{old_ff}.adapter.adapters.{{k}}.scale", f"{new_ff}.adapter.adapters.{{k}}.scale"),

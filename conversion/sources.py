@@ -1,4 +1,4 @@
-"""Reading what a user has: pickles without code, safetensors, sharded folders. Nothing here knows LION's architecture."""
+"""Reading what a user has: pickles without code, safetensors, sharded folders. Nothing here knows LION's parts."""
 
 import json
 import pickle
@@ -25,7 +25,9 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise SourceError(f"{path}: refused, it holds more than tensors and plain data ({_first_line(error)}).") from error
+        raise SourceError(
+            f"{path}: refused, it holds more than tensors and plain data ({_first_line(error)})."
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise SourceError(f"{path}: not a readable checkpoint, perhaps cut off ({_first_line(error)}).") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):

@@ -9,10 +9,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from convert_lion_checkpoint import main as convert
-from recipe import GOLDENS, write_lion_files
 from safetensors.torch import load_file
 
+from convert_lion_checkpoint import main as convert
+from recipe import GOLDENS, write_lion_files
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 
 torch.set_num_threads(1)  # the models are too small to share

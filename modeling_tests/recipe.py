@@ -1,7 +1,7 @@
 """Checkpoint files without stored weights: every tensor is drawn from its name.
 
-`goldens/*/manifest.json` lists each key of a reference model of small size with its shape and kind. A tensor is standard
-normal noise of NumPy's frozen `RandomState`, seeded with crc32(key) + the manifest's seed, and then scaled by its kind.
+`goldens/*/manifest.json` lists each key of a small reference model with its shape and kind. A tensor is standard
+normal noise of NumPy's frozen `RandomState`, seeded with crc32(key) + the manifest's seed, then scaled by its kind.
 What the reference computes with these tensors is stored beside the manifest.
 """
 
@@ -23,8 +23,8 @@ VISION, LANGUAGE_MODEL = "visual_encoder.", "t5_model."
 def seeded_tensor(key: str, shape: list[int], kind: str, seed: int) -> torch.Tensor:
     """The tensor of one key.
 
-    Kinds: `norm` 1 + 0.1 x, `router` 0.5 + 0.5 x, `scale` 1 + 0.2 x, `embed` 0.5 x, `vec` 0.05 x, `vec+b` the same and b,
-    `dense` x over the root of the fan-in, `dense*g` the same times g.
+    Kinds: `norm` 1 + 0.1 x, `router` 0.5 + 0.5 x, `scale` 1 + 0.2 x, `embed` 0.5 x, `vec` 0.05 x, `vec+b` that and
+    b, `dense` x over the root of the fan-in, `dense*g` the same times g.
     """
     state = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
     x = state.standard_normal(shape or (1,)).astype(np.float32).reshape(shape)
@@ -33,7 +33,13 @@ def seeded_tensor(key: str, shape: list[int], kind: str, seed: int) -> torch.Ten
     if name == "dense":
         x = (x / np.sqrt(int(fan_in))).astype(np.float32) * float(number or 1)
     else:
-        offset, factor = {"norm": (1, 0.1), "router": (0.5, 0.5), "scale": (1, 0.2), "embed": (0, 0.5), "vec": (0, 0.05)}[name]
+        offset, factor = {
+            "norm": (1, 0.1),
+            "router": (0.5, 0.5),
+            "scale": (1, 0.2),
+            "embed": (0, 0.5),
+            "vec": (0, 0.05),
+        }[name]
         x = offset + float(number or 0) + factor * x
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from factories import tiny_config, tiny_model
 from torch.nn.functional import relu
 
+from factories import tiny_config, tiny_model
 from transformers_lion.adapters import LionAdapterMixture, LionT5ForConditionalGeneration
 
 
@@ -13,7 +13,9 @@ def test_the_mixture_is_the_papers_formula() -> None:
     for row, task in enumerate(tasks):
         for adapter, gate in zip(mixture.adapters, mixture.router, strict=True):
             hidden = relu(x[row] @ adapter.down_proj.weight.T + adapter.down_proj.bias)
-            expected[row] += gate.weight[task] * adapter.scale * (hidden @ adapter.up_proj.weight.T + adapter.up_proj.bias)
+            expected[row] += (
+                gate.weight[task] * adapter.scale * (hidden @ adapter.up_proj.weight.T + adapter.up_proj.bias)
+            )
     assert torch.allclose(mixture(x, tasks), expected, atol=1e-5)
 
 

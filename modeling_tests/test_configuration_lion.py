@@ -3,9 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import tiny_config
 from transformers import AutoConfig
 
+from factories import tiny_config
 from transformers_lion import LionConfig
 
 
@@ -64,7 +64,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("fields", "words"), WRONG)
 def test_parts_that_do_not_fit_are_refused_with_both_numbers(fields: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         tiny_config(**fields)
     assert all(word in str(error.value) for word in words), error.value
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from transformers_lion.grounding import extract_entities, parse_boxes
 
 unit = st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)
-boxes = st.tuples(unit, unit, unit, unit).map(lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])))
+boxes = st.tuples(unit, unit, unit, unit).map(
+    lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3]))
+)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,9 @@ def test_pixels_come_from_the_width_and_the_height() -> None:
     assert entities[0][2] == [(100.0, 25.0, 200.0, 75.0)]
 
 
-@given(st.lists(st.tuples(st.text("abc .,", max_size=8), boxes), max_size=5), st.text("abc .[];,0123456789", max_size=20))
+@given(
+    st.lists(st.tuples(st.text("abc .,", max_size=8), boxes), max_size=5), st.text("abc .[];,0123456789", max_size=20)
+)
 def test_what_is_written_is_read_again(parts: list, tail: str) -> None:
     text = "".join(f"{phrase}[{','.join(f'{value:.3f}' for value in box)}]" for phrase, box in parts)
     clean, entities = extract_entities(text)

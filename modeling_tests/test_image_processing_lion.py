@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recipe import GOLDENS
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
+from recipe import GOLDENS
 from transformers_lion import LionImageProcessor
 from transformers_lion.image_loading import load_rgb_images
 

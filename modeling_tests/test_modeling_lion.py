@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers import AutoModel, AutoModelForImageTextToText
 
+from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration
 
 GENERATE = {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -122,7 +122,9 @@ def test_two_threads_with_different_tasks_get_their_own_answers() -> None:
 
     def run(index: int) -> None:
         for _ in range(10):
-            if not torch.equal(model.generate(**{**inputs, "task_type_ids": tasks[index]}, **GENERATE), expected[index]):
+            if not torch.equal(
+                model.generate(**{**inputs, "task_type_ids": tasks[index]}, **GENERATE), expected[index]
+            ):
                 wrong.append(index)
 
     threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1)]
@@ -338,7 +340,8 @@ def test_the_loss_is_the_mean_over_tokens_and_adds_up_over_parts_of_a_batch() ->
     assert whole.loss.item() == pytest.approx(per_token.item(), rel=1e-5)
     num_items = int((labels != -100).sum())
     parts = [
-        model(**row_of(inputs, row), labels=labels[row : row + 1], num_items_in_batch=num_items).loss for row in range(4)
+        model(**row_of(inputs, row), labels=labels[row : row + 1], num_items_in_batch=num_items).loss
+        for row in range(4)
     ]
     assert sum(parts).item() == pytest.approx(whole.loss.item(), rel=1e-5)
 
@@ -441,7 +444,7 @@ def without(*names: str) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("method", ["forward", "generate"])
 def test_inputs_that_do_not_fit_are_refused_and_named(method: str, inputs: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         getattr(tiny_model(), method)(**inputs)
     assert all(word in str(error.value) for word in words), error.value
 

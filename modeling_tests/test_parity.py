@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import convert_lion
 
+from conftest import convert_lion
 from transformers_lion import LionForConditionalGeneration
 
 CASES = ("image", "region", "image_notags", "qformer", "aggregator")
@@ -80,7 +80,9 @@ def test_features_logits_and_loss_are_the_references(
     name: str, models: Any, lion_processor: Any, case: Any, golden: Golden
 ) -> None:
     with torch.no_grad():
-        outputs = models[name](**case_inputs(name, lion_processor, case, golden), labels=labels_of(lion_processor, case))
+        outputs = models[name](
+            **case_inputs(name, lion_processor, case, golden), labels=labels_of(lion_processor, case)
+        )
     assert relative_difference(outputs.image_hidden_states, golden[f"{name}.image_features"]) < TOLERANCE
     assert relative_difference(outputs.logits[:, :POSITIONS], golden[f"{name}.logits"]) < TOLERANCE
     assert outputs.loss.item() == pytest.approx(case["cases"][name]["loss"], rel=1e-6)

@@ -63,9 +63,7 @@ def test_a_question_tags_and_a_task_reach_the_model(pipe: Pipeline) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_a_list_gives_each_image_its_own_answer(pipe: Pipeline, batch_size: int) -> None:
     tags, tasks = ["dog", ["cat", "red"], None], ["region_level", "image_level", "region_level"]
-    expected = [
-        answer(pipe, index, QUESTIONS[index], tags=tags[index], task_type=tasks[index]) for index in range(3)
-    ]
+    expected = [answer(pipe, index, QUESTIONS[index], tags=tags[index], task_type=tasks[index]) for index in range(3)]
     assert pipe(PICTURES, text=QUESTIONS, tags=tags, task_type=tasks, batch_size=batch_size, **SHORT) == expected
     assert pipe(PICTURES, batch_size=batch_size, **SHORT) == [answer(pipe, index) for index in range(3)]
 
@@ -129,7 +127,12 @@ def test_the_question_is_returned_only_on_request(pipe: Pipeline) -> None:
 
 def test_options_given_at_creation_are_the_calls_defaults(lion_folder: Path) -> None:
     pipe = pipeline(
-        "image-to-text", model=str(lion_folder), text=QUESTIONS[0], task_type="region_level", num_beams=2, dtype="bfloat16"
+        "image-to-text",
+        model=str(lion_folder),
+        text=QUESTIONS[0],
+        task_type="region_level",
+        num_beams=2,
+        dtype="bfloat16",
     )
     assert pipe.model.dtype == torch.bfloat16
     given = pipe(PICTURES[0], text=QUESTIONS[0], task_type="region_level", num_beams=2, **SHORT)

@@ -30,7 +30,9 @@ def test_an_image_and_a_question_make_all_inputs_of_the_model(lion_processor: Li
     ("tags", "joined"),
     [("dog, cat", "dog, cat"), (["dog", "cat"], "dog, cat"), (("dog",), "dog"), ("", ""), ([], "")],
 )
-def test_tags_stand_in_their_sentence_before_the_question(tags: Any, joined: str, lion_processor: LionProcessor) -> None:
+def test_tags_stand_in_their_sentence_before_the_question(
+    tags: Any, joined: str, lion_processor: LionProcessor
+) -> None:
     ids = lion_processor(text=QUESTION, tags=tags)["input_ids"][0]
     assert ids == prompt_ids(lion_processor, SENTENCE.format(joined) + QUESTION)
     assert ids.count(lion_processor.soft_prompt_token_id) == 1
@@ -150,7 +152,7 @@ def test_one_question_serves_all_images_and_one_image_all_questions(lion_process
 def test_input_that_does_not_fit_is_refused_with_both_numbers(
     arguments: dict[str, Any], words: list[str], lion_processor: LionProcessor
 ) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         lion_processor(**arguments)
     assert all(word in str(error.value) for word in words), error.value
 
@@ -182,7 +184,7 @@ def test_templates_and_lengths_are_settings_that_survive_saving(lion_processor: 
     for processor in (loaded, LionProcessor(*parts, **settings)):
         inputs = processor(PICTURE, text, tags=["cat"], text_target=text)
         assert [len(inputs[name][0]) for name in ("input_ids", "qformer_input_ids", "labels")] == [9, 8, 7]
-    assert loaded(PICTURE, text, tags="cat") .data.keys() == LionProcessor(*parts, **settings)(PICTURE, text).data.keys()
+    assert loaded(PICTURE, text, tags="cat").data.keys() == LionProcessor(*parts, **settings)(PICTURE, text).data.keys()
     assert loaded.image_processor.size == lion_processor.image_processor.size
     assert loaded.qformer_tokenizer.bos_token == "[DEC]"
     assert loaded.tokenizer.get_vocab() == lion_processor.tokenizer.get_vocab()

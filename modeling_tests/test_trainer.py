@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from factories import tiny_inputs, tiny_labels, tiny_model
-from trainer_step import samples, step
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, default_data_collator
 
+from factories import tiny_inputs, tiny_labels, tiny_model
+from trainer_step import samples, step
 from transformers_lion import LionForConditionalGeneration
 
 TESTS = Path(__file__).parent
@@ -41,7 +41,9 @@ def test_two_processes_have_the_loss_and_gradient_of_one(whole_batch: dict[str, 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    found = json.loads(next(line for line in result.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
+    found = json.loads(
+        next(line for line in result.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT ")
+    )
     assert found == pytest.approx(whole_batch, rel=1e-4)
 
 
@@ -83,7 +85,9 @@ def test_lora_trains_saves_loads_and_merges(tmp_path: Path) -> None:
     merged = loaded.merge_and_unload()
     assert type(merged) is LionForConditionalGeneration
     assert torch.allclose(merged(**batch).logits, expected, atol=1e-3)
-    assert torch.equal(merged.generate(**tiny_inputs(), max_new_tokens=4), model.generate(**tiny_inputs(), max_new_tokens=4))
+    assert torch.equal(
+        merged.generate(**tiny_inputs(), max_new_tokens=4), model.generate(**tiny_inputs(), max_new_tokens=4)
+    )
 
 
 @pytest.mark.parametrize("task_type", [None, "SEQ_2_SEQ_LM", "CAUSAL_LM", "FEATURE_EXTRACTION"])

@@ -1,6 +1,6 @@
 import torch
-from factories import tiny_config, tiny_model
 
+from factories import tiny_config, tiny_model
 from transformers_lion.vision_aggregator import LionVisionAggregator
 
 

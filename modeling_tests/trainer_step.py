@@ -9,8 +9,9 @@ import tempfile
 from typing import Any
 
 import torch
-from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 from transformers import Trainer, TrainingArguments
+
+from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 
 
 def samples() -> list[dict[str, torch.Tensor]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from convert_lion_checkpoint import main, resize_positions
-from recipe import lion_manifest, seeded_weights
 from safetensors.torch import load_file, save_file
 
+from convert_lion_checkpoint import main, resize_positions
+from recipe import lion_manifest, seeded_weights
 from transformers_lion import LionConfig, LionForConditionalGeneration, LionProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,9 @@ def test_the_vision_towers_40th_block_norm_and_head_are_dropped(
     files: Files, lion_model: LionForConditionalGeneration
 ) -> None:
     def extend(state: dict[str, torch.Tensor]) -> None:
-        state.update({key.replace("blocks.38.", "blocks.39."): state[key] for key in list(state) if "blocks.38." in key})
+        state.update(
+            {key.replace("blocks.38.", "blocks.39."): state[key] for key in list(state) if "blocks.38." in key}
+        )
         state.update({"norm.weight": torch.ones(32), "norm.bias": torch.ones(32)})
         state.update({"head.weight": torch.ones(9, 32), "head.bias": torch.ones(9)})
 
@@ -180,7 +182,9 @@ def test_a_position_table_of_another_grid_is_resized_with_cls_apart(files: Files
 def test_the_wanted_dtype_is_written_and_loaded_by_default(dtype: str, files: Files) -> None:
     files.arguments["--dtype"] = dtype
     assert files.convert() == 0
-    assert {tensor.dtype for tensor in load_file(files.output / "model.safetensors").values()} == {getattr(torch, dtype)}
+    assert {tensor.dtype for tensor in load_file(files.output / "model.safetensors").values()} == {
+        getattr(torch, dtype)
+    }
     assert files.load().language_model.lm_head.weight.dtype == getattr(torch, dtype)
 
 

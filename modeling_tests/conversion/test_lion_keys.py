@@ -3,10 +3,10 @@ import re
 
 import pytest
 import torch
+
 from key_map import KeyMap, KeyMapError, Rule, Template, convert, revert, same
 from lion_keys import DROPPABLE, EMBEDDING_ALIASES, LION_KEYS, join_qkv_bias, split_qkv_bias
 from recipe import GOLDENS
-
 from transformers_lion import LionConfig, LionForConditionalGeneration
 
 SIZES = {"xl": {}, "xxl": {"d_model": 4096, "d_ff": 10240, "num_heads": 64}}

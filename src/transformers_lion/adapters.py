@@ -40,7 +40,7 @@ class LionAdapter(nn.Module):
 
 
 class LionAdapterMixture(nn.Module):
-    """K adapters on the same input, each weighted by a learned vector of the sample's task; one adapter has no router."""
+    """K adapters on the same input, each weighted by a learned vector of the sample's task; one alone has no router."""
 
     def __init__(self, config: LionT5Config):
         super().__init__()
@@ -118,8 +118,8 @@ class LionT5PreTrainedModel(InitializationMixin, T5PreTrainedModel):
             init.ones_(module.scale)
         elif isinstance(module, LionAdapterMixture):
             for index, gate in enumerate(module.router):  # adapter 0 starts as row 0's expert, adapter 1 as row 1's
-                rows = torch.arange(gate.num_embeddings) == index
-                init.copy_(gate.weight, rows.to(gate.weight).unsqueeze(1).expand_as(gate.weight))
+                weight = gate.get_parameter("weight")
+                init.copy_(weight, torch.eye(len(weight))[:, index : index + 1].expand_as(weight))
 
 
 class LionT5Stack(LionT5PreTrainedModel, T5Stack):
@@ -161,17 +161,17 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: tuple[torch.Tensor, ...] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        task_type_ids: torch.LongTensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:

@@ -4,7 +4,7 @@ Source: LION (arXiv:2311.11860), sections 3.2 to 3.4, and the sizes of its refer
 parts: the vision tower, the Q-Former, the vision aggregator, and the language model with its mixture of adapters.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig, T5Config
@@ -188,6 +188,15 @@ class LionT5Config(T5Config):
             )
 
 
+if TYPE_CHECKING:  # what a part is
+    VisionPart = LionVisionConfig
+    QFormerPart = LionQFormerConfig
+    AggregatorPart = LionAggregatorConfig
+    TextPart = LionT5Config
+else:  # what may be given for it
+    VisionPart = QFormerPart = AggregatorPart = TextPart = dict | PreTrainedConfig | None
+
+
 @strict
 class LionConfig(PreTrainedConfig):
     r"""
@@ -224,10 +233,10 @@ class LionConfig(PreTrainedConfig):
         "aggregator_outputs",
     ]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    qformer_config: dict | PreTrainedConfig | None = None
-    aggregator_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: VisionPart = None  # type: ignore[assignment]
+    qformer_config: QFormerPart = None  # type: ignore[assignment]
+    aggregator_config: AggregatorPart = None  # type: ignore[assignment]
+    text_config: TextPart = None  # type: ignore[assignment]
     visual_branch: str = "both"
     num_query_tokens: int = 32
     use_soft_prompt: bool = True
@@ -261,6 +270,10 @@ class LionConfig(PreTrainedConfig):
     def pad_token_id(self) -> int | None:
         """The language model's, which the Trainer looks for here."""
         return self.text_config.pad_token_id
+
+    @pad_token_id.setter
+    def pad_token_id(self, value: int | None) -> None:
+        self.text_config.pad_token_id = value
 
     @property
     def uses_qformer(self) -> bool:

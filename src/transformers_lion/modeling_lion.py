@@ -1,8 +1,8 @@
 """LION: vision tower -> Q-Former and aggregator -> merge with the prompt -> language model with adapters.
 
-Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds is in `vision_aggregator.py`
-and `adapters.py`, and the soft prompt and the merge are here. Reading order: `get_image_features`,
-`get_query_features`, `_merge`, `forward`, `generate`.
+Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds stands in
+`vision_aggregator.py` and `adapters.py`, and the soft prompt and the merge are here. Reading order:
+`get_image_features`, `get_query_features`, `_merge`, `forward`, `generate`.
 
 Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L label tokens, V vision width, D
 language-model width.
@@ -96,7 +96,7 @@ class LionSeq2SeqLMOutput(Seq2SeqLMOutput):
         aggregator_outputs: the aggregator's, `None` without that branch.
     """
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
     vision_outputs: LionImageFeatures | None = None
     qformer_outputs: BaseModelOutputWithPoolingAndCrossAttentions | None = None
     aggregator_outputs: BaseModelOutputWithCrossAttentions | None = None
@@ -111,7 +111,7 @@ class LionVisionModelOutput(BaseModelOutput):
         feature_maps: (B, P, V) of each block that was asked for, before any norm, in the order of asking.
     """
 
-    feature_maps: tuple[torch.FloatTensor, ...] | None = None
+    feature_maps: tuple[torch.Tensor, ...] | None = None
 
 
 class LionVisionModel(InstructBlipVisionModel):
@@ -126,7 +126,7 @@ class LionVisionModel(InstructBlipVisionModel):
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
         feature_layers: Sequence[int] = (),
         **kwargs: Unpack[TransformersKwargs],
@@ -233,7 +233,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -276,8 +276,8 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
     def get_query_features(
         self,
         image_features: LionImageFeatures,
-        qformer_input_ids: torch.LongTensor | None,
-        qformer_attention_mask: torch.LongTensor | None = None,
+        qformer_input_ids: torch.Tensor | None,
+        qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, BaseModelOutputWithPoolingAndCrossAttentions]:
         """Compute the question-dependent part: the Q-Former and its projection.
@@ -309,7 +309,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         )
         return self.language_projection(qformer_outputs.last_hidden_state[:, :num_queries]), qformer_outputs
 
-    def embed_text(self, input_ids: torch.LongTensor) -> torch.Tensor:
+    def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token embeddings, (B, T) -> (B, T, D), with the soft prompt at its marker."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if not self.config.use_soft_prompt:
@@ -320,12 +320,12 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
 
     def _merge(
         self,
-        pixel_values: torch.FloatTensor | None,
+        pixel_values: torch.Tensor | None,
         image_features: LionImageFeatures | None,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        qformer_input_ids: torch.LongTensor | None,
-        qformer_attention_mask: torch.LongTensor | None,
+        qformer_input_ids: torch.Tensor | None,
+        qformer_attention_mask: torch.Tensor | None,
         interpolate_pos_encoding: bool,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -361,20 +361,20 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        qformer_input_ids: torch.LongTensor | None = None,
-        qformer_attention_mask: torch.LongTensor | None = None,
-        task_type_ids: torch.LongTensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
         image_features: LionImageFeatures | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: tuple[torch.Tensor, ...] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         interpolate_pos_encoding: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -401,6 +401,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
                 images, prompts and tasks differ; if a task or the Q-Former's question is missing.
         """
+        language_inputs: dict[str, Any]
         visual_outputs: dict[str, Any] = {}
         if encoder_outputs is None:
             inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
@@ -436,16 +437,16 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        qformer_input_ids: torch.LongTensor | None = None,
-        qformer_attention_mask: torch.LongTensor | None = None,
-        task_type_ids: torch.LongTensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
         image_features: LionImageFeatures | None = None,
         inputs_embeds: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         **generate_kwargs: Any,
     ) -> Any:
@@ -482,15 +483,16 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
 
     def _embed_prompt(
         self,
-        input_ids: torch.LongTensor | None,
+        input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
-        task_type_ids: torch.LongTensor | None,
+        task_type_ids: torch.Tensor | None,
     ) -> torch.Tensor:
         """The prompt's embeddings (B, T, D), after the checks that need no image."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.embed_text(input_ids)
+        assert inputs_embeds is not None
         if self.config.text_config.num_adapters > 1:
             check_task_type_ids(task_type_ids, inputs_embeds.shape[0], self.config.text_config.num_task_types)
         return inputs_embeds

@@ -22,7 +22,7 @@ OLD_TASK = "image-to-text"
 class LionOrStockPipeline(ImageTextToTextPipeline):
     """Makes `LionImageToTextPipeline` for LION, and transformers' own pipeline for any other model."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> ImageTextToTextPipeline:  # type: ignore[misc]
+    def __new__(cls, *args: Any, **kwargs: Any) -> ImageTextToTextPipeline:
         """An instance of one of the two, never of this class, so that Python calls no `__init__` a second time."""
         model = kwargs["model"] if "model" in kwargs else args[0]
         if isinstance(model.config, LionConfig):

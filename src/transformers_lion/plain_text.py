@@ -20,7 +20,8 @@ def without_special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     vocabulary = state["model"]["vocab"]
     if isinstance(vocabulary, list):  # Unigram: a piece's position is its id, so it is renamed to what no text matches
         state["model"]["vocab"] = [
-            [f"{piece} {index}" if piece in special else piece, score] for index, (piece, score) in enumerate(vocabulary)
+            [f"{piece} {index}" if piece in special else piece, score]
+            for index, (piece, score) in enumerate(vocabulary)
         ]
     return Tokenizer.from_str(json.dumps(state))
 

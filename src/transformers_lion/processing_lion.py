@@ -43,11 +43,13 @@ class LionTextKwargs(TypedDict, total=False):
     return_tensors: str | None
 
 
-class LionProcessorKwargs(ProcessingKwargs, total=False):
+class LionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Options of a call, flat or grouped as `text_kwargs` and `images_kwargs`."""
 
     text_kwargs: LionTextKwargs
-    _defaults = {}  # transformers before 5.20 reads it
+
+
+LionProcessorKwargs._defaults = {}  # read by transformers before 5.20
 
 
 class LionProcessor(ProcessorMixin):
@@ -90,7 +92,9 @@ class LionProcessor(ProcessorMixin):
         if tag_prompt.count("{tags}") != 1:
             raise ValueError(f"tag_prompt needs {{tags}} once, but has it {tag_prompt.count('{tags}')} times.")
         if tag_prompt.count(soft_prompt_token) > 1:
-            raise ValueError(f"tag_prompt has {soft_prompt_token} {tag_prompt.count(soft_prompt_token)} times, not once.")
+            raise ValueError(
+                f"tag_prompt has {soft_prompt_token} {tag_prompt.count(soft_prompt_token)} times, not once."
+            )
         self.tag_prompt = tag_prompt
         self.soft_prompt_token = soft_prompt_token
         self.caption_prompt = caption_prompt
@@ -252,9 +256,7 @@ class LionProcessor(ProcessorMixin):
             "task_type_ids",
         ]
 
-    def post_process_generation(
-        self, text: str, image_size: tuple[int, int] | None = None
-    ) -> tuple[str, list[Entity]]:
+    def post_process_generation(self, text: str, image_size: tuple[int, int] | None = None) -> tuple[str, list[Entity]]:
         """Take the boxes out of an answer.
 
         Args:
@@ -268,7 +270,9 @@ class LionProcessor(ProcessorMixin):
         return extract_entities(text, image_size)
 
     def post_process_grounded_object_detection(
-        self, outputs: torch.Tensor | Sequence[str], target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None
+        self,
+        outputs: torch.Tensor | Sequence[str],
+        target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """Boxes of answers in the form of transformers' detectors.
 

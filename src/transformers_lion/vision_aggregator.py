@@ -27,7 +27,6 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_lion import LionAggregatorConfig
 from .initialization import InitializationMixin
 
-
 ATTENTION_RECORDERS = {
     "attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="attention.attention"),
     "cross_attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="crossattention"),
@@ -109,6 +108,8 @@ class LionAggregatorProjection(nn.Module):
 
     def __init__(self, config: LionAggregatorConfig, text_hidden_size: int):
         super().__init__()
+        assert config.hidden_size is not None  # LionConfig has filled both in
+        assert config.projection_intermediate_size is not None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.projection_layer_norm_eps)
         self.fc1 = nn.Linear(config.hidden_size, config.projection_intermediate_size)
         self.activation_fn = ACT2FN[config.hidden_act]
