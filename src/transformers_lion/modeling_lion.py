@@ -348,7 +348,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         language_inputs = {
             "inputs_embeds": torch.cat([image_hidden_states, inputs_embeds], dim=1),
-            "attention_mask": prepend_ones(attention_mask, image_hidden_states.shape[1]),
+            "attention_mask": prepend_ones(attention_mask.to(inputs_embeds.device), image_hidden_states.shape[1]),
         }
         visual_outputs = {
             "image_hidden_states": image_hidden_states,

@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up everything they need in a virtual environment of their own.
+PYTHON ?= python3
+VENV ?= .venv
+OLDEST_VENV ?= .venv-oldest
+PYTEST_OPTIONS ?= -n 2 -q
+BIN = $(VENV)/bin/python
+
+.PHONY: demo test test-oldest lint format common-suite clean
+
+demo: $(VENV)/.ready
+	$(BIN) conversion/demo.py
+
+test: $(VENV)/.ready
+	$(BIN) -m pytest $(PYTEST_OPTIONS)
+
+test-oldest: $(OLDEST_VENV)/.ready
+	$(OLDEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.ready-dev
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	$(BIN) -m mypy
+
+format: $(VENV)/.ready-dev
+	$(BIN) -m ruff check --fix .
+	$(BIN) -m ruff format .
+
+common-suite: $(VENV)/.ready
+	$(BIN) modeling_tests/upstream/run.py
+
+clean:
+	rm -rf $(VENV) $(OLDEST_VENV) .cache
+
+$(VENV)/.ready: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[test]"
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
+	touch $@
+
+$(OLDEST_VENV)/.ready: pyproject.toml .ci/constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint .ci/constraints-oldest.txt --editable ".[test]"
+	touch $@
