@@ -1,6 +1,6 @@
 """`make demo`: original files -> conversion -> a caption, an answer and a box for a photograph.
 
-The original files are those of a small model with seeded random weights, so the text that it writes is noise; everything
+The original files are those of a small model with seeded random weights, so the text that it writes is noise. All
 else is what a user of LION's real files would run.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "modeling_tests"))
 
-from recipe import write_lion_files  # noqa: E402
 from transformers import pipeline  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 import transformers_lion  # noqa: E402, F401 (registers LION)
+from recipe import write_lion_files  # noqa: E402
 
 REQUESTS = (
     ("caption", {}),
