@@ -27,7 +27,9 @@ from sources import SourceError, load_file, load_folder, load_json
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.image_processing_lion import LionImageProcessor
 from transformers_lion.modeling_lion import LionForConditionalGeneration
+from transformers_lion.pipelines import TAGGER_FOLDER
 from transformers_lion.processing_lion import LionProcessor
+from transformers_lion.ram import RamConfig
 
 NUM_VISION_BLOCKS = 39
 """Blocks of EVA-ViT-g that LION runs; its file may hold a 40th."""
@@ -153,6 +155,7 @@ def convert_checkpoint(
     output: Path,
     overrides: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
+    tagger: Path | None = None,
 ) -> LionConfig:
     """Convert the files and write the folder; `output` appears when all of it is written.
 
@@ -164,6 +167,7 @@ def convert_checkpoint(
         output: the folder to write; it may not exist.
         overrides: LionConfig's fields that shapes cannot tell.
         dtype: of all weights that are written.
+        tagger: a converted tagger's folder, to be copied to `output`'s `tagger/`.
 
     Raises:
         ValueError: with one sentence that names what is wrong.
@@ -171,6 +175,8 @@ def convert_checkpoint(
     overrides = overrides or {}
     if output.exists():
         raise SourceError(f"{output}: exists already.")
+    if tagger is not None:
+        check_tagger(tagger)
     processor_sizes = dict(overrides.get("vision_config", {}))
     processor = build_processor(language_model, qformer_tokenizer, image_size=224)
     tensors = gather(
@@ -201,7 +207,16 @@ def convert_checkpoint(
     with unfinished(output) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if tagger is not None:
+            shutil.copytree(tagger, folder / TAGGER_FOLDER)
     return config
+
+
+def check_tagger(folder: Path) -> None:
+    """Raise `SourceError` if `folder` holds no converted tagger."""
+    model_type = load_json(folder / "config.json").get("model_type")
+    if model_type != RamConfig.model_type:
+        raise SourceError(f"{folder}: holds no tagger but a model of type {model_type!r}; convert RAM's file first.")
 
 
 @contextlib.contextmanager
@@ -226,6 +241,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--qformer-tokenizer", type=Path, required=True, help="bert-base-uncased's folder")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; may not exist")
     parser.add_argument("--overrides", type=Path, help="JSON with fields of LionConfig that shapes cannot tell")
+    parser.add_argument("--tagger", type=Path, help="folder of a converted tagger, to be put into the output")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     return parser.parse_args(argv)
 
@@ -242,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.output,
             load_json(arguments.overrides) if arguments.overrides else None,
             getattr(torch, arguments.dtype),
+            arguments.tagger,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

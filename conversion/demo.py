@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "modeling_tests"))
@@ -19,7 +20,7 @@ from transformers.utils import logging  # noqa: E402
 import transformers_lion  # noqa: E402, F401 (registers LION)
 from recipe import write_lion_files  # noqa: E402
 
-REQUESTS = (
+REQUESTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("caption", {}),
     ("answer", {"text": "Is there a flower in the image?", "tags": ["flower", "red", "plant"]}),
     ("locate", {"text": "How can I locate the flower in the image? Please provide the coordinates.",

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ram.recipe import write_ram_files
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN, SHOWN = {"python", "bash"}, {"text", "sh"}
 """Languages that run here, and that do not: `sh` holds the make commands, which CI runs."""
 
+RAM_NAMES = {"ram_swin_large_14m.pth": "ram.pth", "ram_tag_list.txt": "tag_list.txt",
+             "ram_tag_list_threshold.txt": "tag_list_threshold.txt"}  # fmt: skip
 NAMES = {"LION-FlanT5-XL.pth": "lion.pth", "eva_vit_g.pth": "eva_vit.pth", "flan-t5-xl": "llm",
          "bert-base-uncased": "bert", "overrides.json": "overrides.json"}  # fmt: skip
 
@@ -31,6 +35,9 @@ def workplace(tmp_path: Path, lion_folder: Path, lion_files: Path, monkeypatch: 
     (tmp_path / "conversion").symlink_to(ROOT / "conversion")
     for name, source in NAMES.items():
         (tmp_path / name).symlink_to(lion_files / source)
+    ram_files = write_ram_files(tmp_path / "ram-files")
+    for name, source in RAM_NAMES.items():
+        (tmp_path / name).symlink_to(ram_files / source)
     Image.radial_gradient("L").convert("RGB").resize((64, 43)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -9,6 +9,15 @@ from .image_processing_lion import LionImageProcessor
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, LionPreTrainedModel, LionSeq2SeqLMOutput
 from .pipelines import LionImageToTextPipeline
 from .processing_lion import LionProcessor
+from .ram import (
+    ImageTagger,
+    ImageTaggingPipeline,
+    RamConfig,
+    RamForImageTagging,
+    RamImageProcessor,
+    RamImageTaggingOutput,
+    TaggedImage,
+)
 from .registration import register
 
 __version__ = "0.1.0.dev0"
@@ -16,6 +25,8 @@ __version__ = "0.1.0.dev0"
 register()
 
 __all__ = [
+    "ImageTagger",
+    "ImageTaggingPipeline",
     "LionAggregatorConfig",
     "LionConfig",
     "LionForConditionalGeneration",
@@ -29,4 +40,9 @@ __all__ = [
     "LionT5Config",
     "LionT5ForConditionalGeneration",
     "LionVisionConfig",
+    "RamConfig",
+    "RamForImageTagging",
+    "RamImageProcessor",
+    "RamImageTaggingOutput",
+    "TaggedImage",
 ]

@@ -9,14 +9,16 @@ got. Nothing of transformers is replaced but that one entry of its registry.
 import logging
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, ImageTextToTextPipeline
+from transformers import AutoModelForImageClassification, AutoModelForImageTextToText, ImageTextToTextPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_lion import LionConfig
 from .pipelines import LionImageToTextPipeline
+from .ram import ImageTaggingPipeline
 
 STOCK_TASK = "image-text-to-text"
 OLD_TASK = "image-to-text"
+TAGGING_TASK = "image-tagging"
 
 
 class LionOrStockPipeline(ImageTextToTextPipeline):
@@ -44,11 +46,14 @@ class RewriteNotice(logging.Filter):
 
 
 def register_pipelines() -> None:
-    """Let both task names find LION. Calling it again changes nothing."""
+    """Let both task names find LION, and add the tagger's. Calling it again changes nothing."""
     tasks = PIPELINE_REGISTRY.supported_tasks
     tasks[STOCK_TASK] = {**tasks[STOCK_TASK], "impl": LionOrStockPipeline}
     tasks.setdefault(
         OLD_TASK, {"impl": LionOrStockPipeline, "pt": (AutoModelForImageTextToText,), "type": "multimodal"}
+    )
+    tasks.setdefault(
+        TAGGING_TASK, {"impl": ImageTaggingPipeline, "pt": (AutoModelForImageClassification,), "type": "image"}
     )
     notices = logging.getLogger("transformers.pipelines")
     if not any(isinstance(installed, RewriteNotice) for installed in notices.filters):

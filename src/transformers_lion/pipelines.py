@@ -5,14 +5,23 @@ How the pipeline gets its two names in each version of transformers is in `pipel
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import GenerationConfig, ImageTextToTextPipeline, Pipeline
+from transformers.image_utils import load_image
+from transformers.utils import cached_file, logging
 
+from .image_loading import to_rgb
 from .processing_lion import Tags, per_sample
+from .ram import ImageTagger
+
+logger = logging.get_logger(__name__)
+
+TAGGER_FOLDER = "tagger"
+"""Where a checkpoint's folder holds its tagger."""
 
 ITEM_KEYS = {"image": "image", "images": "image", "text": "text", "tags": "tags", "task_type": "task_type"}
 """Keys of an input dictionary, and what they are called from there on."""
@@ -27,9 +36,17 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
     pipe("photo.jpg", text="Is there a cat in the image?")
     pipe(paths, text=questions, tags=tags, task_type="region_level", batch_size=8)
     ```
+
+    Args:
+        tagger (`ImageTagger`, *optional*): makes the tags where none are given. By default the one in the checkpoint's
+            folder `tagger/`, if there is one, on the pipeline's device; `False` for none.
     """
 
     _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __init__(self, *args: Any, tagger: ImageTagger | Literal[False] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.tagger = find_tagger(self.model.name_or_path, self.device) if tagger is None else tagger or None
 
     def _sanitize_parameters(
         self,
@@ -42,6 +59,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         generate_kwargs: dict[str, Any] | None = None,
         return_full_text: bool = False,
         return_tensors: bool = False,
+        return_tags: bool = False,
         skip_special_tokens: bool = True,
         **generation: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -51,19 +69,20 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         if twice:
             raise ValueError(f"{twice[0]} is given twice: by itself and in generate_kwargs.")
         generation.update(generate_kwargs or {})
-        inputs = {"text": text if text is not None else prompt, "tags": tags, "task_type": task_type}
+        inputs = {
+            "text": text if text is not None else prompt,
+            "tags": tags,
+            "task_type": task_type,
+            "timeout": timeout,
+        }
         forward = {"generate_kwargs": generation} if generation else {}
         outputs = {
-            "return_full_text": return_full_text,
-            "return_tensors": return_tensors,
-            "skip_special_tokens": skip_special_tokens,
+            "return_full_text": return_full_text or None,
+            "return_tensors": return_tensors or None,
+            "return_tags": return_tags or None,
+            "skip_special_tokens": None if skip_special_tokens else False,
         }
-        defaults = {"return_full_text": False, "return_tensors": False, "skip_special_tokens": True}
-        return (
-            {name: value for name, value in inputs.items() if value is not None},
-            forward,
-            {name: value for name, value in outputs.items() if value != defaults[name]},
-        )
+        return given(inputs), forward, given(outputs)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Describe images, or answer questions about them.
@@ -73,14 +92,16 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
                 dictionaries with `image` and, if wanted, `text`, `tags` and `task_type`; or messages.
             text: a question for all images or, with a list of images, one for each; or messages. The processor's
                 `caption_prompt` if it is left out.
-            **kwargs: `tags` (of an image or, with a list, of each), `task_type` ("image_level" or "region_level"),
-                `batch_size`, `generate_kwargs`, `max_new_tokens`, `return_full_text` (the question before the answer),
-                `return_tensors` (token ids instead of text), `timeout` of downloads in seconds; anything else goes to
-                `generate`.
+            **kwargs: `tags` (of an image or, with a list, of each; `False` for no tag sentence; the tagger's where they
+                are left out), `task_type` ("image_level" or "region_level"), `batch_size`, `generate_kwargs`,
+                `max_new_tokens`, `return_tags` (what stood in the prompt), `return_full_text` (the question before the
+                answer), `return_tensors` (token ids instead of text), `timeout` of downloads in seconds; anything else
+                goes to `generate`.
 
         Returns:
             `[{"generated_text": answer}]` for one image, with an entry for each returned sequence; a list of these for
-            a list; an iterator for a generator or data set.
+            a list; an iterator for a generator or data set. With `return_tags` also `"tags"`, a list of names, or
+            `None` without a tag sentence.
 
         Raises:
             ValueError: if there is no image, or if counts differ.
@@ -102,7 +123,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         columns = {"text": text, "tags": tags, "task_type": kwargs.pop("task_type", None)}
         rows = zip(*(per_sample(name, values, len(images)) for name, values in columns.items()), strict=True)
         items = [
-            {**{key: value for key, value in zip(columns, row, strict=True) if value is not None}, **as_item(image)}
+            {**given(dict(zip(columns, row, strict=True))), **as_item(image)}
             for image, row in zip(images, rows, strict=True)
         ]
         return self._run(items, kwargs)
@@ -114,51 +135,94 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         self,
         inputs: Mapping[str, Any],
         text: str | None = None,
-        tags: Tags = None,
+        tags: Tags | Literal[False] = None,
         task_type: str = "image_level",
         timeout: float | None = None,
-    ) -> Any:
-        """One item, with the call's options where it has none of its own, to the model's inputs."""
+    ) -> dict[str, Any]:
+        """Open one image. The prompt is made with those of the whole batch, when the tags are known."""
         if "messages" in inputs:
             text = self.processor.apply_chat_template(inputs["messages"], tokenize=False)
             inputs = {"image": image_of(inputs["messages"])}
-        elif text is None:
-            text = self.processor.caption_prompt
-        text = inputs.get("text", text)
-        model_inputs = self.processor(
-            images=inputs["image"],
-            text=text,
-            tags=inputs.get("tags", tags),
-            task_type=inputs.get("task_type", task_type),
-            return_tensors="pt",
-        ).to(self.dtype)
-        return {**model_inputs, "question": [text]}
+        image = inputs["image"]
+        if isinstance(image, str) and timeout is not None:
+            image = load_image(image, timeout=timeout)
+        picture = to_rgb(image)
+        return {
+            **self.processor(images=picture, return_tensors="pt").to(self.dtype),
+            "picture": picture,
+            "text": inputs.get("text", self.processor.caption_prompt if text is None else text),
+            "tags": inputs.get("tags", tags),
+            "task_type": inputs.get("task_type", task_type),
+        }
 
     def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
-        questions = model_inputs.pop("question")
-        batch_size = model_inputs["input_ids"].shape[0]
-        ids = self.model.generate(**model_inputs, **generate_arguments(self, generate_kwargs or {}))
-        return {"sequences": ids.reshape(batch_size, -1, ids.shape[-1]), "question": questions}
+        columns = [model_inputs[name] for name in ("text", "task_type", "picture", "tags")]
+        if isinstance(model_inputs["text"], str):  # one item, which transformers does not make a batch of
+            columns = [[value] for value in columns]
+        texts, tasks, pictures, given_tags = columns
+        tags = self._tags_of(pictures, given_tags)
+        prompts = self.processor(text=texts, tags=tags, task_type=tasks, return_tensors="pt").to(self.device)
+        ids = self.model.generate(
+            pixel_values=model_inputs["pixel_values"], **prompts, **generate_arguments(self, generate_kwargs or {})
+        )
+        return {"sequences": ids.reshape(len(texts), -1, ids.shape[-1]), "text": texts, "tags": tags}
+
+    def _tags_of(self, pictures: list[Image.Image], given: list[Tags | Literal[False]]) -> list[Tags]:
+        """The tags of each image: those given, else the tagger's; `None` where there is to be no tag sentence."""
+        missing = [index for index, tags in enumerate(given) if tags is None]
+        if missing and self.tagger is None:
+            logger.warning_once(
+                "There are no tags and no tagger, so that prompts have no tag sentence, with which LION was trained. "
+                "Give tags=, or pipeline(..., tagger=ImageTagger.from_pretrained(folder))."
+            )
+        found = self.tagger([pictures[index] for index in missing]) if missing and self.tagger else None
+        by_tagger = dict(zip(missing, found or [None] * len(missing), strict=True))
+        return [by_tagger.get(index, None if tags is False else tags) for index, tags in enumerate(given)]
 
     def postprocess(
         self,
         model_outputs: dict[str, Any],
         return_full_text: bool = False,
         return_tensors: bool = False,
+        return_tags: bool = False,
         skip_special_tokens: bool = True,
     ) -> list[dict[str, Any]]:
         """Token ids of one item, (1, sequences, L), to its answers."""
         sequences = model_outputs["sequences"].flatten(0, 1)
+        text, tags = model_outputs["text"], model_outputs["tags"]
+        if not isinstance(text, str):  # one item is not taken out of its batch either
+            (text,), (tags,) = text, tags
+        extra = {"tags": as_names(tags)} if return_tags else {}
         if return_tensors:
-            return [{"generated_token_ids": ids} for ids in sequences]
+            return [{"generated_token_ids": ids, **extra} for ids in sequences]
         answers = self.processor.batch_decode(sequences, skip_special_tokens=skip_special_tokens)
-        question = np.ravel(model_outputs["question"])[0]
-        return [{"generated_text": f"{question} {answer}" if return_full_text else answer} for answer in answers]
+        return [{"generated_text": f"{text} {answer}" if return_full_text else answer, **extra} for answer in answers]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save the model and, unlike transformers' pipelines, the whole processor."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def find_tagger(checkpoint: str, device: torch.device) -> ImageTagger | None:
+    """The tagger in a checkpoint's folder `tagger/`, if there is one."""
+    config = cached_file(
+        checkpoint, "config.json", subfolder=TAGGER_FOLDER, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
+    ) if checkpoint else None  # fmt: skip
+    return ImageTagger.from_pretrained(checkpoint, subfolder=TAGGER_FOLDER, device=device) if config else None
+
+
+def as_names(tags: Tags) -> list[str] | None:
+    """Tags as a list of names; `None` where there is no tag sentence."""
+    if tags is None:
+        return None
+    return [name.strip() for name in tags.split(",") if name.strip()] if isinstance(tags, str) else list(tags)
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def generate_arguments(pipe: Pipeline, generate_kwargs: dict[str, Any]) -> dict[str, Any]:

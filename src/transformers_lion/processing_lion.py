@@ -6,7 +6,8 @@ lengths at which texts are cut.
 Shape letters: B samples, T prompt tokens, T' question tokens, L answer tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -16,11 +17,12 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities
-from .image_loading import is_batch
+from .image_loading import is_batch, load_rgb_images
 from .plain_text import PlainTextTokenizer
 
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
+AUTO = "auto"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
@@ -30,6 +32,20 @@ CHAT_TEMPLATE = (
 
 Tags = str | Sequence[str] | None
 """Tags of one image: joined text, a list, or `None` for a prompt without the tag sentence."""
+
+
+Tagger = Callable[[Any], Sequence[Sequence[str] | None]]
+"""Images to the tag names of each, such as `transformers_lion.ImageTagger`."""
+
+
+@dataclass
+class Shared:
+    """Holds what copies of its owner share; transformers copies a processor each time it is shown or saved."""
+
+    content: Any
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
+        return self
 
 
 class LionTextKwargs(TypedDict, total=False):
@@ -101,6 +117,7 @@ class LionProcessor(ProcessorMixin):
         self.max_prompt_length = max_prompt_length
         self.max_question_length = max_question_length
         self.max_answer_length = max_answer_length
+        self._tagger = Shared(None)
         self._plain_ids = PlainTextTokenizer(tokenizer)
         self._plain_question_ids = PlainTextTokenizer(qformer_tokenizer)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
@@ -121,7 +138,7 @@ class LionProcessor(ProcessorMixin):
                 a list serves all questions.
             text: a question, or one for each sample. A single one serves all images.
             tags: of one image, or a list with those of each sample; joined text or lists of names. An empty list keeps
-                the tag sentence, `None` leaves it out.
+                the tag sentence, `None` leaves it out. "auto" asks the `tagger`.
             task_type: "image_level" (where it is left out) or "region_level", for all samples or one for each.
             text_target: answers, which give `labels`; prompts are then cut as in training.
             **kwargs: `return_tensors` ("pt" for tensors, otherwise lists), and options of the image processor
@@ -144,10 +161,15 @@ class LionProcessor(ProcessorMixin):
         images_kwargs, text_kwargs = self._options(kwargs)
         return_tensors = text_kwargs.pop("return_tensors", None)
         data: dict[str, Any] = {}
+        batched = is_batch(images)
+        if tags == AUTO:
+            images = [] if images is None else load_rgb_images(images)  # opened once, for tags and pixels
         if images is not None:
             data.update(self.image_processor(images, **images_kwargs))
         if text is not None:
-            texts = self._texts(text, len(data["pixel_values"]) if is_batch(images) else None)
+            texts = self._texts(text, len(data["pixel_values"]) if batched else None)
+            if tags == AUTO:
+                tags = self.tag(images) if batched else self.tag(images) * len(texts)
             data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
             tasks = per_sample("task_type", task_type or "image_level", len(texts))
             data["task_type_ids"] = [task_type_id(task) for task in tasks]
@@ -169,6 +191,27 @@ class LionProcessor(ProcessorMixin):
             if name not in known and value is not None:  # `apply_chat_template` also hands over videos=None
                 raise TypeError(f"LionProcessor has no option {name!r}.")
         return merged["images_kwargs"], merged["text_kwargs"]
+
+    @property
+    def tagger(self) -> Tagger | None:
+        """What makes the tags for `tags="auto"`, such as an `ImageTagger`. It is not saved with the processor."""
+        return self._tagger.content
+
+    @tagger.setter
+    def tagger(self, tagger: Tagger | None) -> None:
+        self._tagger = Shared(tagger)
+
+    def tag(self, images: Any) -> list[list[str]]:
+        """The tag names of each image.
+
+        Raises:
+            ValueError: if there is no tagger, no image, or one that cannot be read.
+        """
+        if self.tagger is None:
+            raise ValueError(
+                'tags="auto" needs a tagger. Attach one: processor.tagger = ImageTagger.from_pretrained(folder).'
+            )
+        return [list(names or []) for names in self.tagger(load_rgb_images(images))]
 
     @staticmethod
     def _texts(text: str | Sequence[str], num_images: int | None) -> list[str]:

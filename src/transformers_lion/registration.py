@@ -4,6 +4,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoProcessor,
@@ -15,20 +16,21 @@ from .image_processing_lion import LionImageProcessor
 from .modeling_lion import LionForConditionalGeneration
 from .pipeline_registration import register_pipelines
 from .processing_lion import LionProcessor
+from .ram import RamConfig, RamForImageTagging, RamImageProcessor
 
 
 def register() -> None:
     """Register everything. Calling it again changes nothing."""
-    AutoConfig.register("lion", LionConfig, exist_ok=True)
-    AutoConfig.register("lion_t5", LionT5Config, exist_ok=True)
+    for config_class in (LionConfig, LionT5Config, RamConfig):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForImageTextToText):
         auto_class.register(LionConfig, LionForConditionalGeneration, exist_ok=True)
     AutoModelForSeq2SeqLM.register(LionT5Config, LionT5ForConditionalGeneration, exist_ok=True)
+    for auto_class in (AutoModel, AutoModelForImageClassification):
+        auto_class.register(RamConfig, RamForImageTagging, exist_ok=True)
     AutoProcessor.register(LionConfig, LionProcessor, exist_ok=True)
-    AutoImageProcessor.register(
-        LionConfig,
+    for config_class, image_processor in ((LionConfig, LionImageProcessor), (RamConfig, RamImageProcessor)):
         # Pillow's pixels are the exact ones, so the same class serves where torchvision is installed
-        image_processor_classes={"pil": LionImageProcessor, "torchvision": LionImageProcessor},
-        exist_ok=True,
-    )
+        classes = {"pil": image_processor, "torchvision": image_processor}
+        AutoImageProcessor.register(config_class, image_processor_classes=classes, exist_ok=True)
     register_pipelines()

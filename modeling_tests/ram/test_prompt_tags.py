@@ -1,0 +1,187 @@
+"""Tags that flow into the prompt by themselves: tagger -> processor, tagger -> pipeline, tagger -> converted folder."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Pipeline, pipeline
+
+from convert_lion_checkpoint import main as convert
+from ram.factories import picture
+from transformers_lion import ImageTagger, LionProcessor
+
+PICTURES = [picture(seed) for seed in range(3)]
+QUESTION = "Is there a dog in the image?"
+SHORT = {"max_new_tokens": 6}
+
+
+class CountingTagger:
+    """A tagger that notes what it was given."""
+
+    def __init__(self, tagger: Any):
+        self.tagger = tagger
+        self.calls: list[int] = []
+
+    def __call__(self, images: Any) -> Any:
+        images = list(images)
+        self.calls.append(len(images))
+        return self.tagger(images)
+
+
+@pytest.fixture
+def tagger(ram_folder: Path) -> CountingTagger:
+    return CountingTagger(ImageTagger.from_pretrained(ram_folder))
+
+
+@pytest.fixture
+def processor(lion_processor: LionProcessor) -> LionProcessor:
+    return copy.deepcopy(lion_processor)
+
+
+@pytest.fixture(scope="session")
+def folder_with_tagger(lion_files: Path, ram_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The conversion's `--tagger`."""
+    output = tmp_path_factory.mktemp("with-tagger") / "lion"
+    options = {
+        "--lion": "lion.pth",
+        "--vision": "eva_vit.pth",
+        "--language-model": "llm",
+        "--qformer-tokenizer": "bert",
+    }
+    options["--overrides"] = "overrides.json"
+    arguments = [part for option, name in options.items() for part in (option, str(lion_files / name))]
+    assert convert([*arguments, "--tagger", str(ram_folder), "--output", str(output)]) == 0
+    return output
+
+
+def test_auto_tags_are_the_taggers(processor: LionProcessor, tagger: CountingTagger) -> None:
+    processor.tagger = tagger
+    names = tagger.tagger(PICTURES)
+    assert len({tuple(row) for row in names}) > 1  # so that a swap would show
+    inputs = processor(PICTURES, QUESTION, tags="auto")
+    assert inputs["input_ids"] == processor(PICTURES, QUESTION, tags=names)["input_ids"]
+    alone = processor(PICTURES[1], QUESTION, tags="auto")["input_ids"]
+    assert alone == processor(PICTURES[1], QUESTION, tags=names[1])["input_ids"]
+    both = processor(PICTURES[1], [QUESTION, "dog"], tags="auto")["input_ids"]
+    assert both == processor(PICTURES[1], [QUESTION, "dog"], tags=[names[1]] * 2)["input_ids"]
+
+
+def test_auto_tags_leave_the_pixels_as_they_are(processor: LionProcessor, tagger: CountingTagger) -> None:
+    processor.tagger = tagger
+    with_tags = processor(PICTURES, QUESTION, tags="auto", return_tensors="pt")["pixel_values"]
+    assert torch.equal(with_tags, processor(PICTURES, QUESTION, return_tensors="pt")["pixel_values"])
+
+
+def test_no_recognised_tag_keeps_the_sentence_with_an_empty_list(processor: LionProcessor) -> None:
+    processor.tagger = lambda images: [[] for _ in images]
+    assert processor(PICTURES[0], QUESTION, tags="auto")["input_ids"] == processor(text=QUESTION, tags=[])["input_ids"]
+
+
+def test_auto_tags_without_a_tagger_or_an_image_are_refused(processor: LionProcessor, tagger: CountingTagger) -> None:
+    with pytest.raises(ValueError, match="needs a tagger"):
+        processor(PICTURES[0], QUESTION, tags="auto")
+    processor.tagger = tagger
+    with pytest.raises(ValueError, match="no images"):
+        processor(text=QUESTION, tags="auto")
+
+
+def test_a_tagger_is_shared_by_copies_and_not_saved(
+    processor: LionProcessor, tagger: CountingTagger, tmp_path: Path
+) -> None:
+    processor.tagger = tagger
+    assert copy.deepcopy(processor).tagger is tagger
+    processor.save_pretrained(tmp_path)
+    assert LionProcessor.from_pretrained(tmp_path).tagger is None
+
+
+@pytest.fixture
+def pipe(lion_folder: Path, tagger: CountingTagger) -> Pipeline:
+    return pipeline("image-to-text", model=str(lion_folder), tagger=tagger)
+
+
+def answers(pipe: Pipeline, index: int, tags: Any) -> list[dict[str, Any]]:
+    inputs = pipe.processor(PICTURES[index], QUESTION, tags=tags, return_tensors="pt")
+    texts = pipe.processor.batch_decode(pipe.model.generate(**inputs, **SHORT), skip_special_tokens=True)
+    return [{"generated_text": text, "tags": tags} for text in texts]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_pipelines_tags_are_the_taggers_a_batch_at_a_time(
+    batch_size: int, pipe: Pipeline, tagger: CountingTagger
+) -> None:
+    names = tagger.tagger(PICTURES)
+    results = pipe(PICTURES, text=QUESTION, batch_size=batch_size, return_tags=True, **SHORT)
+    assert results == [answers(pipe, index, names[index]) for index in range(3)]
+    assert tagger.calls == {1: [1, 1, 1], 2: [2, 1]}[batch_size]
+    assert pipe(PICTURES[0], text=QUESTION, return_tags=True, **SHORT) == answers(pipe, 0, names[0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_given_tags_go_before_the_taggers(batch_size: int, pipe: Pipeline, tagger: CountingTagger) -> None:
+    names = tagger.tagger(PICTURES)
+    given = [["dog", "cat"], None, False]
+    results = pipe(PICTURES, text=QUESTION, tags=given, batch_size=batch_size, return_tags=True, **SHORT)
+    expected = [["dog", "cat"], names[1], None]
+    assert results == [answers(pipe, index, tags) for index, tags in enumerate(expected)]
+    assert sum(tagger.calls) == 1
+    assert pipe(PICTURES[0], tags=False, return_tags=True, **SHORT)[0]["tags"] is None
+    assert pipe(PICTURES[0], tags="dog, cat", return_tags=True, **SHORT)[0]["tags"] == ["dog", "cat"]
+    assert pipe(PICTURES[0], tags=[], return_tags=True, **SHORT)[0]["tags"] == []
+    assert sum(tagger.calls) == 1
+
+
+def test_the_conversion_puts_a_tagger_where_the_pipeline_finds_it(
+    folder_with_tagger: Path, ram_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = pipeline("image-to-text", model=str(folder_with_tagger))
+    assert isinstance(found.tagger, ImageTagger)
+    names = ImageTagger.from_pretrained(ram_folder)(PICTURES[:1])[0]
+    assert found(PICTURES[0], return_tags=True, **SHORT)[0]["tags"] == names
+    assert pipeline("image-to-text", model=str(folder_with_tagger), tagger=False).tagger is None
+
+
+def test_a_folder_that_is_no_tagger_is_refused(
+    lion_files: Path, lion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--lion", str(lion_files / "lion.pth"), "--language-model", str(lion_files / "llm")]
+    arguments += ["--qformer-tokenizer", str(lion_files / "bert"), "--output", str(tmp_path / "lion")]
+    assert convert([*arguments, "--tagger", str(lion_folder)]) == 1
+    assert "no tagger but a model of type 'lion'" in capsys.readouterr().err
+    assert convert([*arguments, "--tagger", str(tmp_path)]) == 1
+    assert not (tmp_path / "lion").exists()
+
+
+def test_without_tags_and_tagger_one_warning_says_so(lion_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program = """
+import sys, transformers_lion
+from PIL import Image
+from transformers import pipeline
+pipe = pipeline("image-to-text", sys.argv[1])
+for _ in range(3):
+    pipe(Image.new("RGB", (9, 9)), max_new_tokens=2)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(lion_folder)], capture_output=True, text=True, check=True
+    )
+    assert result.stderr.count("no tags and no tagger") == 1
+
+
+def test_a_picture_that_cannot_be_read_is_named_before_it_is_tagged(pipe: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        pipe([str(tmp_path / "broken.png")], **SHORT)
+
+
+def test_nothing_is_tagged_twice(lion_folder: Path, ram_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger = ImageTagger.from_pretrained(ram_folder)
+    pipe = pipeline("image-to-text", model=str(lion_folder), tagger=tagger)
+    seen: list[int] = []
+    forward = tagger.model.forward
+    monkeypatch.setattr(tagger.model, "forward", lambda *args, **kwargs: (seen.append(1), forward(*args, **kwargs))[1])
+    pipe([PICTURES[0], PICTURES[0].copy()], batch_size=2, **SHORT)
+    pipe(PICTURES[0], **SHORT)
+    assert len(seen) == 1

@@ -1,0 +1,396 @@
+"""RAM: Swin -> image tokens with their mean in front -> a head that asks them for each tag -> one logit a tag.
+
+Source: Recognize Anything (arXiv:2306.03514). Swin and the head's sub-layers are transformers' own; the loss is the
+asymmetric loss of Ridnik et al. (arXiv:2009.14119). Reading order: `get_image_features`, `get_label_queries`,
+`forward`.
+
+Shape letters: B batch, P patches behind the last stage, V vision width, E width of the image tokens that the head
+reads, L tags, D width of the head.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, SwinModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.instructblip.modeling_instructblip import (
+    InstructBlipQFormerAttention,
+    InstructBlipQFormerIntermediate,
+    InstructBlipQFormerMultiHeadAttention,
+    InstructBlipQFormerOutput,
+    eager_attention_forward,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_ram import RamConfig, check_tags
+from .label_queries import LabelQueries, LabelQueryCache
+from .tags import select_tags
+
+UNKNOWN_LABEL = -100
+"""Entry of `labels` for a tag of which nobody knows whether it is present: the loss does not count it."""
+
+
+@dataclass
+class RamImageTaggingOutput(ModelOutput):
+    """What the tagger computes.
+
+    Attributes:
+        loss: the asymmetric loss, if `labels` were given.
+        logits: (B, L).
+        image_embeds: (B, 1 + P, E), the projected image tokens, the mean's in front.
+        last_hidden_state: (B, L, D), the head's output.
+        hidden_states, cross_attentions: of each layer of the head, on request.
+        vision_hidden_states, vision_attentions: the vision tower's, on request.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    vision_hidden_states: tuple[torch.Tensor, ...] | None = None
+    vision_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class RamCrossAttention(InstructBlipQFormerMultiHeadAttention):
+    """BERT's cross-attention, for queries that are already projected and may be the same for the whole batch."""
+
+    def __init__(self, config: RamConfig):
+        super().__init__(config, is_cross_attention=True)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: None = None,
+        query_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, D) and (B, 1 + P, E), with `query_states` (1, L, D) instead of a projection -> (B, L, D)."""
+        if query_states is None:
+            query_states = self.query(hidden_states)
+        query_states = query_states.expand(hidden_states.shape[0], -1, -1)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        outputs, weights = attention(
+            self,
+            self._split_heads(query_states),
+            self._split_heads(self.key(encoder_hidden_states)),
+            self._split_heads(self.value(encoder_hidden_states)),
+            None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return outputs.flatten(2), weights
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, heads, N, D / heads)."""
+        return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
+
+
+class RamTaggingLayer(GradientCheckpointingLayer):
+    """Cross-attention to the image and feed-forward; each with a norm behind it. The tags do not see each other."""
+
+    def __init__(self, config: RamConfig):
+        super().__init__()
+        self.crossattention = InstructBlipQFormerAttention(config, is_cross_attention=True)
+        self.crossattention.attention = RamCrossAttention(config)
+        self.intermediate = InstructBlipQFormerIntermediate(config)
+        self.output = InstructBlipQFormerOutput(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        query_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(B, L, D), (B, 1 + P, E) and perhaps (1, L, D) -> (B, L, D)."""
+        hidden_states = self.crossattention(
+            hidden_states, encoder_hidden_states=encoder_hidden_states, query_states=query_states, **kwargs
+        )
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class RamPreTrainedModel(PreTrainedModel):
+    """What RAM's models share with transformers."""
+
+    config: RamConfig
+    base_model_prefix = "ram"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["SwinStage", "RamTaggingLayer"]
+
+
+class RamTaggingHead(RamPreTrainedModel):
+    """The layers that ask the image for each tag."""
+
+    main_input_name = "hidden_states"
+    _can_record_outputs = {
+        # without what goes in, which is the label queries that all calls share
+        "hidden_states": OutputRecorder(RamTaggingLayer, index=0, capture_initial_hidden_state=False),
+        "cross_attentions": OutputRecorder(RamCrossAttention, index=1),
+    }
+
+    def __init__(self, config: RamConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList([RamTaggingLayer(config) for _ in range(config.num_hidden_layers)])
+        self.post_init()
+
+    @property
+    def first_query(self) -> nn.Linear:
+        """The first layer's query projection."""
+        return self.layers[0].get_submodule("crossattention.attention.query")  # type: ignore[return-value]
+
+    @capture_outputs
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        query_states: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Run the layers.
+
+        Args:
+            hidden_states: (B, L, D), the label queries.
+            encoder_hidden_states: (B, 1 + P, E), the image tokens.
+            query_states: (1, L, D), the first layer's query projection of the label queries, if at hand.
+
+        Returns:
+            `last_hidden_state` (B, L, D), and on request each layer's output and attentions.
+        """
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, encoder_hidden_states, query_states, **kwargs)
+            query_states = None
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
+
+
+class RamForImageTagging(RamPreTrainedModel):
+    """The tagger: which of its tags does an image show?"""
+
+    def __init__(self, config: RamConfig):
+        super().__init__(config)
+        self.vision_model = SwinModel(config.vision_config)
+        self.vision_projection = nn.Linear(config.vision_config.hidden_size, config.encoder_hidden_size)
+        self.label_embeddings = nn.Embedding(config.num_labels, config.label_embed_dim)
+        self.label_projection: nn.Module = nn.Identity()
+        if config.projects_labels:
+            self.label_projection = nn.Linear(config.label_embed_dim, config.hidden_size)
+        self.head = RamTaggingHead(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self._label_query_cache = LabelQueryCache()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The vision tower's patch embeddings."""
+        return self.vision_model.get_input_embeddings()
+
+    @can_return_tuple
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        """Run the vision tower.
+
+        Args:
+            pixel_values: (B, 3, H, W), preprocessed, of the configured size.
+
+        Returns:
+            `last_hidden_state` (B, 1 + P, V), the image tokens with their mean in front; `pooler_output`
+            (B, 1 + P, E), their projection; on request the tower's hidden states and attentions.
+
+        Raises:
+            ValueError: if the pixels are of another size. (Swin itself would take them, but it remembers in its
+                layers what sizes it saw.)
+        """
+        if tuple(pixel_values.shape[-2:]) != self.config.image_size:
+            height, width = self.config.image_size
+            raise ValueError(
+                f"pixel_values are {pixel_values.shape[-2]}x{pixel_values.shape[-1]}, but the tagger reads "
+                f"{height}x{width} (vision_config.image_size)."
+            )
+        outputs = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
+        tokens = torch.cat([outputs.pooler_output.unsqueeze(1), outputs.last_hidden_state], dim=1)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=tokens,
+            pooler_output=self.vision_projection(tokens),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def get_label_queries(self, device: torch.device) -> LabelQueries:
+        """What the head asks, (1, L, D) twice; in inference computed once for the present weights.
+
+        Args:
+            device: where the image tokens are. (The weights may be elsewhere until they are needed.)
+        """
+        if (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled(device.type)  # the dtype would depend on more than the weights
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+        ):
+            return self._compute_label_queries(device)
+        modules = (self.label_embeddings, self.label_projection, self.head.first_query)
+        return self._label_query_cache.get(modules, lambda: self._compute_label_queries(device))
+
+    def _compute_label_queries(self, device: torch.device) -> LabelQueries:
+        labels = torch.arange(self.label_embeddings.num_embeddings, device=device)
+        hidden_states = nn.functional.relu(self.label_projection(self.label_embeddings(labels.unsqueeze(0))))
+        return LabelQueries(hidden_states, self.head.first_query(hidden_states))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> RamImageTaggingOutput:
+        """Score every tag on every image.
+
+        Args:
+            pixel_values: (B, 3, H, W), preprocessed.
+            labels: (B, L), 1 for a present tag, 0 for an absent one, -100 for one that is not to be counted.
+            num_items_in_batch: counted labels over all accumulated batches and processes, for the loss.
+
+        Raises:
+            ValueError: if the pixels are not of the configured size, or the labels not of shape (B, L).
+        """
+        image_features = self.get_image_features(pixel_values, return_dict=True, **kwargs)
+        image_embeds = image_features.pooler_output
+        queries = self.get_label_queries(image_embeds.device)
+        outputs = self.head(
+            queries.hidden_states.expand(image_embeds.shape[0], -1, -1),
+            image_embeds,
+            queries.query_states,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(outputs.last_hidden_state).squeeze(-1)
+        return RamImageTaggingOutput(
+            loss=None if labels is None else self.compute_loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            image_embeds=image_embeds,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            cross_attentions=outputs.cross_attentions,
+            vision_hidden_states=image_features.hidden_states,
+            vision_attentions=image_features.attentions,
+        )
+
+    def compute_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The asymmetric loss: the mean over images of the sum over tags.
+
+        Labels of -100 are left out, and the others weigh more accordingly.
+
+        Args:
+            logits, labels: (B, L).
+            num_items_in_batch: as in `forward`; the labels here by default.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        if labels.shape != logits.shape:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, but {logits.shape[0]} images and {logits.shape[1]} tags "
+                f"need {tuple(logits.shape)}: 1 for each present tag, 0 for each absent one."
+            )
+        labels = labels.to(logits.device)
+        known = labels != UNKNOWN_LABEL
+        losses = asymmetric_loss(
+            logits,
+            torch.where(known, labels, 0),
+            gamma_positive=self.config.loss_gamma_positive,
+            gamma_negative=self.config.loss_gamma_negative,
+            clip=self.config.loss_clip,
+        )
+        count = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        return torch.where(known, losses, 0.0).sum() * logits.shape[1] / count
+
+    def post_process_tagging(
+        self,
+        outputs: RamImageTaggingOutput,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        sort_by_score: bool = False,
+        allow: Iterable[str] | None = None,
+        drop: Iterable[str] | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """For each image its tags, as `{"label", "score"}`; see `select_tags` for the arguments."""
+        return select_tags(outputs["logits"], self.config, threshold, top_k, sort_by_score, allow, drop)
+
+    @torch.no_grad()
+    def add_tags(
+        self, names: Sequence[str], text_embeds: torch.Tensor, thresholds: Sequence[float] | float | None = None
+    ) -> None:
+        """Append tags to the list: open vocabulary. They are saved with the model.
+
+        Not while another thread tags with the model, and before an optimizer is made for it.
+
+        Args:
+            names: N names.
+            text_embeds: (N, `label_embed_dim`), their text embeddings in RAM's label space.
+            thresholds: one for each, or one for all; `default_threshold` by default.
+
+        Raises:
+            ValueError: if the counts or the width do not fit, a name is there already, or a threshold is out of range.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        width = self.config.label_embed_dim
+        if text_embeds.shape != (len(names), width):
+            raise ValueError(
+                f"text_embeds have shape {tuple(text_embeds.shape)}, but {len(names)} names need {(len(names), width)}."
+            )
+        if thresholds is None or isinstance(thresholds, float | int):
+            thresholds = [self.config.default_threshold if thresholds is None else thresholds] * len(names)
+        all_names = [self.config.id2label[index] for index in range(self.config.num_labels)] + names
+        all_thresholds = list(self.config.thresholds or []) + [float(threshold) for threshold in thresholds]
+        check_tags(all_names, all_thresholds)
+        weight = self.label_embeddings.weight
+        extended = torch.cat([weight, text_embeds.to(weight)])
+        self.label_embeddings = nn.Embedding.from_pretrained(extended, freeze=not weight.requires_grad)
+        self.config.id2label = dict(enumerate(all_names))
+        self.config.label2id = {name: index for index, name in enumerate(all_names)}
+        self.config.thresholds = all_thresholds
+
+
+def asymmetric_loss(
+    logits: torch.Tensor, labels: torch.Tensor, gamma_positive: float, gamma_negative: float, clip: float
+) -> torch.Tensor:
+    """The asymmetric loss of each tag, in float32 (Ridnik et al., arXiv:2009.14119, equations 4 to 6).
+
+    Args:
+        logits: any shape.
+        labels: of the same shape, 1 present and 0 absent; a number in between mixes the two.
+        gamma_positive, gamma_negative: exponents that weigh down what is already right.
+        clip: probability that is subtracted from an absent tag's score.
+    """
+    logits, labels = logits.float(), labels.float()
+    absent = (torch.sigmoid(-logits) + clip).clamp(max=1)  # 1 - p_m
+    log_absent = absent.log() if clip > 0 else nn.functional.logsigmoid(-logits)
+    with torch.no_grad():  # the weights are constants to the gradient, as in the authors' code
+        right = labels * torch.sigmoid(logits) + (1 - labels) * absent
+        weights = (1 - right) ** (labels * gamma_positive + (1 - labels) * gamma_negative)
+    return -weights * (labels * nn.functional.logsigmoid(logits) + (1 - labels) * log_absent)
+
+
+__all__ = ["RamForImageTagging", "RamImageTaggingOutput", "RamPreTrainedModel", "RamTaggingHead"]

@@ -1,0 +1,50 @@
+"""`pipeline("image-tagging")`: the tags that are present, by each tag's own threshold.
+
+The stock `image-classification` pipeline takes a tagger too, as multi-label: it gives the best `top_k` scores, whether
+they are above their thresholds or not.
+"""
+
+from typing import Any
+
+from transformers import BatchFeature, ImageClassificationPipeline
+
+from .modeling_ram import RamForImageTagging
+
+
+class ImageTaggingPipeline(ImageClassificationPipeline):
+    """Tags of images: for each a list of `{"label", "score"}`.
+
+    It takes the arguments of `select_tags`: `threshold`, `top_k`, `sort_by_score`, `allow` and `drop`.
+    """
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """Report a model that is no tagger."""
+        super().check_model_type([RamForImageTagging.__name__])
+
+    def _sanitize_parameters(
+        self,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        sort_by_score: bool | None = None,
+        allow: list[str] | None = None,
+        drop: list[str] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        selection = {
+            "threshold": threshold, "top_k": top_k, "sort_by_score": sort_by_score, "allow": allow, "drop": drop,
+        }  # fmt: skip
+        given = {name: value for name, value in selection.items() if value is not None}
+        return {}, {}, given
+
+    def preprocess(self, image: Any) -> BatchFeature:
+        """One image to pixels."""
+        return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        return {"logits": self.model(**model_inputs).logits}
+
+    def postprocess(self, model_outputs: dict[str, Any], **selection: Any) -> list[dict[str, Any]]:
+        """Logits (1, L) to tags."""
+        return self.model.post_process_tagging(model_outputs, **selection)[0]
+
+
+__all__ = ["ImageTaggingPipeline"]
