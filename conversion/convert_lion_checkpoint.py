@@ -4,7 +4,8 @@
         --qformer-tokenizer bert-base-uncased --output lion-flant5-xl
 
 What is in the files is described in `docs/checkpoint.md`. Nothing is guessed: every key has its place, is on the list
-of droppable ones, or is an error; so is every key that is missing.
+of droppable ones, or is an error; so is every key that is missing. Tensors are read, converted and written one at a
+time, and at the end read back and compared; the output appears when all of that is done.
 """
 
 import argparse
@@ -12,18 +13,23 @@ import contextlib
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import AutoTokenizer, BertTokenizer, GenerationConfig
 
 from infer_config import infer_config
-from key_map import convert
-from lion_keys import DROPPABLE, EMBEDDING, EMBEDDING_ALIASES, LANGUAGE_MODEL_PREFIX, LION_KEYS, VISION_PREFIX
-from sources import SourceError, load_file, load_folder, load_json
+from key_map import Entry, convert
+from lion_keys import LION_KEYS
+from lion_sources import NUM_VISION_BLOCKS, LionTensors, read_sources, resolve_folder
+from shards import FolderReader, Shard, Slot, plan_shards, write_index, write_shard
+from sources import SourceError, load_json
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.image_processing_lion import LionImageProcessor
 from transformers_lion.modeling_lion import LionForConditionalGeneration
@@ -31,92 +37,92 @@ from transformers_lion.pipelines import TAGGER_FOLDER
 from transformers_lion.processing_lion import LionProcessor
 from transformers_lion.ram import RamConfig
 
-NUM_VISION_BLOCKS = 39
-"""Blocks of EVA-ViT-g that LION runs; its file may hold a 40th."""
-
 GENERATION_DEFAULTS = {"num_beams": 5, "max_new_tokens": 256, "min_length": 1, "repetition_penalty": 1.5}
 """The reference's defaults; what it leaves at 1 or off is off in transformers too."""
 
+LARGE = 10**9
+"""Numbers from which on `--dtype auto` is bfloat16, in which the reference itself runs its language model."""
 
-def gather(
-    lion: Mapping[str, torch.Tensor],
-    vision: Mapping[str, torch.Tensor],
-    language_model: Mapping[str, torch.Tensor],
-    num_vision_blocks: int = NUM_VISION_BLOCKS,
-) -> dict[str, torch.Tensor]:
-    """One state dict in the reference's names; where files overlap LION's own goes before the others.
+FROZEN = re.compile(r"vision_model\.(?!post_layernorm)|language_model\.(?!.*\.adapter\.)")
+"""Parameters that LION's training leaves as they are, by their converted name."""
 
-    Raises:
-        ValueError: if an alias of the embedding table is not the table.
-    """
-    tensors = {
-        **{VISION_PREFIX + name.removeprefix(VISION_PREFIX): tensor for name, tensor in vision.items()},
-        **{LANGUAGE_MODEL_PREFIX + name: tensor for name, tensor in language_model.items()},
-        **lion,
-    }
-    drop_aliases(tensors)
-    return {name: tensor for name, tensor in tensors.items() if not is_droppable(name, num_vision_blocks)}
+POSITION_TABLE = "vision_model.embeddings.position_embedding"
+LANGUAGE_MODEL_FILES = ("*.json", "*.safetensors", "*.model")
+TOKENIZER_FILES = ("*.json", "vocab.txt")
 
 
-def drop_aliases(tensors: dict[str, torch.Tensor]) -> None:
-    """Remove the embedding table's other names; the released file has them in another precision than the table.
+class Conversion:
+    """The converted model's tensors, made one at a time from the original ones.
+
+    Args:
+        found: the original tensors.
+        config: of the converted model.
+        dtype: of the weights; `None` for the default.
+        trained_in_float32: whether what LION's training changed stays in float32.
+        allow_nonfinite: whether NaN and infinity are let through.
 
     Raises:
-        ValueError: if an alias holds other values than the table, so that one of the files belongs to another model.
+        ValueError: naming keys without a place, missing keys, and shapes that differ.
     """
-    for alias in EMBEDDING_ALIASES:
-        tensor = tensors.pop(alias, None)
-        if tensor is None:
-            continue
-        table = tensors.setdefault(EMBEDDING, tensor)
-        if table.shape != tensor.shape or not torch.equal(table.to(tensor.dtype), tensor):
-            raise ValueError(
-                f"{alias} {tuple(tensor.shape)} is not the table of the language model's folder {tuple(table.shape)}: "
-                "the LION file was trained on another language model."
+
+    def __init__(
+        self,
+        found: LionTensors,
+        config: LionConfig,
+        dtype: torch.dtype | None = None,
+        trained_in_float32: bool = False,
+        allow_nonfinite: bool = False,
+    ):
+        self.tensors = found.tensors
+        self.allow_nonfinite = allow_nonfinite
+        entries = LION_KEYS.from_originals(found.tensors)
+        self.entries: dict[str, Entry] = {entry.converted: entry for entry in entries}
+        with torch.device("meta"):
+            model = LionForConditionalGeneration(config)
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+        self._check_shapes(shapes)
+        if dtype is None:
+            dtype = (
+                torch.bfloat16
+                if sum(map(torch.Size.numel, map(torch.Size, shapes.values()))) >= LARGE
+                else torch.float32
             )
+        self.dtype = dtype
+        trained = torch.float32 if trained_in_float32 else dtype
+        self.slots = {name: Slot(shape, dtype if FROZEN.match(name) else trained) for name, shape in shapes.items()}
 
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        made = convert(self.entries.values(), lambda key: self.tensors[key].to("meta"))
+        found = {name: tuple(tensor.shape) for name, tensor in made}
+        if POSITION_TABLE in found:
+            found[POSITION_TABLE] = shapes[POSITION_TABLE]  # another grid is resized
+        problems = [f"{name} is missing" for name in sorted(shapes.keys() - found.keys())]
+        problems += [f"{name} has no place in the model" for name in sorted(found.keys() - shapes.keys())]
+        problems += [
+            f"{name} has shape {found[name]}, not {shape}"
+            for name, shape in sorted(shapes.items())
+            if found.get(name, shape) != shape
+        ]
+        if problems:
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise ValueError("The files do not make up one model: " + "; ".join(problems[:5]) + more + ".")
 
-def is_droppable(name: str, num_vision_blocks: int) -> bool:
-    """Whether a key has no place in the converted model."""
-    block = re.match(r"visual_encoder\.blocks\.(\d+)\.", name)
-    if block and int(block.group(1)) >= num_vision_blocks:
-        return True
-    return any(pattern.fullmatch(name) for pattern in DROPPABLE)
+    def load(self, name: str, slot: Slot) -> torch.Tensor:
+        """One converted tensor.
 
-
-def build_model(
-    config: LionConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype
-) -> LionForConditionalGeneration:
-    """The model with `tensors` (reference names) in it.
-
-    Raises:
-        ValueError: naming every key without a place, every missing key, and every shape that differs.
-    """
-    converted = {
-        name: tensor.to(dtype).contiguous()
-        for name, tensor in convert(LION_KEYS.from_originals(tensors), tensors.__getitem__)
-    }
-    with torch.device("meta"):
-        model = LionForConditionalGeneration(config)
-    expected = {
-        name: tensor.shape for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys
-    }
-    position_table = "vision_model.embeddings.position_embedding"
-    converted[position_table] = resize_positions(converted[position_table], expected[position_table][1])
-    problems = [f"{name} is missing" for name in sorted(expected.keys() - converted.keys())]
-    problems += [f"{name} has no place in the model" for name in sorted(converted.keys() - expected.keys())]
-    problems += [
-        f"{name} has shape {tuple(converted[name].shape)}, not {tuple(shape)}"
-        for name, shape in sorted(expected.items())
-        if name in converted and converted[name].shape != shape
-    ]
-    if problems:
-        raise ValueError("The files do not make up one model: " + "; ".join(problems))
-    model.load_state_dict(converted, strict=False, assign=True)
-    model.tie_weights()
-    left_behind = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-    assert not left_behind, left_behind
-    return model
+        Raises:
+            ValueError: if it holds NaN or infinity and that is not allowed.
+        """
+        entry = self.entries[name]
+        originals = [self.tensors[key] for key in entry.originals]
+        for key, tensor in zip(entry.originals, originals, strict=True):
+            if not self.allow_nonfinite and not torch.isfinite(tensor).all():
+                count = int((~torch.isfinite(tensor)).sum())
+                raise ValueError(f"{key} holds {count} NaN or infinite values; --allow-nonfinite lets them be.")
+        tensor = entry.rule.forward(*originals)
+        if name == POSITION_TABLE:
+            tensor = resize_positions(tensor, slot.shape[1])
+        return tensor.to(slot.dtype)
 
 
 def resize_positions(table: torch.Tensor, num_positions: int) -> torch.Tensor:
@@ -129,12 +135,30 @@ def resize_positions(table: torch.Tensor, num_positions: int) -> torch.Tensor:
     return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
-def build_processor(language_model: Path, qformer_tokenizer: Path, image_size: int) -> LionProcessor:
-    """The processor from the two tokenizers' folders."""
-    bert = BertTokenizer.from_pretrained(qformer_tokenizer, truncation_side="left")
+def build_processor(language_model: Path, qformer_tokenizer: Path) -> LionProcessor:
+    """The processor from the two tokenizers' folders.
+
+    Raises:
+        SourceError: if a folder holds no tokenizer.
+    """
+    bert = load_tokenizer(BertTokenizer, qformer_tokenizer)
     bert.add_special_tokens({"bos_token": "[DEC]"})
-    image_processor = LionImageProcessor(size={"height": image_size, "width": image_size})
-    return LionProcessor(image_processor, AutoTokenizer.from_pretrained(language_model), bert)
+    return LionProcessor(LionImageProcessor(), load_tokenizer(AutoTokenizer, language_model), bert)
+
+
+def load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        SourceError: if there is none.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model", "vocab.txt")):
+        raise SourceError(f"{folder}: holds no tokenizer (tokenizer.json, spiece.model or vocab.txt).")
+    try:
+        return tokenizer_class.from_pretrained(folder)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        reason = str(error).strip().split("\n", 1)[0]
+        raise SourceError(f"{folder}: its tokenizer cannot be loaded ({reason}).") from error
 
 
 def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
@@ -147,69 +171,156 @@ def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
             raise ValueError(f"The {part}'s tokenizer has {len(tokenizer)} tokens, but its embedding {rows} rows.")
 
 
-def convert_checkpoint(
-    lion: Path,
-    vision: Path | None,
-    language_model: Path,
-    qformer_tokenizer: Path,
-    output: Path,
-    overrides: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
-    tagger: Path | None = None,
-) -> LionConfig:
-    """Convert the files and write the folder; `output` appears when all of it is written.
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; see `parse_arguments`."""
 
-    Args:
-        lion: LION's own `.pth`: the released layout, a bare state dict, or a full one.
-        vision: the vision tower's file; `None` if `lion` holds the tower.
-        language_model: FlanT5's folder.
-        qformer_tokenizer: bert-base-uncased's folder.
-        output: the folder to write; it may not exist.
-        overrides: LionConfig's fields that shapes cannot tell.
-        dtype: of all weights that are written.
-        tagger: a converted tagger's folder, to be copied to `output`'s `tagger/`.
+    lion: Path
+    vision: Path | None
+    language_model: Path | str
+    qformer_tokenizer: Path | str
+    output: Path
+    overrides: Path | None = None
+    tagger: Path | None = None
+    dtype: str = "auto"
+    trained_in_float32: bool = False
+    max_shard_size: float = 2.0
+    allow_nonfinite: bool = False
+    overwrite: bool = False
+
+
+def convert_checkpoint(options: Options) -> None:
+    """Convert the files, write the folder, compare it with the files, and print what was done.
 
     Raises:
-        ValueError: with one sentence that names what is wrong.
+        ValueError: with one sentence that names what is wrong; nothing is written then.
+        OSError: if the disk refuses.
     """
-    overrides = overrides or {}
-    if output.exists():
-        raise SourceError(f"{output}: exists already.")
-    if tagger is not None:
-        check_tagger(tagger)
-    processor_sizes = dict(overrides.get("vision_config", {}))
-    processor = build_processor(language_model, qformer_tokenizer, image_size=224)
-    tensors = gather(
-        load_file(lion),
-        load_file(vision) if vision else {},
-        load_folder(language_model),
-        processor_sizes.get("num_hidden_layers", NUM_VISION_BLOCKS),
+    start = time.monotonic()
+    recover(options.output)
+    if options.output.exists() and not options.overwrite:
+        raise SourceError(f"{options.output}: exists already; --overwrite replaces it.")
+    if options.tagger is not None:
+        check_tagger(options.tagger)
+    config, processor, found = read(options)
+    conversion = Conversion(
+        found,
+        config,
+        None if options.dtype == "auto" else getattr(torch, options.dtype),
+        options.trained_in_float32,
+        options.allow_nonfinite,
     )
+    config.dtype = conversion.dtype
+    shards = plan_shards(conversion.slots, int(options.max_shard_size * 1e9))
+    check_disk(options.output, sum(shard.num_bytes for shard in shards))
+    with unfinished(options.output) as folder:
+        digests = write_weights(folder, shards, conversion)
+        write_settings(folder, config, processor)
+        if options.tagger is not None:
+            shutil.copytree(options.tagger, folder / TAGGER_FOLDER)
+        compare(folder, conversion)
+    print(report(options.output, found, conversion, shards, digests, time.monotonic() - start))
+
+
+def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
+    """The configuration, the processor and the tensors that the files make up."""
+    language_model = resolve_folder(options.language_model, LANGUAGE_MODEL_FILES)
+    qformer_tokenizer = resolve_folder(options.qformer_tokenizer, TOKENIZER_FILES)
+    overrides = load_json(options.overrides) if options.overrides else {}
+    processor = build_processor(language_model, qformer_tokenizer)
+    num_blocks = dict(overrides.get("vision_config", {})).get("num_hidden_layers", NUM_VISION_BLOCKS)
+    found = read_sources(options.lion, options.vision, language_model, num_blocks)
     bert_config = qformer_tokenizer / "config.json"
     config = infer_config(
-        tensors,
+        found.tensors,
         load_json(language_model / "config.json"),
         load_json(bert_config) if bert_config.is_file() else {},
         processor.soft_prompt_token_id,
         overrides,
     )
+    config.architectures = [LionForConditionalGeneration.__name__]
     check_vocabularies(config, processor)
     image_size = config.vision_config.image_size
     processor.image_processor.size = {"height": image_size, "width": image_size}
-    config.dtype = dtype
-    model = build_model(config, tensors, dtype)
-    model.generation_config = GenerationConfig(
+    return config, processor, found
+
+
+def write_weights(folder: Path, shards: list[Shard], conversion: Conversion) -> dict[str, str]:
+    """Write the shards and, if there are several, their index; the sha256 of each file."""
+    with tqdm(total=sum(shard.num_bytes for shard in shards), unit="B", unit_scale=True, desc="writing") as progress:
+
+        def load(name: str, slot: Slot) -> torch.Tensor:
+            progress.update(slot.num_bytes)
+            return conversion.load(name, slot)
+
+        digests = {shard.file: write_shard(folder, shard, load) for shard in shards}
+    if len(shards) > 1:
+        write_index(folder, shards)
+    return digests
+
+
+def write_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
+    """Write everything but the weights."""
+    config.save_pretrained(folder)
+    GenerationConfig(
         **GENERATION_DEFAULTS,
         decoder_start_token_id=config.text_config.decoder_start_token_id,
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
-    )
-    with unfinished(output) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        if tagger is not None:
-            shutil.copytree(tagger, folder / TAGGER_FOLDER)
-    return config
+    ).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def compare(folder: Path, conversion: Conversion) -> None:
+    """Read the weights back and compare each with its source.
+
+    Raises:
+        ValueError: naming the tensors that are missing, too many, or not equal.
+    """
+    reader = FolderReader(folder)
+    wrong = sorted(reader.files.keys() ^ conversion.slots.keys())
+    for name, slot in tqdm(conversion.slots.items(), unit="tensor", desc="comparing"):
+        if name not in wrong and not same_bits(reader[name], conversion.load(name, slot)):
+            wrong.append(name)
+    if wrong:
+        raise ValueError(f"{folder}: {len(wrong)} tensors are not what their sources say: {', '.join(wrong[:5])}.")
+
+
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are equal to the last bit, NaN included."""
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        return False
+    return torch.equal(first.reshape(-1).view(torch.uint8), second.contiguous().reshape(-1).view(torch.uint8))
+
+
+def report(
+    output: Path,
+    found: LionTensors,
+    conversion: Conversion,
+    shards: list[Shard],
+    digests: Mapping[str, str],
+    seconds: float,
+) -> str:
+    """A table of what was done."""
+    derived = [entry for entry in conversion.entries.values() if len(entry.originals) > 1]
+    reasons: dict[str, int] = {}
+    for reason in found.dropped.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    numbers = sum(torch.Size(slot.shape).numel() for slot in conversion.slots.values())
+    rows = [
+        ("source keys used", f"{len(found.tensors):,}"),
+        ("tensors derived from several keys", f"{len(derived):,}"),
+        *((f"dropped: {reason}", f"{count:,}") for reason, count in sorted(reasons.items())),
+        ("tensors written", f"{len(conversion.slots):,}"),
+        ("numbers written", f"{numbers:,}"),
+        ("bytes written", f"{sum(shard.num_bytes for shard in shards):,}"),
+        ("dtype", str(conversion.dtype).removeprefix("torch.")),
+        ("seconds", f"{seconds:.1f}"),
+        *((f"sha256 of {file}", digest) for file, digest in digests.items()),
+    ]
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{output}: written, read back and compared."]
+    return "\n".join(lines + [f"  {label:<{width}}  {value}" for label, value in rows])
 
 
 def check_tagger(folder: Path) -> None:
@@ -219,51 +330,71 @@ def check_tagger(folder: Path) -> None:
         raise SourceError(f"{folder}: holds no tagger but a model of type {model_type!r}; convert RAM's file first.")
 
 
+def check_disk(output: Path, num_bytes: int) -> None:
+    """Raise `SourceError` if the disk has no room for the weights and a little more."""
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    free, needed = shutil.disk_usage(parent).free, int(num_bytes * 1.01) + 50_000_000
+    if free < needed:
+        raise SourceError(f"{output}: {needed:,} bytes are needed, but {free:,} are free on the disk.")
+
+
 @contextlib.contextmanager
 def unfinished(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its name when the block ends, and goes away if it fails."""
-    folder = output.with_name(f".{output.name}.unfinished")
+    """A folder beside `output` that takes its place when the block ends, and goes away if it fails.
+
+    What a killed run leaves behind is removed by the next one.
+    """
+    folder, replaced = beside(output, "unfinished"), beside(output, "replaced")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
+        if output.exists():
+            output.rename(replaced)
         folder.rename(output)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def recover(output: Path) -> None:
+    """Put back what a run had moved away when it was killed before the new folder took its place."""
+    replaced = beside(output, "replaced")
+    if replaced.exists() and not output.exists():
+        replaced.rename(output)
+
+
+def beside(output: Path, label: str) -> Path:
+    """A hidden neighbour of `output`."""
+    return output.with_name(f".{output.name}.{label}")
+
+
+def parse_arguments(argv: list[str] | None) -> Options:
     """The command line."""
     parser = argparse.ArgumentParser(description="Convert LION's original files to a folder for from_pretrained.")
     parser.add_argument("--lion", type=Path, required=True, help="LION's .pth: released layout or a state dict")
     parser.add_argument("--vision", type=Path, help="the vision tower's .pth; not needed if --lion holds the tower")
-    parser.add_argument("--language-model", type=Path, required=True, help="FlanT5's folder")
-    parser.add_argument("--qformer-tokenizer", type=Path, required=True, help="bert-base-uncased's folder")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; may not exist")
+    parser.add_argument("--language-model", required=True, help="FlanT5: a folder or a Hub repository")
+    parser.add_argument("--qformer-tokenizer", required=True, help="bert-base-uncased: a folder or a Hub repository")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--overrides", type=Path, help="JSON with fields of LionConfig that shapes cannot tell")
     parser.add_argument("--tagger", type=Path, help="folder of a converted tagger, to be put into the output")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    return parser.parse_args(argv)
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="auto: bfloat16 from a billion numbers on")
+    parser.add_argument("--trained-in-float32", action="store_true", help="keep what LION trained in float32")
+    parser.add_argument("--max-shard-size", type=float, default=2.0, metavar="GB", help="of a file; 2 by default")
+    parser.add_argument("--allow-nonfinite", action="store_true", help="let NaN and infinity through")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    return Options(**vars(parser.parse_args(argv)))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; the exit code."""
-    arguments = parse_arguments(argv)
     try:
-        config = convert_checkpoint(
-            arguments.lion,
-            arguments.vision,
-            arguments.language_model,
-            arguments.qformer_tokenizer,
-            arguments.output,
-            load_json(arguments.overrides) if arguments.overrides else None,
-            getattr(torch, arguments.dtype),
-            arguments.tagger,
-        )
+        convert_checkpoint(parse_arguments(argv))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{arguments.output}: LION with visual branch {config.visual_branch!r}, {arguments.dtype}.")
     return 0
 
 

@@ -1,9 +1,13 @@
+import contextlib
+import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import convert_lion_checkpoint
+import shards
 from convert_lion_checkpoint import main, resize_positions
 from recipe import lion_manifest, seeded_weights
 from transformers_lion import LionConfig, LionForConditionalGeneration, LionProcessor
@@ -34,8 +40,8 @@ class Files:
             "--output": self.output,
         }
 
-    def convert(self) -> int:
-        return main([str(part) for pair in self.arguments.items() if pair[1] is not None for part in pair])
+    def convert(self, *options: str) -> int:
+        return main([str(part) for pair in self.arguments.items() if pair[1] is not None for part in pair] + [*options])
 
     def load(self) -> LionForConditionalGeneration:
         return LionForConditionalGeneration.from_pretrained(self.output).eval()
@@ -224,7 +230,15 @@ def replace(key: str, tensor: torch.Tensor) -> Any:
         ("lion.pth", replace("surprise.weight", torch.ones(1)), ["nothing expects", "surprise.weight"]),
         ("lion.pth", remove("t5_proj.bias"), ["language_projection.bias is missing"]),
         ("lion.pth", remove("query_tokens"), ["query_tokens is missing"]),
-        ("lion.pth", replace("t5_proj.bias", torch.ones(5)), ["language_projection.bias", "(5,)", "(48,)"]),
+        ("lion.pth", replace("t5_proj.bias", torch.ones(5)), ["width 5 (t5_proj.bias)", "48 wide"]),
+        (
+            "lion.pth",
+            replace("t5_proj.weight", torch.ones(48, 5)),
+            ["language_projection.weight", "(48, 5)", "(48, 48)"],
+        ),
+        ("lion.pth", replace("ln_vision.weight", torch.ones(64)), ["vision tower of width 64", "32 wide"]),
+        ("lion.pth", replace("t5_proj.weight", torch.full((48, 48), torch.nan)), ["t5_proj.weight holds 2304 NaN"]),
+        ("eva_vit.pth", replace("cls_token", torch.full((1, 1, 32), torch.inf)), ["visual_encoder.cls_token holds 32"]),
         (
             "lion.pth",
             replace("t5_model.encoder.embed_tokens.weight", torch.ones(512, 48)),
@@ -314,6 +328,144 @@ def test_an_output_that_exists_is_left_alone(files: Files, capsys: pytest.Captur
     (files.output / "mine").touch()
     assert_refused(files, ["exists already"], capsys)
     assert (files.output / "mine").exists()
+
+
+def test_an_output_is_replaced_on_request_and_only_when_the_new_one_is_whole(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert files.convert() == 0
+    weights = (files.output / "model.safetensors").read_bytes()
+    (files.output / "mine").touch()
+    files.edit("lion.pth", replace("t5_proj.weight", torch.full((48, 48), torch.nan)))
+    assert files.convert("--overwrite") == 1
+    assert (files.output / "model.safetensors").read_bytes() == weights
+    assert (files.output / "mine").exists()
+    assert files.convert("--overwrite", "--allow-nonfinite") == 0
+    assert not (files.output / "mine").exists()
+    assert files.load().language_projection.weight.isnan().all()
+    assert [path.name for path in files.output.parent.iterdir() if "lion" in path.name] == ["lion"]
+
+
+def test_weights_are_divided_into_shards_with_an_index(
+    files: Files, lion_model: LionForConditionalGeneration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert files.convert("--max-shard-size", "0.001") == 0
+    shards = sorted(files.output.glob("model-*.safetensors"))
+    assert len(shards) > 3
+    assert all(shard.stat().st_size < 1_100_000 for shard in shards)
+    assert_same_parameters(files.load(), lion_model)
+    printed = capsys.readouterr().out
+    for shard in shards:
+        assert f"sha256 of {shard.name}" in printed
+        assert hashlib.sha256(shard.read_bytes()).hexdigest() in printed
+
+
+def test_the_report_counts_what_was_used_derived_and_dropped(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert files.convert() == 0
+    rows = dict(re.findall(r"^  (\S.*?)  +(\S+)$", capsys.readouterr().out, re.MULTILINE))
+    numbers = sum(tensor.numel() for tensor in load_file(files.output / "model.safetensors").values())
+    assert rows["numbers written"] == f"{numbers:,}"
+    assert rows["tensors derived from several keys"] == "39"
+    assert rows["dropped: another name of the embedding table, with its values"] == "2"
+    assert rows["dropped: a buffer that counts 0, 1, 2, ..."] == "1"
+    assert rows["dtype"] == "float32"
+
+
+def test_what_lion_trained_stays_in_float32_on_request(files: Files) -> None:
+    assert files.convert("--dtype", "bfloat16", "--trained-in-float32") == 0
+    dtypes = {name: tensor.dtype for name, tensor in load_file(files.output / "model.safetensors").items()}
+    trained = (
+        "qformer.",
+        "query_tokens.",
+        "language_projection.",
+        "aggregator",
+        "soft_prompt.",
+        "vision_model.post_lay",
+    )
+    for name, dtype in dtypes.items():
+        expected = torch.float32 if name.startswith(trained) or ".adapter." in name else torch.bfloat16
+        assert dtype == expected, name
+    assert set(dtypes.values()) == {torch.float32, torch.bfloat16}
+
+
+def test_a_disk_without_room_is_refused_with_both_numbers(
+    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1234, 1234))
+    assert_refused(files, ["bytes are needed", "1,234 are free"], capsys)
+
+
+def test_a_target_that_cannot_be_written_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.arguments["--output"] = Path("/proc/lion")
+    assert_refused(files, ["/proc"], capsys)
+    files.arguments["--output"] = files.folder / "lion.pth" / "lion"
+    assert_refused(files, ["lion.pth"], capsys)
+
+
+@pytest.mark.parametrize("part", ["llm", "bert"])
+def test_a_missing_tokenizer_is_refused_by_folder(part: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("spiece.model", "vocab.txt"):
+        (files.folder / part / name).unlink(missing_ok=True)
+    assert_refused(files, [part, "no tokenizer"], capsys)
+
+
+def test_a_broken_tokenizer_is_refused_by_folder(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    (files.folder / "llm" / "spiece.model").write_bytes(b"no model")
+    assert_refused(files, ["llm", "tokenizer cannot be loaded"], capsys)
+
+
+def test_a_repository_that_cannot_be_had_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.arguments["--language-model"] = "google/flan-t5-nothing"
+    assert_refused(files, ["google/flan-t5-nothing", "not to be had from the Hub"], capsys)
+    files.arguments["--language-model"] = "./nowhere"
+    assert_refused(files, ["nowhere: there is no such folder"], capsys)
+
+
+def test_a_tensor_that_is_not_written_as_it_should_be_is_noticed(
+    files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write_with_a_flipped_bit(folder: Path, shard: shards.Shard, load: Any) -> str:
+        digest = shards.write_shard(folder, shard, load)
+        with (folder / shard.file).open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)[0]
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last ^ 1]))
+        return digest
+
+    monkeypatch.setattr(convert_lion_checkpoint, "write_shard", write_with_a_flipped_bit)
+    assert_refused(files, ["1 tensors are not what their sources say"], capsys)
+
+
+def test_runs_that_are_killed_leave_the_target_alone_and_can_be_started_again(
+    files: Files, lion_model: LionForConditionalGeneration
+) -> None:
+    """Killed at ten moments from the start to behind the end; a target is there already, and is to be replaced."""
+    assert files.convert() == 0
+    before = (files.output / "model.safetensors").read_bytes()
+    command = [sys.executable, str(ROOT / "conversion" / "convert_lion_checkpoint.py"), "--overwrite"]
+    command += [str(part) for pair in files.arguments.items() if pair[1] is not None for part in pair]
+    start = time.monotonic()
+    subprocess.run(command, check=True, capture_output=True)
+    whole = time.monotonic() - start
+    for moment in range(1, 11):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(whole * (0.45 + moment / 20))
+        process.kill()
+        process.wait()
+        convert_lion_checkpoint.recover(files.output)
+        assert (files.output / "model.safetensors").read_bytes() == before
+    subprocess.run(command, check=True, capture_output=True)
+    assert_same_parameters(files.load(), lion_model)
+    assert [path.name for path in files.output.parent.iterdir() if "lion" in path.name] == ["lion"]
+
+
+def test_a_target_that_was_moved_away_by_a_killed_run_comes_back(files: Files) -> None:
+    assert files.convert() == 0
+    files.output.rename(files.output.with_name(".lion.replaced"))
+    assert files.convert() == 1  # it exists already
+    assert (files.output / "model.safetensors").is_file()
 
 
 def test_a_safetensors_lion_file_is_read_too(files: Files, lion_model: LionForConditionalGeneration) -> None:

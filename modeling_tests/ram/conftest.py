@@ -7,22 +7,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from convert_ram_checkpoint import main as convert
 from ram.recipe import RAM_GOLDENS, write_ram_files
-from transformers_lion.ram import ImageTaggingPipeline, RamConfig, RamForImageTagging, RamImageProcessor
-
-AutoConfig.register("ram", RamConfig, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForImageClassification):
-    auto_class.register(RamConfig, RamForImageTagging, exist_ok=True)
-classes = {"pil": RamImageProcessor, "torchvision": RamImageProcessor}
-AutoImageProcessor.register(RamConfig, image_processor_classes=classes, exist_ok=True)
-if "image-tagging" not in PIPELINE_REGISTRY.get_supported_tasks():
-    PIPELINE_REGISTRY.register_pipeline(
-        "image-tagging", pipeline_class=ImageTaggingPipeline, pt_model=AutoModelForImageClassification, type="image"
-    )
+from transformers_lion.ram import RamForImageTagging
 
 
 def convert_ram(files: Path, output: Path, **others: Path) -> int:
