@@ -1,0 +1,106 @@
+"""Memory and time of converting a checkpoint of full size.
+
+    python benchmarks/conversion.py --size xl --folder /somewhere/with/room
+
+Makes the files of a LION-FlanT5-XL or -XXL, with every key, shape and dtype of the real ones. Their tensors repeat one
+number (and the language model's file is sparse), so they take little disk; what the conversion reads, converts, writes
+and compares is of full size. Prints the peak of the anonymous and of the whole resident memory of the process.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+GOLDENS = ROOT / "modeling_tests" / "goldens"
+ALIASES = ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_tokens.weight")
+
+
+def keys_of(size: str) -> dict[str, tuple[list[int], bool]]:
+    """Every key of the reference model: its shape, and whether it is trained."""
+    keys = {}
+    for template, shape, trained, layers in json.loads((GOLDENS / "keys" / f"lion_{size}.json").read_text()):
+        for layer in range(*layers) if layers else [None]:
+            keys[template if layer is None else template.format(layer)] = (shape, trained)
+    return keys
+
+
+def repeated(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of zeros that stores one of them."""
+    return torch.zeros(1, dtype=dtype).expand(shape)
+
+
+def write_pickles(keys: dict[str, tuple[list[int], bool]], folder: Path) -> None:
+    """`lion.pth` in the released layout, with its optimizer, and `eva_vit_g.pth`."""
+    trained = {key: repeated(shape, torch.float32) for key, (shape, is_trained) in keys.items() if is_trained}
+    model = {**trained, **{key: repeated(keys[key][0], torch.bfloat16) for key in ALIASES}}
+    model["Qformer.bert.embeddings.position_ids"] = torch.arange(512).reshape(1, -1)
+    moments = {i: {"step": 1, "exp_avg": t, "exp_avg_sq": t} for i, t in enumerate(trained.values())}
+    torch.save({"model": model, "optimizer": {"state": moments}, "epoch": 9}, folder / "lion.pth")
+    prefix = "visual_encoder."
+    tower = {key.removeprefix(prefix): shape for key, (shape, _) in keys.items() if key.startswith(prefix)}
+    torch.save({key: repeated(shape, torch.float16) for key, shape in tower.items()}, folder / "eva_vit_g.pth")
+
+
+def write_language_model(keys: dict[str, tuple[list[int], bool]], folder: Path) -> None:
+    """FlanT5's folder, with a sparse file of float32."""
+    shutil.copytree(GOLDENS / "lion" / "llm", folder)
+    header, offset = {}, 0
+    for key, (shape, _) in keys.items():
+        if key.startswith("t5_model.") and ".adapter." not in key and key not in ALIASES:
+            end = offset + 4 * torch.Size(shape).numel()
+            header[key.removeprefix("t5_model.")] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
+            offset = end
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+
+
+def watch(process: subprocess.Popen) -> tuple[float, float]:
+    """Peaks of anonymous and of all resident memory of a process, in GB, until it ends."""
+    anonymous = resident = 0
+    while process.poll() is None:
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if ":" in line
+        )
+        if "RssAnon" in status:
+            anonymous = max(anonymous, int(status["RssAnon"].split()[0]))
+            resident = max(resident, int(status["VmHWM"].split()[0]))
+        time.sleep(0.02)
+    return anonymous / 1e6, resident / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--size", choices=("xl", "xxl"), default="xl")
+    parser.add_argument("--folder", type=Path, required=True)
+    arguments = parser.parse_args()
+    folder = arguments.folder / f"lion-{arguments.size}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    keys = keys_of(arguments.size)
+    write_pickles(keys, folder)
+    write_language_model(keys, folder / "llm")
+    shutil.copytree(GOLDENS / "lion" / "bert", folder / "bert")
+    (folder / "bert" / "config.json").unlink()  # it is the small model's
+    command = [sys.executable, str(ROOT / "conversion" / "convert_lion_checkpoint.py"), "--lion", folder / "lion.pth"]
+    command += ["--vision", folder / "eva_vit_g.pth", "--language-model", folder / "llm"]
+    command += ["--qformer-tokenizer", folder / "bert", "--output", folder / "converted"]
+    start = time.monotonic()
+    process = subprocess.Popen([str(part) for part in command])
+    anonymous, resident = watch(process)
+    assert process.returncode == 0
+    written = sum(path.stat().st_size for path in (folder / "converted").glob("*.safetensors")) / 1e9
+    print(f"{arguments.size}: {written:.1f} GB written in {time.monotonic() - start:.0f} s; peak of anonymous memory "
+          f"{anonymous:.2f} GB, of all resident memory with mapped files {resident:.2f} GB")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Compare every tensor of a converted folder with its source, one at a time.
+
+    python conversion/verify_checkpoint.py DIR --lion lion.pth --vision eva_vit_g.pth --language-model flan-t5-xl \
+        --qformer-tokenizer bert-base-uncased [--overrides FILE.json]
+
+Prints a ladder, a rung for each part: how many tensors and numbers it has, how many tensors are equal to their source
+to the last bit (in the folder's dtype), and the largest difference. The exit code is 0 only if all are equal.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from convert_lion_checkpoint import Conversion, Options, read, same_bits
+from shards import FolderReader, Slot
+
+PARTS = {
+    "vision tower": re.compile(r"vision_model\."),
+    "Q-Former": re.compile(r"(query_tokens|qformer|language_projection)\."),
+    "aggregator": re.compile(r"aggregator(_projection)?\."),
+    "soft prompt": re.compile(r"soft_prompt\."),
+    "adapters and routers": re.compile(r"language_model\..*\.adapter\."),
+    "language model": re.compile(r"language_model\."),
+}
+"""The ladder's rungs, and how their parameters' names begin; the first that fits counts."""
+
+
+@dataclass
+class Rung:
+    """One part's comparison."""
+
+    num_tensors: int = 0
+    num_equal: int = 0
+    num_numbers: int = 0
+    largest_difference: float = 0.0
+
+
+def part_of(name: str) -> str:
+    """The rung of a parameter."""
+    return next(part for part, pattern in PARTS.items() if pattern.match(name))
+
+
+def climb(reader: FolderReader, conversion: Conversion) -> dict[str, Rung]:
+    """Compare all tensors, part by part.
+
+    Raises:
+        ValueError: if the folder has other tensors than the sources make, or of other shapes.
+    """
+    differing = sorted(reader.files.keys() ^ conversion.slots.keys())
+    if differing:
+        raise ValueError(f"{len(differing)} tensors are on one side only: {', '.join(differing[:5])}.")
+    rungs = {part: Rung() for part in PARTS}
+    for name, slot in tqdm(conversion.slots.items(), unit="tensor", desc="comparing"):
+        ours = reader[name]
+        theirs = conversion.load(name, Slot(slot.shape, ours.dtype))
+        if ours.shape != theirs.shape:
+            raise ValueError(f"{name} is {tuple(ours.shape)}, but its source makes {tuple(theirs.shape)}.")
+        rung = rungs[part_of(name)]
+        rung.num_tensors += 1
+        rung.num_numbers += ours.numel()
+        if same_bits(ours, theirs):
+            rung.num_equal += 1
+        else:
+            difference = (ours.float() - theirs.float()).abs().max().item()
+            rung.largest_difference = max(rung.largest_difference, difference)
+    return {part: rung for part, rung in rungs.items() if rung.num_tensors}
+
+
+def ladder(rungs: Mapping[str, Rung]) -> str:
+    """The comparison as a table."""
+    lines = [f"{'part':<22}{'tensors':>8}{'equal':>8}{'numbers':>16}{'largest difference':>20}"]
+    lines += [
+        f"{part:<22}{rung.num_tensors:>8}{rung.num_equal:>8}{rung.num_numbers:>16,}{rung.largest_difference:>20.3g}"
+        for part, rung in rungs.items()
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    parser = argparse.ArgumentParser(description="Compare a converted folder with its sources.")
+    parser.add_argument("folder", type=Path, help="converted folder")
+    parser.add_argument("--lion", type=Path, required=True)
+    parser.add_argument("--vision", type=Path)
+    parser.add_argument("--language-model", required=True)
+    parser.add_argument("--qformer-tokenizer", required=True)
+    parser.add_argument("--overrides", type=Path)
+    arguments = vars(parser.parse_args(argv))
+    folder = arguments.pop("folder")
+    known = {field.name for field in fields(Options)}
+    assert arguments.keys() <= known
+    try:
+        config, _, found = read(Options(**arguments, output=folder))
+        conversion = Conversion(found, config, torch.float32, allow_nonfinite=True)
+        rungs = climb(FolderReader(folder), conversion)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(ladder(rungs))
+    return 0 if all(rung.num_equal == rung.num_tensors for rung in rungs.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
