@@ -18,6 +18,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "conversion"))
+
+from shards import Slot, header_of, plan_shards, write_index  # noqa: E402
+
 GOLDENS = ROOT / "modeling_tests" / "goldens"
 ALIASES = ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_tokens.weight")
 
@@ -49,18 +53,21 @@ def write_pickles(keys: dict[str, tuple[list[int], bool]], folder: Path) -> None
 
 
 def write_language_model(keys: dict[str, tuple[list[int], bool]], folder: Path) -> None:
-    """FlanT5's folder, with a sparse file of float32."""
+    """FlanT5's folder, with sparse files of float32 of up to 10 GB."""
     shutil.copytree(GOLDENS / "lion" / "llm", folder)
-    header, offset = {}, 0
-    for key, (shape, _) in keys.items():
-        if key.startswith("t5_model.") and ".adapter." not in key and key not in ALIASES:
-            end = offset + 4 * torch.Size(shape).numel()
-            header[key.removeprefix("t5_model.")] = {"dtype": "F32", "shape": shape, "data_offsets": [offset, end]}
-            offset = end
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + offset)
+    slots = {
+        key.removeprefix("t5_model."): Slot(tuple(shape), torch.float32)
+        for key, (shape, _) in keys.items()
+        if key.startswith("t5_model.") and ".adapter." not in key and key not in ALIASES
+    }
+    shards = plan_shards(slots, 10**10)
+    for shard in shards:
+        header = header_of(shard)
+        with (folder / shard.file).open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + shard.num_bytes)
+    if len(shards) > 1:
+        write_index(folder, shards)
 
 
 def watch(process: subprocess.Popen) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertTokenizer, GenerationConfig
 
-from infer_config import infer_config
+from infer_config import check_overrides, infer_config
 from key_map import Entry, convert
 from lion_keys import LION_KEYS
 from lion_sources import NUM_VISION_BLOCKS, LionTensors, read_sources, resolve_folder
@@ -143,10 +143,12 @@ def build_processor(language_model: Path, qformer_tokenizer: Path) -> LionProces
     """
     bert = load_tokenizer(BertTokenizer, qformer_tokenizer)
     bert.add_special_tokens({"bos_token": "[DEC]"})
-    return LionProcessor(LionImageProcessor(), load_tokenizer(AutoTokenizer, language_model), bert)
+    # the reference's version of transformers tidies the spaces of decoded text by default
+    t5 = load_tokenizer(AutoTokenizer, language_model, clean_up_tokenization_spaces=True)
+    return LionProcessor(LionImageProcessor(), t5, bert)
 
 
-def load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
+def load_tokenizer(tokenizer_class: Any, folder: Path, **options: Any) -> Any:
     """The tokenizer of a folder.
 
     Raises:
@@ -155,20 +157,20 @@ def load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model", "vocab.txt")):
         raise SourceError(f"{folder}: holds no tokenizer (tokenizer.json, spiece.model or vocab.txt).")
     try:
-        return tokenizer_class.from_pretrained(folder)
+        return tokenizer_class.from_pretrained(folder, **options)
     except Exception as error:  # transformers and tokenizers raise many kinds
         reason = str(error).strip().split("\n", 1)[0]
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({reason}).") from error
 
 
 def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
-    """Raise `ValueError` if a tokenizer makes ids that the model has no embedding for."""
-    pairs = [("language model", config.text_config.vocab_size, processor.tokenizer)]
-    if config.uses_qformer:
-        pairs.append(("Q-Former", config.qformer_config.vocab_size, processor.qformer_tokenizer))
-    for part, rows, tokenizer in pairs:
-        if len(tokenizer) > rows:
-            raise ValueError(f"The {part}'s tokenizer has {len(tokenizer)} tokens, but its embedding {rows} rows.")
+    """Raise `ValueError` if a tokenizer does not belong to its embedding table."""
+    tokens, rows = len(processor.tokenizer), config.text_config.vocab_size
+    if tokens > rows:  # FlanT5's table has rows to spare
+        raise ValueError(f"The language model's tokenizer has {tokens} tokens, but its embedding {rows} rows.")
+    tokens, rows = len(processor.qformer_tokenizer), config.qformer_config.vocab_size
+    if config.uses_qformer and tokens != rows:
+        raise ValueError(f"The Q-Former's tokenizer has {tokens} tokens with [DEC], but its embedding {rows} rows.")
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,8 @@ def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
     qformer_tokenizer = resolve_folder(options.qformer_tokenizer, TOKENIZER_FILES)
     overrides = load_json(options.overrides) if options.overrides else {}
     processor = build_processor(language_model, qformer_tokenizer)
-    num_blocks = dict(overrides.get("vision_config", {})).get("num_hidden_layers", NUM_VISION_BLOCKS)
+    check_overrides(overrides)
+    num_blocks = overrides.get("vision_config", {}).get("num_hidden_layers", NUM_VISION_BLOCKS)
     found = read_sources(options.lion, options.vision, language_model, num_blocks)
     bert_config = qformer_tokenizer / "config.json"
     config = infer_config(

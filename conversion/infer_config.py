@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from transformers_lion.configuration_lion import LionConfig
 
@@ -41,6 +42,18 @@ class Shapes:
         """The sorted numbers that stand at the group of `pattern`, over all names."""
         found = (re.match(pattern, name) for name in self._shapes)
         return sorted({int(match.group(1)) for match in found if match})
+
+    def count(self, pattern: str) -> int:
+        """How many layers stand at the group of `pattern`.
+
+        Raises:
+            ValueError: if one is left out.
+        """
+        indices = self.indices(pattern)
+        missing = sorted(set(range(len(indices))) - set(indices))
+        if missing:
+            raise ValueError(f"Layer {missing[0]} is missing among the {len(indices)} layers that match {pattern}.")
+        return len(indices)
 
 
 def infer_config(
@@ -78,19 +91,25 @@ def infer_config(
         fields["qformer_config"] = qformer_fields(shapes, qformer_config)
     if has_aggregator:
         fields["aggregator_config"] = aggregator_fields(shapes)
-    return LionConfig(**merge(fields, overrides))
+    try:
+        return LionConfig(**merge(fields, overrides))
+    except StrictDataclassError as error:
+        raise ValueError(f"the configuration is not valid: {' '.join(str(error).split())}") from error
 
 
 def vision_fields(shapes: Shapes) -> dict[str, Any]:
     """Sizes of the vision tower."""
     width, _, patch_size, _ = shapes["visual_encoder.patch_embed.proj.weight"]
-    grid = math.isqrt(shapes["visual_encoder.pos_embed"][1] - 1)
+    num_positions = shapes["visual_encoder.pos_embed"][1]
+    grid = math.isqrt(num_positions - 1)
+    if grid * grid + 1 != num_positions:
+        raise ValueError(f"visual_encoder.pos_embed has {num_positions} positions, which is no square grid and CLS.")
     return {
         "hidden_size": width,
         "patch_size": patch_size,
         "image_size": grid * patch_size,
         "intermediate_size": shapes["visual_encoder.blocks.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": len(shapes.indices(r"visual_encoder\.blocks\.(\d+)\.")),
+        "num_hidden_layers": shapes.count(r"visual_encoder\.blocks\.(\d+)\."),
     }
 
 
@@ -104,7 +123,7 @@ def qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": shapes["Qformer.bert.embeddings.word_embeddings.weight"][1],
         "max_position_embeddings": shapes["Qformer.bert.embeddings.position_embeddings.weight"][0],
         "intermediate_size": shapes[f"{layer}0.intermediate.dense.weight"][0],
-        "num_hidden_layers": len(shapes.indices(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")),
+        "num_hidden_layers": shapes.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\."),
         "cross_attention_frequency": crossed[1] - crossed[0] if len(crossed) > 1 else 2,
     }
 
@@ -129,8 +148,8 @@ def text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
         "d_kv": shapes["t5_model.encoder.block.0.layer.0.SelfAttention.q.weight"][0] // num_heads,
         "num_heads": num_heads,
         "relative_attention_num_buckets": num_buckets,
-        "num_layers": len(shapes.indices(r"t5_model\.encoder\.block\.(\d+)\.")),
-        "num_decoder_layers": len(shapes.indices(r"t5_model\.decoder\.block\.(\d+)\.")),
+        "num_layers": shapes.count(r"t5_model\.encoder\.block\.(\d+)\."),
+        "num_decoder_layers": shapes.count(r"t5_model\.decoder\.block\.(\d+)\."),
         "num_adapters": len(shapes.indices(rf"{re.escape(feed_forward)}\.adapter\.adapters\.(\d+)\.")),
         "adapter_hidden_size": shapes[f"{feed_forward}.adapter.adapters.0.down_proj.weight"][0],
     }
@@ -142,19 +161,20 @@ def pick(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` with `overrides` before them, part by part.
-
-    Raises:
-        ValueError: if an override names no field of the configuration.
-    """
+    """`fields` with `overrides` before them, part by part."""
     merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
     for name, value in overrides.items():
-        check_fields("LionConfig", LionConfig, [name])
-        if name in LionConfig.sub_configs:
-            check_fields(name, LionConfig.sub_configs[name], value)
-            value = {**merged.get(name, {}), **value}
-        merged[name] = value
+        merged[name] = {**merged.get(name, {}), **value} if isinstance(value, Mapping) else value
     return merged
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if an override names no field of the configuration, or a part is no JSON object."""
+    check_fields("LionConfig", LionConfig, overrides)
+    for name in overrides.keys() & LionConfig.sub_configs.keys():
+        if not isinstance(overrides[name], Mapping):
+            raise ValueError(f"overrides: {name} is {overrides[name]!r}, but must be a JSON object.")
+        check_fields(name, LionConfig.sub_configs[name], overrides[name])
 
 
 def check_fields(part: str, config_class: type, names: Iterable[str]) -> None:

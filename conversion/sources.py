@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+PARALLEL_PREFIX = "module."
+"""What PyTorch puts before every key of a model that was saved inside of its wrapper for several devices."""
+
 
 class SourceError(ValueError):
     """A source file that cannot be used; the message names it and says why."""
@@ -28,7 +31,7 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
         raise SourceError(
             f"{path}: refused, it holds more than tensors and plain data ({_first_line(error)})."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a file that is no checkpoint fails in many ways
         raise SourceError(f"{path}: not a readable checkpoint, perhaps cut off ({_first_line(error)}).") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -37,6 +40,8 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise SourceError(f"{path}: key {key!r} holds no tensor but {type(value).__name__}.")
+    if all(key.startswith(PARALLEL_PREFIX) for key in content):
+        content = {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
     return dict(content)
 
 
@@ -51,7 +56,7 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: too large to be mapped
         raise SourceError(f"{path}: not a readable safetensors file ({_first_line(error)}).") from error
 
 
@@ -71,7 +76,10 @@ def load_folder(folder: Path) -> dict[str, torch.Tensor]:
             return load_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            weight_map = load_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise SourceError(f"{index}: names no shards.")
+            shards = sorted(set(weight_map.values()))
             return {key: tensor for shard in shards for key, tensor in load_file(folder / shard).items()}
     raise SourceError(f"{folder}: holds no model.safetensors or pytorch_model.bin, in one file or in shards.")
 

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, T5Config
 
 from factories import tiny_config
 from transformers_lion import LionConfig
@@ -58,6 +58,9 @@ WRONG = [
     ({"text_config": {"num_layers": 2, "num_decoder_layers": 3}}, ["3 decoder layers", "2 encoder layers"]),
     ({"num_query_tokens": 0}, ["is 0", "at least 1"]),
     ({"soft_prompt_token_id": 99}, ["(99)", "vocabulary of 99"]),
+    ({"text_config": {"num_heads": 0}}, ["num_heads is 0", "at least 1"]),
+    ({"text_config": {"num_task_types": 0}}, ["num_task_types is 0", "at least 1"]),
+    ({"qformer_config": {"cross_attention_frequency": 0}}, ["is 0", "1 or more"]),
     ({"visual_branch": "all"}, ["'all'", "both", "qformer", "aggregator"]),
 ]
 
@@ -67,6 +70,11 @@ def test_parts_that_do_not_fit_are_refused_with_both_numbers(fields: dict[str, A
     with pytest.raises(ValueError, match=r".") as error:
         tiny_config(**fields)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_part_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="text_config is a T5Config, but must be a LionT5Config"):
+        LionConfig(text_config=T5Config())
 
 
 def test_taps_are_not_checked_where_no_aggregator_reads_them() -> None:

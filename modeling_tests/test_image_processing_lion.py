@@ -89,6 +89,33 @@ def test_sixteen_bit_pictures_keep_their_tones(tmp_path: Path) -> None:
     assert np.array_equal(pixels_of(tmp_path / "a.png")[..., 0], (ramp >> 8).astype(np.uint8))
 
 
+def test_dark_sixteen_bit_pictures_stay_dark(tmp_path: Path) -> None:
+    dark = np.full((4, 4), 255, np.uint16)
+    Image.fromarray(dark).save(tmp_path / "a.png")
+    assert pixels_of(dark).max() == 0
+    assert pixels_of(tmp_path / "a.png").max() == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_transparency_is_dropped_as_in_the_reference(mode: str, tmp_path: Path) -> None:
+    blue = Image.new("RGB", (8, 8), (0, 0, 200)).convert(mode)
+    blue.save(tmp_path / "a.png", transparency=(0, 0, 200) if mode == "RGB" else blue.getpixel((0, 0)))
+    pixels = LionImageProcessor(size=SMALL)(str(tmp_path / "a.png"), do_normalize=False, return_tensors="pt")
+    expected = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))[0, 0] / 255
+    assert torch.allclose(pixels["pixel_values"][0, :, 0, 0].double(), torch.from_numpy(expected), atol=1e-6)
+
+
+def test_a_download_that_fails_names_the_url() -> None:
+    with pytest.raises(ValueError, match=r"Image 'http://127\.0\.0\.1:9/a\.png' cannot be read"):
+        load_rgb_images("http://127.0.0.1:9/a.png")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_tensors_of_any_float_dtype_and_with_gradients_are_read(dtype: torch.dtype) -> None:
+    tensor = torch.full((3, 4, 4), 0.5, dtype=dtype, requires_grad=True)
+    assert (pixels_of(tensor) == 128).all()
+
+
 def test_batched_and_nested_images_are_flattened_in_order(picture: Image.Image) -> None:
     other = picture.rotate(180)
     batch = np.stack([np.asarray(picture), np.asarray(other)])

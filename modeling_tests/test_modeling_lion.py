@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration
+from transformers_lion.modeling_lion import pad_after_end
 
 GENERATE = {"max_new_tokens": 6, "min_new_tokens": 6}
 BRANCHES = ("both", "qformer", "aggregator")
@@ -197,7 +198,7 @@ def test_another_image_size_needs_interpolated_positions() -> None:
     inputs["pixel_values"] = torch.randn(4, 3, 42, 56)
     outputs = model(**inputs, labels=tiny_labels(), interpolate_pos_encoding=True)
     assert outputs.image_hidden_states.shape == (4, 5 + 1 + 3 * 4, 32)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="42x56, but the vision tower reads 28x28"):
         model(**inputs, labels=tiny_labels())
 
 
@@ -437,6 +438,12 @@ def without(*names: str) -> dict[str, Any]:
         ({**tiny_inputs(), "task_type_ids": torch.tensor([0, 1])}, ["(2,)", "4 prompts"]),
         ({**tiny_inputs(), "task_type_ids": torch.tensor([0, 1, 2, 0])}, ["has 2", "0 to 1"]),
         ({**tiny_inputs(), "pixel_values": torch.randn(3, 3, 28, 28)}, ["3 images for 4 prompts"]),
+        ({**tiny_inputs(), "task_type_ids": torch.ones(4)}, ["tensor of integers", "float32"]),
+        ({**tiny_inputs(), "task_type_ids": [0, 1, 0, 1]}, ["tensor of integers", "list"]),
+        ({**tiny_inputs(), "attention_mask": torch.ones(4, 3)}, ["(4, 3)", "(4, 7)"]),
+        ({**tiny_inputs(), "qformer_input_ids": torch.ones(3, 4).long()}, ["3 questions for 4 samples"]),
+        ({**tiny_inputs(), "qformer_input_ids": torch.ones(4, 33).long()}, ["33 tokens", "32 at most"]),
+        ({**tiny_inputs(), "pixel_values": torch.randn(4, 3, 28, 42)}, ["28x42", "28x28"]),
         (without("pixel_values"), ["exactly one of pixel_values and image_features"]),
         (without("input_ids"), ["exactly one of input_ids and inputs_embeds"]),
         (without("qformer_input_ids"), ["qformer_input_ids is missing"]),
@@ -447,6 +454,27 @@ def test_inputs_that_do_not_fit_are_refused_and_named(method: str, inputs: dict[
     with pytest.raises(ValueError, match=r".") as error:
         getattr(tiny_model(), method)(**inputs)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_padding_behind_the_end_leaves_a_given_beginning_alone() -> None:
+    ids = torch.tensor([[0, 1, 5, 1, 1, 7], [0, 1, 5, 6, 7, 8], [0, 2, 9, 9, 9, 9]])
+    assert pad_after_end(ids, 2, end_ids=[1, 2], pad_id=0).tolist() == [
+        [0, 1, 5, 1, 0, 0], [0, 1, 5, 6, 7, 8], [0, 2, 9, 9, 9, 9],
+    ]  # fmt: skip
+    assert pad_after_end(ids, 1, end_ids=1, pad_id=0)[0].tolist() == [0, 1, 0, 0, 0, 0]
+    assert pad_after_end(ids, 1, end_ids=None, pad_id=0) is ids
+
+
+def test_a_vocabulary_without_the_soft_prompts_marker_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"vocabulary of 50 has no soft_prompt_token_id {SOFT_PROMPT}"):
+        tiny_model().resize_token_embeddings(50)
+    assert tiny_model(use_soft_prompt=False).resize_token_embeddings(50).num_embeddings == 50
+
+
+def test_a_whole_processor_output_may_be_given_for_image_features() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    whole = model.get_image_features(**inputs, labels=tiny_labels()).pooler_output
+    assert torch.equal(whole, model.get_image_features(inputs["pixel_values"]).pooler_output)
 
 
 def test_a_fresh_model_starts_as_the_specification_says() -> None:

@@ -4,6 +4,7 @@ The goldens come from the reference's own classes at a small size; see `recipe.p
 """
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from conftest import convert_lion
+from recipe import GOLDENS
 from transformers_lion import LionForConditionalGeneration
 
 CASES = ("image", "region", "image_notags", "qformer", "aggregator")
@@ -106,6 +108,25 @@ def test_generated_ids_are_the_references(
     assert torch.equal(ids.int(), golden[f"{name}.generate.beams{beams}.rep{penalty}"])
     texts = lion_processor.batch_decode(ids, skip_special_tokens=True)
     assert texts == case["cases"][name]["texts"][f"beams{beams}.rep{penalty}"]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+@pytest.mark.parametrize("beams", [1, 5])
+@pytest.mark.parametrize("name", ["image", "region"])
+def test_ids_of_answers_that_end_are_the_references_to_the_last_padding(
+    name: str, beams: int, penalty: float, lion_model: Any, lion_processor: Any, case: Any, golden: Golden
+) -> None:
+    """The goldens' answers never end by themselves, so these come from a model that is keener on the end token."""
+    ended = json.loads((GOLDENS / "lion" / "ended.json").read_text())
+    model = copy.deepcopy(lion_model)
+    model.language_model.lm_head.weight.data[1] *= ended["end_boost"]
+    inputs = case_inputs(name, lion_processor, case, golden)
+    ids = model.generate(**inputs, num_beams=beams, repetition_penalty=penalty, max_new_tokens=24)
+    assert ids.tolist() == ended[name][f"beams{beams}.rep{penalty}"]
+    outputs = model.generate(
+        **inputs, num_beams=beams, repetition_penalty=penalty, max_new_tokens=24, return_dict_in_generate=True
+    )
+    assert torch.equal(outputs.sequences, ids)
 
 
 def test_a_batch_that_mixes_tasks_takes_each_row_from_its_own_task(

@@ -139,9 +139,36 @@ def test_options_given_at_creation_are_the_calls_defaults(lion_folder: Path) -> 
     assert pipe(PICTURES[0], **SHORT) == given
 
 
+def test_several_questions_about_one_image_get_an_answer_each(pipe: Pipeline) -> None:
+    expected = [answer(pipe, 0, QUESTIONS[0]), answer(pipe, 0, QUESTIONS[1])]
+    assert pipe(PICTURES[0], text=QUESTIONS[:2], batch_size=2, **SHORT) == expected
+
+
+def test_missing_columns_count_as_not_given(pipe: Pipeline) -> None:
+    item = {"image": PICTURES[0], "text": None, "tags": None, "task_type": None}
+    assert pipe(item, **SHORT) == answer(pipe, 0)
+
+
+def test_images_may_come_in_lists_of_one_and_in_arrays(pipe: Pipeline) -> None:
+    expected = [answer(pipe, 0), answer(pipe, 1)]
+    assert pipe([[PICTURES[0]], [PICTURES[1]]], **SHORT) == expected
+    assert pipe({"images": [PICTURES[0]]}, **SHORT) == expected[0]
+    assert pipe(np.stack([np.asarray(PICTURES[0]), np.asarray(PICTURES[1])]), **SHORT) == expected
+
+
+def test_messages_may_come_from_a_generator(pipe: Pipeline) -> None:
+    conversations = (messages(index) for index in (0, 1))
+    assert list(pipe(conversations, **SHORT)) == [answer(pipe, index, QUESTIONS[index]) for index in (0, 1)]
+
+
+def test_generate_may_return_its_own_output_class(pipe: Pipeline) -> None:
+    assert pipe(PICTURES[0], generate_kwargs={"return_dict_in_generate": True, **SHORT}) == answer(pipe, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
+        ([{"images": PICTURES[:2]}], {}, "2 images; LION takes 1"),
         ([], {}, "needs an image"),
         ([[]], {}, "empty"),
         ([PICTURES], {"text": QUESTIONS[:2]}, "text has 2 entries for 3 samples"),

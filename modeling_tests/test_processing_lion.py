@@ -147,6 +147,9 @@ def test_one_question_serves_all_images_and_one_image_all_questions(lion_process
         ({"text": [QUESTION] * 2, "text_target": ["yes"]}, ["text_target", "1 entries", "2 samples"]),
         ({"text": QUESTION, "task_type": "pixel_level"}, ["'pixel_level'", "region_level", "image_level"]),
         ({"images": PICTURE, "tags": "dog"}, ["tags", "text"]),
+        ({"text": 5}, ["text", "int"]),
+        ({"text": QUESTION, "tags": 5}, ["tags", "int"]),
+        ({"text": [QUESTION] * 2, "text_target": ["x", None]}, ["text_target", "NoneType"]),
     ],
 )
 def test_input_that_does_not_fit_is_refused_with_both_numbers(
@@ -217,5 +220,12 @@ def test_boxes_come_back_in_the_detectors_form(lion_processor: LionProcessor) ->
     ids = torch.tensor([prompt_ids(lion_processor, "dog [0.511,0.818,0.955,0.912]")])
     from_ids = lion_processor.post_process_grounded_object_detection(ids)
     assert from_ids[0]["boxes"].dtype == torch.float32
+    with pytest.raises(ValueError, match="outputs must be a string or a list of strings, but is str"):
+        lion_processor.post_process_grounded_object_detection("a dog [0,0,1,1]")
     with pytest.raises(ValueError, match="2 target_sizes for 3 outputs"):
         lion_processor.post_process_grounded_object_detection(texts, target_sizes=[(1, 1)] * 2)
+
+
+def test_the_spaces_of_decoded_text_are_tidied_as_in_the_reference(lion_processor: LionProcessor) -> None:
+    ids = prompt_ids(lion_processor, "dog ?")
+    assert lion_processor.batch_decode([ids], skip_special_tokens=True) == ["dog?"]

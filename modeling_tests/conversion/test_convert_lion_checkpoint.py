@@ -220,6 +220,14 @@ def remove(key: str) -> Any:
     return lambda state: state.pop(key)
 
 
+def drop_block(number: int) -> Any:
+    def drop(state: dict[str, torch.Tensor]) -> None:
+        for key in [key for key in state if f"blocks.{number}." in key]:
+            del state[key]
+
+    return drop
+
+
 def replace(key: str, tensor: torch.Tensor) -> Any:
     return lambda state: state.update({key: tensor})
 
@@ -247,6 +255,8 @@ def replace(key: str, tensor: torch.Tensor) -> Any:
         ("eva_vit.pth", remove("blocks.7.attn.q_bias"), ["missing", "blocks.7.attn.q_bias"]),
         ("eva_vit.pth", replace("patch_embed.proj.weight", torch.ones(48, 3, 14, 14)), ["(48", "(32"]),
         ("lion.pth", lambda state: state.update({"epoch": 3}), ["'epoch'", "int"]),
+        ("eva_vit.pth", replace("pos_embed", torch.ones(1, 12, 32)), ["12 positions", "no square grid"]),
+        ("eva_vit.pth", drop_block(20), ["Layer 20 is missing", "38 layers"]),
     ],
 )
 def test_state_dicts_that_do_not_fit_are_refused_by_key(
@@ -270,8 +280,9 @@ def test_files_that_are_no_checkpoints_are_refused_by_name(files: Files, capsys:
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert_refused(files, ["lion.pth", "cut off"], capsys)
-    path.write_bytes(b"no checkpoint")
-    assert_refused(files, ["lion.pth"], capsys)
+    for content in (b"no checkpoint", b"hello world" * 10, b"\x80\x02X"):
+        path.write_bytes(content)
+        assert_refused(files, ["lion.pth"], capsys)
     path.write_bytes(b"")
     assert_refused(files, ["lion.pth"], capsys)
     torch.save([1, 2], path)
@@ -301,6 +312,30 @@ def test_folders_that_miss_something_are_refused_by_name(files: Files, capsys: p
     assert_refused(files, ["config.json"], capsys)
 
 
+@pytest.mark.parametrize("content", ["{}", "no json", '{"weight_map": {"a": "b.safetensors"}}'])
+def test_an_index_that_leads_nowhere_is_refused_by_name(
+    content: str, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files.folder / "llm" / "model.safetensors").unlink()
+    (files.folder / "llm" / "model.safetensors.index.json").write_text(content)
+    assert_refused(files, ["b.safetensors" if "b." in content else "model.safetensors.index.json"], capsys)
+
+
+def test_a_file_saved_inside_of_a_parallel_wrapper_is_read(
+    files: Files, lion_model: LionForConditionalGeneration
+) -> None:
+    state = torch.load(files.folder / "lion.pth")["model"]
+    torch.save({f"module.{key}": tensor for key, tensor in state.items()}, files.folder / "lion.pth")
+    assert files.convert() == 0
+    assert_same_parameters(files.load(), lion_model)
+
+
+def test_a_qformer_tokenizer_of_another_size_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    vocabulary = (files.folder / "bert" / "vocab.txt").read_text().splitlines()
+    (files.folder / "bert" / "vocab.txt").write_text("\n".join(vocabulary[:160]))
+    assert_refused(files, ["161 tokens with [DEC]", "261 rows"], capsys)
+
+
 def test_a_tokenizer_larger_than_its_embedding_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     with (files.folder / "bert" / "vocab.txt").open("a") as file:
         file.write("\nonemore\ntwomore\n")
@@ -313,6 +348,8 @@ def test_a_tokenizer_larger_than_its_embedding_is_refused(files: Files, capsys: 
         ({"surprise": 1}, ["'surprise'"]),
         ({"vision_config": {"surprise": 1}}, ["vision_config", "'surprise'"]),
         ({"vision_config": {"num_attention_heads": 5}}, ["(5)", "(32)"]),
+        ({"vision_config": {"num_attention_heads": "4"}}, ["num_attention_heads", "expected int"]),
+        ({"vision_config": 3}, ["vision_config is 3", "JSON object"]),
         ({"aggregator_config": {"vision_feature_layers": [39, 1]}}, ["block 39", "0 to 38"]),
     ],
 )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.dataclasses import strict
 from transformers import InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig, T5Config
 
+from .remote_code import CarriesItsCode
+
 TASK_TYPES = ("region_level", "image_level")
 """Names of the tasks in the order of the router's rows: `task_type_ids` index this tuple."""
 
@@ -59,6 +61,10 @@ class LionQFormerConfig(InstructBlipQFormerConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         check_divides(self.num_attention_heads, self.hidden_size, "qformer_config")
+        if self.cross_attention_frequency < 1:
+            raise ValueError(
+                f"qformer_config: cross_attention_frequency is {self.cross_attention_frequency}, but must be 1 or more."
+            )
 
 
 @strict
@@ -179,8 +185,9 @@ class LionT5Config(T5Config):
             raise ValueError(
                 f"text_config: num_adapters is {self.num_adapters}, but LION mixes 1 to {MAX_NUM_ADAPTERS} adapters."
             )
-        if self.adapter_hidden_size < 1:
-            raise ValueError(f"text_config: adapter_hidden_size is {self.adapter_hidden_size}, but must be at least 1.")
+        for name in ("adapter_hidden_size", "num_task_types", "num_heads", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"text_config: {name} is {getattr(self, name)}, but must be at least 1.")
         if self.num_decoder_layers > self.num_layers:
             raise ValueError(
                 f"text_config: {self.num_decoder_layers} decoder layers on {self.num_layers} encoder layers: "
@@ -198,7 +205,7 @@ else:  # what may be given for it
 
 
 @strict
-class LionConfig(PreTrainedConfig):
+class LionConfig(CarriesItsCode, PreTrainedConfig):
     r"""
     Configuration of [`LionForConditionalGeneration`]. The defaults are LION-FlanT5-XL.
 
@@ -249,6 +256,8 @@ class LionConfig(PreTrainedConfig):
             part = getattr(self, name)
             if not isinstance(part, PreTrainedConfig):
                 setattr(self, name, config_class(**(part or {})))
+            elif not isinstance(part, config_class):
+                raise ValueError(f"{name} is a {type(part).__name__}, but must be a {config_class.__name__}.")
         super().__post_init__(**kwargs)
         self._check()
         self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size

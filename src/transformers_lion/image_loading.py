@@ -48,37 +48,52 @@ def flatten(images: Any) -> Iterator[ImageSource]:
         yield images
 
 
-def to_rgb(image: ImageSource, scale_floats: bool = True) -> Image.Image:
+def to_rgb(image: ImageSource, scale_floats: bool = True, timeout: float | None = None) -> Image.Image:
     """One image as an upright RGB picture.
+
+    Args:
+        image: in any form.
+        scale_floats: whether float arrays in [0, 1] are brought to 0..255.
+        timeout: of a download, in seconds.
 
     Raises:
         ValueError: if it cannot be read.
     """
     name = repr(str(image)[:120]) if isinstance(image, str | Path) else type(image).__name__
     try:
-        picture = open_picture(image, scale_floats)
+        picture = open_picture(image, scale_floats, timeout)
         picture.load()
-        return to_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
+        rgb = to_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"Image {name} is not a picture in a known format.") from error
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reports broken files as any of these
+    except Exception as error:  # decoders and downloads raise many kinds
         raise ValueError(f"Image {name} cannot be read: {error}") from error
+    rgb.info.pop("transparency", None)  # the reference drops it; later steps would blend it over white
+    return rgb
 
 
-def open_picture(image: ImageSource, scale_floats: bool) -> Image.Image:
+def open_picture(image: ImageSource, scale_floats: bool, timeout: float | None = None) -> Image.Image:
     """Open one image without converting it."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray | torch.Tensor):
-        return array_to_picture(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image), scale_floats)
+        return array_to_picture(as_array(image), scale_floats)
     if not isinstance(image, str | Path):
         raise ValueError("expected a path, a URL, base64 text, a picture or an array.")
     source = os.fspath(image)
     if os.path.isfile(source):
         return Image.open(source)
     if isinstance(image, str) and (source.startswith(("http://", "https://", "data:image/")) or is_base64(source)):
-        return load_image(source)
+        return load_image(source, timeout=timeout)
     raise ValueError("there is no such file, and it is neither a URL nor base64 text.")
+
+
+def as_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """A tensor of any device and dtype as an array."""
+    if isinstance(image, np.ndarray):
+        return image
+    image = image.detach().cpu()
+    return image.float().numpy() if image.dtype == torch.bfloat16 else image.numpy()
 
 
 def is_base64(text: str) -> bool:
@@ -107,7 +122,7 @@ def array_to_picture(array: np.ndarray, scale_floats: bool) -> Image.Image:
         raise ValueError(f"an array of shape {array.shape} is no picture.")
     low, high = float(array.min()), float(array.max())
     is_float = np.issubdtype(array.dtype, np.floating)
-    largest = 255 if high <= 255 else 65535
+    largest = 65535 if array.dtype == np.uint16 or high > 255 else 255
     if array.dtype == bool or (is_float and scale_floats and high <= 1):
         largest = 1
     if not (low >= 0 and high <= largest) or (is_float and largest > 255):

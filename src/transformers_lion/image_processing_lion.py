@@ -10,9 +10,10 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from .image_loading import load_rgb_images
+from .remote_code import CarriesItsCode
 
 
-class LionImageProcessor(BlipImageProcessorPil):
+class LionImageProcessor(CarriesItsCode, BlipImageProcessorPil):
     """BLIP's image processor at 224 x 224, for any image that `image_loading` can open."""
 
     size = {"height": 224, "width": 224}

@@ -38,6 +38,11 @@ from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .initialization import InitializationMixin
 from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 
+TEXT_INPUTS = (
+    "input_ids", "attention_mask", "qformer_input_ids", "qformer_attention_mask", "task_type_ids", "labels",
+)  # fmt: skip
+"""What of a processor's output has nothing to do with the image."""
+
 
 @dataclass
 class LionImageFeatures(BaseModelOutputWithPooling):
@@ -135,6 +140,14 @@ class LionVisionModel(InstructBlipVisionModel):
 
         (`output_hidden_states` would keep those of all 39 blocks.)
         """
+        height, width = pixel_values.shape[-2:]
+        size = self.config.image_size
+        expected = (size, size) if isinstance(size, int) else tuple(size)
+        if not interpolate_pos_encoding and (height, width) != expected:
+            raise ValueError(
+                f"pixel_values are {height}x{width}, but the vision tower reads {expected[0]}x{expected[1]}; "
+                "interpolate_pos_encoding=True allows other sizes."
+            )
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         kept = {}
         for index, block in enumerate(self.encoder.layers):
@@ -222,6 +235,17 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         """Replace the language model's `lm_head`."""
         self.language_model.set_output_embeddings(new_embeddings)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, **kwargs: Any) -> nn.Module:
+        """As of all models.
+
+        Raises:
+            ValueError: if the soft prompt's marker would be outside of the vocabulary.
+        """
+        marker = self.config.soft_prompt_token_id
+        if new_num_tokens is not None and self.config.use_soft_prompt and new_num_tokens <= marker:
+            raise ValueError(f"A vocabulary of {new_num_tokens} has no soft_prompt_token_id {marker}.")
+        return super().resize_token_embeddings(new_num_tokens, **kwargs)
+
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder of a modality: the vision tower for `"image"`, else the language model's encoder."""
         return self.vision_model if modality == "image" else self.language_model.get_encoder()
@@ -244,10 +268,12 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             pixel_values: (B, 3, H, W), preprocessed.
             interpolate_pos_encoding: resize the position table to another image size than the configured one.
             output_hidden_states: keep the states of every block of the tower and of every layer of the aggregator.
+            **kwargs: options of transformers; the text's inputs are ignored, so that a processor's output can be given.
 
         Returns:
             Features that `forward` and `generate` take as `image_features=` instead of pixels.
         """
+        kwargs = {name: value for name, value in kwargs.items() if name not in TEXT_INPUTS}
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         vision_outputs = self.vision_model(
@@ -297,12 +323,18 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             raise ValueError("qformer_input_ids is missing: the Q-Former reads the question beside the image.")
         num_queries = self.config.num_query_tokens
         query_embeds = self.query_tokens(torch.arange(num_queries, device=qformer_input_ids.device))
+        batch_size, length = qformer_input_ids.shape
+        if batch_size != image_features.batch_size:
+            raise ValueError(f"qformer_input_ids has {batch_size} questions for {image_features.batch_size} samples.")
+        limit = self.config.qformer_config.max_position_embeddings
+        if length > limit:
+            raise ValueError(f"qformer_input_ids has {length} tokens, but the Q-Former reads {limit} at most.")
         if qformer_attention_mask is None:
             qformer_attention_mask = torch.ones_like(qformer_input_ids)
         qformer_outputs = self.qformer(
             input_ids=qformer_input_ids,
             attention_mask=prepend_ones(qformer_attention_mask, num_queries),
-            query_embeds=query_embeds.expand(qformer_input_ids.shape[0], -1, -1),
+            query_embeds=query_embeds.expand(batch_size, -1, -1),
             encoder_hidden_states=image_features.last_hidden_state,
             return_dict=True,
             **kwargs,
@@ -346,6 +378,10 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         image_hidden_states = torch.cat([states.to(inputs_embeds) for states in visual], dim=1)  # (B, Q + P, D)
         if attention_mask is None:
             attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
+        if attention_mask.shape != inputs_embeds.shape[:2]:
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)}, but the prompt is {tuple(inputs_embeds.shape[:2])}."
+            )
         language_inputs = {
             "inputs_embeds": torch.cat([image_hidden_states, inputs_embeds], dim=1),
             "attention_mask": prepend_ones(attention_mask.to(inputs_embeds.device), image_hidden_states.shape[1]),
@@ -474,12 +510,20 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             qformer_attention_mask,
             interpolate_pos_encoding,
         )
-        return self.language_model.generate(
+        outputs = self.language_model.generate(
             **language_inputs,
             task_type_ids=task_type_ids,
             generation_config=generation_config,
             **generate_kwargs,
         )
+        settings = {**(generation_config or self.generation_config).to_dict(), **generate_kwargs}
+        prompt = generate_kwargs.get("decoder_input_ids")
+        ends = {"end_ids": settings["eos_token_id"], "pad_id": settings["pad_token_id"]}
+        start = 1 if prompt is None else prompt.shape[1]
+        if isinstance(outputs, torch.Tensor):
+            return pad_after_end(outputs, start, **ends)
+        outputs.sequences = pad_after_end(outputs.sequences, start, **ends)
+        return outputs
 
     def _embed_prompt(
         self,
@@ -503,6 +547,28 @@ def prepend_ones(mask: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1)
 
 
+def pad_after_end(
+    ids: torch.Tensor, start: int, end_ids: Sequence[int] | int | None, pad_id: int | None
+) -> torch.Tensor:
+    """Replace what stands behind the first end token by padding, (B, L) -> (B, L).
+
+    Beam search in transformers fills finished rows with the end token where the padding token's id is 0, as T5's is;
+    the reference, like greedy search, fills them with padding.
+
+    Args:
+        ids: generated ids.
+        start: where the generated part begins; what the caller gave before is left alone.
+        end_ids: one or several end tokens.
+        pad_id: the padding token.
+    """
+    if end_ids is None or pad_id is None:
+        return ids
+    is_end = torch.isin(ids, torch.as_tensor(end_ids, device=ids.device))
+    is_end[:, :start] = False
+    is_behind = is_end.long().cumsum(1) - is_end.long() > 0
+    return ids.masked_fill(is_behind, pad_id)
+
+
 def check_task_type_ids(task_type_ids: torch.Tensor | None, batch_size: int, num_task_types: int) -> None:
     """Raise `ValueError` unless there is one valid task for each sample (values are looked at on the CPU only)."""
     if task_type_ids is None:
@@ -510,6 +576,9 @@ def check_task_type_ids(task_type_ids: torch.Tensor | None, batch_size: int, num
             "task_type_ids is missing: each sample needs its task, 0 region level or 1 image level; the processor's "
             "task_type= makes them."
         )
+    if not isinstance(task_type_ids, torch.Tensor) or task_type_ids.is_floating_point():
+        kind = getattr(task_type_ids, "dtype", type(task_type_ids).__name__)
+        raise ValueError(f"task_type_ids must be a tensor of integers, but is {kind}.")
     if task_type_ids.shape != (batch_size,):
         raise ValueError(
             f"task_type_ids has shape {tuple(task_type_ids.shape)}, but {batch_size} prompts need ({batch_size},)."

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import GenerationConfig, ImageTextToTextPipeline, Pipeline
-from transformers.image_utils import load_image
 from transformers.utils import cached_file, logging
 
-from .image_loading import to_rgb
+from .image_loading import is_batch, to_rgb
 from .processing_lion import Tags, per_sample
 from .ram import ImageTagger
 
@@ -115,8 +114,12 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             raise ValueError("LION needs an image: none was given.")
         if is_lazy(images):
             return self._run((as_item(image) for image in images), {**kwargs, "text": text})
+        if isinstance(images, np.ndarray | torch.Tensor) and is_batch(images):
+            images = list(images)
         if not isinstance(images, list | tuple):
-            return self._run(as_item(images), {**kwargs, "text": text})
+            if not isinstance(text, list | tuple):
+                return self._run(as_item(images), {**kwargs, "text": text})
+            images = [images] * len(text)  # several questions about one image
         if not images:
             raise ValueError("images is empty: there is nothing to do.")
         tags = kwargs.pop("tags", None)
@@ -143,10 +146,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         if "messages" in inputs:
             text = self.processor.apply_chat_template(inputs["messages"], tokenize=False)
             inputs = {"image": image_of(inputs["messages"])}
-        image = inputs["image"]
-        if isinstance(image, str) and timeout is not None:
-            image = load_image(image, timeout=timeout)
-        picture = to_rgb(image)
+        picture = to_rgb(inputs["image"], timeout=timeout)
         return {
             **self.processor(images=picture, return_tensors="pt").to(self.dtype),
             "picture": picture,
@@ -165,6 +165,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         ids = self.model.generate(
             pixel_values=model_inputs["pixel_values"], **prompts, **generate_arguments(self, generate_kwargs or {})
         )
+        ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
         return {"sequences": ids.reshape(len(texts), -1, ids.shape[-1]), "text": texts, "tags": tags}
 
     def _tags_of(self, pictures: list[Image.Image], given: list[Tags | Literal[False]]) -> list[Tags]:
@@ -233,16 +234,22 @@ def generate_arguments(pipe: Pipeline, generate_kwargs: dict[str, Any]) -> dict[
 
 
 def as_item(image: Any) -> dict[str, Any]:
-    """An input in the form of a dictionary with an `image`.
+    """An input in the form of a dictionary with an `image`, or with `messages`.
 
     Raises:
-        ValueError: if a dictionary holds none.
+        ValueError: if a dictionary holds no image, or if there is a list of several for one input.
     """
-    if not isinstance(image, Mapping):
-        return {"image": image}
-    item = {ITEM_KEYS[key]: value for key, value in image.items() if key in ITEM_KEYS}
-    if "image" not in item:
-        raise ValueError(f"An input has no image; its keys are {', '.join(map(str, image))}.")
+    if is_conversation(image):
+        return {"messages": list(image)}
+    item = {"image": image}
+    if isinstance(image, Mapping):
+        item = given({ITEM_KEYS[key]: value for key, value in image.items() if key in ITEM_KEYS})
+        if "image" not in item:
+            raise ValueError(f"An input has no image; its keys are {', '.join(map(str, image))}.")
+    if isinstance(item["image"], list | tuple):
+        if len(item["image"]) != 1:
+            raise ValueError(f"An input holds {len(item['image'])} images; LION takes 1.")
+        item["image"] = item["image"][0]
     return item
 
 

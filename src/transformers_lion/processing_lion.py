@@ -19,6 +19,7 @@ from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities
 from .image_loading import is_batch, load_rgb_images
 from .plain_text import PlainTextTokenizer
+from .remote_code import CarriesItsCode
 
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
@@ -68,7 +69,7 @@ class LionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
 LionProcessorKwargs._defaults = {}  # read by transformers before 5.20
 
 
-class LionProcessor(ProcessorMixin):
+class LionProcessor(CarriesItsCode, ProcessorMixin):
     r"""
     Image processor, T5 tokenizer and Q-Former tokenizer in one.
 
@@ -122,6 +123,15 @@ class LionProcessor(ProcessorMixin):
         self._plain_question_ids = PlainTextTokenizer(qformer_tokenizer)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
 
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but what leads to the folder's code, if it carries some, is kept for saving."""
+        loaded = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        if processor_dict.get("auto_map"):
+            processor.auto_map = processor_dict["auto_map"]
+        return loaded
+
     def __call__(
         self,
         images: Any = None,
@@ -174,7 +184,9 @@ class LionProcessor(ProcessorMixin):
             tasks = per_sample("task_type", task_type or "image_level", len(texts))
             data["task_type_ids"] = [task_type_id(task) for task in tasks]
             if text_target is not None:
-                data["labels"] = self._labels(per_sample("text_target", text_target, len(texts)))
+                answers = per_sample("text_target", text_target, len(texts))
+                check_strings("text_target", answers)
+                data["labels"] = self._labels(answers)
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _options(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -216,12 +228,10 @@ class LionProcessor(ProcessorMixin):
     @staticmethod
     def _texts(text: str | Sequence[str], num_images: int | None) -> list[str]:
         """The question of each sample, checked against the number of images (`None`: one image serves all)."""
-        texts = [text] * (num_images or 1) if isinstance(text, str) else list(text)
+        texts: list[Any] = list(text) if isinstance(text, list | tuple) else [text] * (num_images or 1)
         if not texts:
             raise ValueError("text is empty: there are no questions.")
-        wrong = [item for item in texts if not isinstance(item, str)]
-        if wrong:
-            raise ValueError(f"text must be a string or a list of strings, but holds {type(wrong[0]).__name__}.")
+        check_strings("text", texts)
         if num_images is not None and len(texts) != num_images:
             raise ValueError(f"{num_images} images for {len(texts)} texts: give as many of both, or one of either.")
         return texts
@@ -242,6 +252,8 @@ class LionProcessor(ProcessorMixin):
         if len(texts) == 1 and isinstance(tags, list | tuple) and all(isinstance(tag, str) for tag in tags):
             tags = [list(tags)]  # the names of the one sample's tags
         names = per_sample("tags", tags, len(texts))
+        for row in names:
+            check_strings("tags", [row] if row is None or isinstance(row, str) else row, optional=True)
         prompts = [self._prompt_ids(text, tags_, limit) for text, tags_ in zip(texts, names, strict=True)]
         padded = self.tokenizer.pad(
             {"input_ids": prompts},
@@ -331,6 +343,7 @@ class LionProcessor(ProcessorMixin):
             ValueError: if there are not as many sizes as answers.
         """
         texts = self.batch_decode(outputs, skip_special_tokens=True) if isinstance(outputs, torch.Tensor) else outputs
+        check_strings("outputs", texts)
         if target_sizes is not None and len(target_sizes) != len(texts):
             raise ValueError(f"{len(target_sizes)} target_sizes for {len(texts)} outputs.")
         results = []
@@ -356,6 +369,15 @@ def per_sample(name: str, value: Any, count: int) -> list[Any]:
     if len(value) != count:
         raise ValueError(f"{name} has {len(value)} entries for {count} samples.")
     return list(value)
+
+
+def check_strings(name: str, values: Any, optional: bool = False) -> None:
+    """Raise `ValueError` if `values` is no list of strings (or of `None`, where that is allowed)."""
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} must be a string or a list of strings, but is {type(values).__name__}.")
+    for value in values:
+        if not (isinstance(value, str) or (optional and value is None)):
+            raise ValueError(f"{name} must hold strings, but holds {type(value).__name__}.")
 
 
 def task_type_id(task_type: str) -> int:
