@@ -70,6 +70,14 @@ def write_language_model(keys: dict[str, tuple[list[int], bool]], folder: Path) 
         write_index(folder, shards)
 
 
+def write_bert_tokenizer(folder: Path) -> None:
+    """A tokenizer with as many tokens as bert-base-uncased's."""
+    folder.mkdir()
+    tokens = (GOLDENS / "lion" / "bert" / "vocab.txt").read_text().split()
+    tokens += [f"filler{index}" for index in range(30522 - len(tokens))]
+    (folder / "vocab.txt").write_text("\n".join(tokens))
+
+
 def watch(process: subprocess.Popen) -> tuple[float, float]:
     """Peaks of anonymous and of all resident memory of a process, in GB, until it ends."""
     anonymous = resident = 0
@@ -95,8 +103,7 @@ def main() -> None:
     keys = keys_of(arguments.size)
     write_pickles(keys, folder)
     write_language_model(keys, folder / "llm")
-    shutil.copytree(GOLDENS / "lion" / "bert", folder / "bert")
-    (folder / "bert" / "config.json").unlink()  # it is the small model's
+    write_bert_tokenizer(folder / "bert")
     command = [sys.executable, str(ROOT / "conversion" / "convert_lion_checkpoint.py"), "--lion", folder / "lion.pth"]
     command += ["--vision", folder / "eva_vit_g.pth", "--language-model", folder / "llm"]
     command += ["--qformer-tokenizer", folder / "bert", "--output", folder / "converted"]
