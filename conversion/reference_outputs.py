@@ -1,0 +1,297 @@
+"""What LION's reference code computes from a user's files: the reference's half of the ladder of outputs.
+
+    PYTHON conversion/reference_outputs.py CHECKOUT request.json pixels.safetensors outputs.safetensors
+
+`verify_checkpoint.py --reference` runs this in the Python that has the reference's requirements (transformers 4.42), so
+nothing of this package is imported. CHECKOUT is a copy of https://github.com/JiuTian-VL/JiuTian-LION. The request
+is written by `output_ladder.py`: the files, the sizes as the fields of `LionConfig`, the prompts, and what to run.
+
+The reference builds its model itself. What is put in its way, and why:
+
+* sizes that its code fixes to those of the released models are taken from the request;
+* its language model is loaded in float32 instead of bfloat16, and weights are then rounded to the dtype that they have
+  in the converted folder, so that what differs is the code and not the precision;
+* its image tagger is never imported, since tags are given: the package `ram` is replaced by an empty stand-in;
+* `icecream`, `omegaconf` and `timm`, which it imports and this run hardly touches, get stand-ins where they are missing
+  or cannot be imported.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+VISUAL_INPUTS = {"both": "ALL", "qformer": "QFORMER", "aggregator": "AGGREGATOR"}
+"""`LionConfig.visual_branch` in the reference's words."""
+
+VISION, LANGUAGE_MODEL = "visual_encoder.", "t5_model."
+EMBEDDING_ALIASES = ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_tokens.weight")
+"""Other names of the embedding table; the released file holds them in lower precision than the table."""
+
+Outputs = dict[str, torch.Tensor]
+
+
+def import_reference(checkout: Path) -> SimpleNamespace:
+    """The reference's modules: its model, its adapters and its vision tower."""
+    sys.dont_write_bytecode = True  # the checkout is the user's
+    sys.path[0] = str(checkout)  # instead of this script's folder
+    stand_in("ram", get_transform=None)
+    stand_in("ram.models", ram=None)
+    layers = {"drop_path": None, "to_2tuple": lambda size: (size, size), "trunc_normal_": nn.init.trunc_normal_}
+    for name, content in (
+        ("icecream", {"ic": None}),
+        ("omegaconf", {"OmegaConf": None}),
+        ("timm.models.layers", layers),
+        ("timm.models.registry", {"register_model": lambda function: function}),
+    ):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            stand_in(name, **content)
+    names = {"lion": "models.lion_t5", "adapters": "models.lion_adapters", "vision": "models.eva_vit"}
+    return SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
+
+
+def stand_in(name: str, **content: Any) -> None:
+    """Let `import name` find a module with this content."""
+    parent, _, _ = name.rpartition(".")
+    if parent and parent not in sys.modules:
+        stand_in(parent)
+    module = ModuleType(name)
+    module.__dict__.update(content, __path__=[], __spec__=ModuleSpec(name, None))  # transformers asks for the spec
+    sys.modules[name] = module
+
+
+def build(checkout: Path, request: Mapping[str, Any]) -> nn.Module:
+    """The reference's model in float32, with the user's weights, rounded as the converted folder's are."""
+    reference, config, files = import_reference(checkout), request["config"], request["files"]
+    set_sizes(reference, config)
+    model = reference.lion.LIONT5InstructAdapter(
+        bert_model=files["qformer_tokenizer"],
+        vit_model=files["lion"],  # only asked to be something: the weights come below
+        llm_model=files["language_model"],
+        ram_model=None,
+        visual_input=VISUAL_INPUTS[config["visual_branch"]],
+        enable_semantic_tags=config["use_soft_prompt"],
+        img_size=config["vision_config"]["image_size"],
+        num_query_token=config["num_query_tokens"],
+    )
+    load_weights(model, files, reference.vision.interpolate_pos_embed)
+    for name, tensor in model.state_dict().items():
+        if name in request["dtypes"]:
+            tensor.copy_(tensor.to(getattr(torch, request["dtypes"][name])))
+    return model.float().eval()
+
+
+def set_sizes(reference: SimpleNamespace, config: Mapping[str, Any]) -> None:
+    """Replace what the reference's model calls to make its parts by the same with other sizes."""
+    lion, adapters = reference.lion, reference.adapters
+    aggregator, bottleneck = config["aggregator_config"], config["text_config"]["adapter_hidden_size"]
+    set_adapters = lion.set_adapter_t5
+    bert_config = lion.BertConfig
+    lion.create_eva_vit_g = lambda *_: vision_tower(reference.vision, config["vision_config"])
+    lion.BertConfig = SimpleNamespace(
+        from_pretrained=lambda folder: qformer_config(bert_config, folder, config["qformer_config"])
+    )
+    lion.T5ForConditionalGeneration = SimpleNamespace(
+        from_pretrained=functools.partial(load_language_model, lion.T5ForConditionalGeneration)
+    )
+    lion.set_adapter_t5 = lambda *arguments, **options: set_adapters(
+        *arguments, **{**options, "bottleneck": bottleneck}
+    )
+    lion.FusionAdapter = functools.partial(lion.FusionAdapter, num_heads=aggregator["num_attention_heads"])
+    adapters.BertConfig = functools.partial(adapters.BertConfig, intermediate_size=aggregator["intermediate_size"])
+
+
+def vision_tower(vision: ModuleType, sizes: Mapping[str, Any]) -> nn.Module:
+    """The reference's vision tower; all but the sizes is as its own function for EVA-ViT-g says."""
+    return vision.VisionTransformer(
+        img_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
+        embed_dim=sizes["hidden_size"],
+        depth=sizes["num_hidden_layers"],
+        num_heads=sizes["num_attention_heads"],
+        mlp_ratio=(sizes["intermediate_size"] + 0.5) / sizes["hidden_size"],  # it is multiplied and rounded down
+        qkv_bias=True,
+        use_mean_pooling=False,
+        norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+    )
+
+
+def qformer_config(config_class: Any, folder: str, sizes: Mapping[str, Any]) -> Any:
+    """The Q-Former's configuration: BERT's own where the folder has it, with the sizes of the model."""
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    chosen = {name: sizes[name] for name in (*names, "max_position_embeddings")}
+    if (Path(folder) / "config.json").is_file():
+        return config_class.from_pretrained(folder, **chosen)
+    return config_class(**chosen)
+
+
+def load_language_model(model_class: Any, folder: str, config: Any, torch_dtype: torch.dtype) -> nn.Module:
+    """The language model in float32, whatever `torch_dtype` the reference asks for.
+
+    Raises:
+        ValueError: if the folder lacks a tensor.
+    """
+    model, loading = model_class.from_pretrained(
+        folder, config=config, torch_dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted({LANGUAGE_MODEL + name for name in loading["missing_keys"]} - set(EMBEDDING_ALIASES))
+    if missing:
+        raise ValueError(f"{folder} lacks {len(missing)} tensors of the reference's language model: {missing[0]}.")
+    return model
+
+
+def load_weights(model: nn.Module, files: Mapping[str, Any], interpolate_positions: Any) -> None:
+    """Load the vision tower's file and LION's own, of which the second goes before the first.
+
+    Raises:
+        ValueError: if a tensor of the model is in no file.
+    """
+    tower = read_tensors(Path(files["vision"])) if files["vision"] else {}
+    tower = {name.removeprefix(VISION): tensor for name, tensor in tower.items()}
+    interpolate_positions(model.visual_encoder, tower)
+    own = read_tensors(Path(files["lion"]))
+    tensors = {**{VISION + name: tensor for name, tensor in tower.items()}, **own}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in EMBEDDING_ALIASES}
+    loaded = model.load_state_dict(tensors, strict=False)
+    missing = [
+        name
+        for name in loaded.missing_keys
+        if not name.endswith("position_ids") and (not name.startswith(LANGUAGE_MODEL) or ".adapter." in name)
+    ]
+    if missing:
+        raise ValueError(f"{len(missing)} tensors of the reference's model are in no file: {missing[0]}.")
+
+
+def read_tensors(path: Path) -> Outputs:
+    """The state dict of a `.safetensors` or `.pth` file, without running code that the latter may hold."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    content = content.get("model", content)
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+@contextlib.contextmanager
+def kept(outputs: Outputs, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Keep the output of each of `modules` under its name while the block runs."""
+
+    def hook(name: str) -> Any:
+        return lambda module, arguments, output: outputs.update({name: output})
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def first_input(outputs: Outputs, name: str, module: nn.Module) -> Iterator[None]:
+    """Keep the first argument of the first call of `module` while the block runs."""
+
+    def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        outputs.setdefault(name, arguments[0])
+
+    handle = module.register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def visual_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
+    """What stands before the text, from the vision tower's blocks upwards."""
+    outputs: Outputs = {}
+    modules = {f"vision block {index}": model.visual_encoder.blocks[index] for index in request["blocks"]}
+    if hasattr(model, "ln_vision"):
+        modules["vision norm"] = model.ln_vision
+    if hasattr(model, "fusion_adapter"):
+        modules["aggregator"] = model.fusion_adapter
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(kept(outputs, modules))
+        if hasattr(model, "Qformer"):
+            stack.enter_context(first_input(outputs, "question ids", model.Qformer.bert))
+        outputs["image features"], _ = model.encode_img(pixels, request["questions"])
+    return outputs
+
+
+def case_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor, case: Mapping[str, Any]) -> Outputs:
+    """What one task computes with or without tags: the training's forward pass, and generated ids."""
+    outputs: Outputs = {}
+    questions = request["questions"]
+    model.enable_semantic_tags = case["tags"]
+    samples = {"image": pixels, "question": questions, "tags": request["tags"], "answer": request["answers"]}
+    with first_input(outputs, "prompt ids", model.t5_model.encoder.embed_tokens):
+        outputs.update(training_outputs(model, {**samples, "category": [case["task_type"]] * len(questions)}))
+    for name, num_beams in request["searches"].items():
+        outputs[name] = generated_ids(
+            model,
+            {**samples, "category": case["task_type"]},
+            num_beams=num_beams,
+            max_length=request["max_new_tokens"],
+            repetition_penalty=request["repetition_penalty"],
+        )
+    return {f"{case['name']}: {name}": tensor for name, tensor in outputs.items()}
+
+
+def training_outputs(model: Any, samples: Mapping[str, Any]) -> Outputs:
+    """The encoder's output, the logits at the answers' tokens (the rest is padding), and the loss."""
+    outputs: Outputs = {}
+
+    def keep(module: nn.Module, arguments: Any, options: dict[str, Any], output: Any) -> None:
+        outputs["encoder output"] = output.encoder_last_hidden_state
+        outputs["logits"] = output.logits[options["labels"] != -100]
+
+    handle = model.t5_model.register_forward_hook(keep, with_kwargs=True)
+    try:
+        outputs["loss"] = model(samples)["loss"]
+    finally:
+        handle.remove()
+    return outputs
+
+
+def generated_ids(model: Any, samples: Mapping[str, Any], **options: Any) -> torch.Tensor:
+    """The ids behind the texts that the reference's `generate` returns."""
+    found = []
+    generate = model.t5_model.generate
+
+    def keep(**arguments: Any) -> torch.Tensor:
+        found.append(generate(**arguments))
+        return found[-1]
+
+    model.t5_model.generate = keep
+    try:
+        model.generate(samples, **options)
+    finally:
+        del model.t5_model.generate
+    return found[0]
+
+
+@torch.no_grad()
+def main(checkout: str, request_file: str, pixels_file: str, outputs_file: str) -> None:
+    """Build, run, write."""
+    request = json.loads(Path(request_file).read_text())
+    pixels = load_file(pixels_file)["pixel_values"]
+    model = build(Path(checkout), request)
+    outputs = visual_outputs(model, request, pixels)
+    for case in request["cases"]:
+        outputs.update(case_outputs(model, request, pixels, case))
+    save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, outputs_file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
