@@ -106,8 +106,9 @@ class LionT5PreTrainedModel(InitializationMixin, T5PreTrainedModel):
 
     config: LionT5Config
     _no_split_modules = ["LionT5Block"]
-    # the residual stream that the adapters read outgrows float16, as T5's own `wo` does
-    _keep_in_fp32_modules = [r"DenseReluDense\.wo", r"feed_forward\.adapter"]
+    # the residual stream that the adapters read outgrows float16, as T5's own `wo` does. Quantisers skip these modules
+    # too, and match from the start of a name
+    _keep_in_fp32_modules = [r".*\.DenseReluDense\.wo", r".*\.feed_forward\.adapter"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.dataclasses import strict
 from transformers import InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig, T5Config
 
-from .remote_code import CarriesItsCode
+from .remote_code import carries_its_code
 
 TASK_TYPES = ("region_level", "image_level")
 """Names of the tasks in the order of the router's rows: `task_type_ids` index this tuple."""
@@ -204,8 +204,9 @@ else:  # what may be given for it
     VisionPart = QFormerPart = AggregatorPart = TextPart = dict | PreTrainedConfig | None
 
 
+@carries_its_code
 @strict
-class LionConfig(CarriesItsCode, PreTrainedConfig):
+class LionConfig(PreTrainedConfig):
     r"""
     Configuration of [`LionForConditionalGeneration`]. The defaults are LION-FlanT5-XL.
 

@@ -10,10 +10,11 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from .image_loading import load_rgb_images
-from .remote_code import CarriesItsCode
+from .remote_code import carries_its_code
 
 
-class LionImageProcessor(CarriesItsCode, BlipImageProcessorPil):
+@carries_its_code
+class LionImageProcessor(BlipImageProcessorPil):
     """BLIP's image processor at 224 x 224, for any image that `image_loading` can open."""
 
     size = {"height": 224, "width": 224}

@@ -179,7 +179,13 @@ class LionPreTrainedModel(InitializationMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _skip_keys_device_placement = "past_key_values"
-    _no_split_modules = ["InstructBlipEncoderLayer", "InstructBlipQFormerLayer", "LionAggregatorLayer", "LionT5Block"]
+    _no_split_modules = [
+        "InstructBlipVisionEmbeddings",  # it has parameters of its own, which only a hook on the whole of it can bring
+        "InstructBlipEncoderLayer",
+        "InstructBlipQFormerLayer",
+        "LionAggregatorLayer",
+        "LionT5Block",
+    ]
 
 
 class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):

@@ -19,7 +19,7 @@ from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities
 from .image_loading import is_batch, load_rgb_images
 from .plain_text import PlainTextTokenizer
-from .remote_code import CarriesItsCode
+from .remote_code import carries_its_code
 
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
@@ -69,7 +69,8 @@ class LionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
 LionProcessorKwargs._defaults = {}  # read by transformers before 5.20
 
 
-class LionProcessor(CarriesItsCode, ProcessorMixin):
+@carries_its_code
+class LionProcessor(ProcessorMixin):
     r"""
     Image processor, T5 tokenizer and Q-Former tokenizer in one.
 

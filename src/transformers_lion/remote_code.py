@@ -10,10 +10,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 ENTRY_MODULE = "lion_remote"
+
+Saved = TypeVar("Saved", bound=Any)
+"""A class of transformers that saves itself as JSON."""
 
 AUTO_MAPS = {
     "config.json": {
@@ -26,28 +30,34 @@ AUTO_MAPS = {
 }
 """What leads to the code from each file. The last exists only where an image processor is saved by itself."""
 
-RELATIVE_IMPORT = re.compile(r"^(\s*from )\.+(?:\w+\.)*(\w+)(?= import )", re.MULTILINE)
+RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)(?= import )", re.MULTILINE)
 
 
 def code_files() -> dict[str, str]:
     """The modules that `lion_remote` needs, as file names and texts for one flat folder.
 
     Raises:
-        ValueError: if two of the package's modules have the same name.
+        ValueError: if two of them have the same name.
     """
-    modules: dict[str, str] = {}
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        name = path.parent.name if path.name == "__init__.py" else path.stem
-        if name in modules:
-            raise ValueError(f"Two modules are called {name}: they cannot lie in one folder.")
-        modules[name] = RELATIVE_IMPORT.sub(r"\1.\2", path.read_text(encoding="utf-8"))
-    needed, found = [ENTRY_MODULE], set()
-    while needed:
-        name = needed.pop()
-        if name not in found:
-            found.add(name)
-            needed += [match[2] for match in RELATIVE_IMPORT.finditer(modules[name])]
-    return {f"{name}.py": modules[name] for name in sorted(found)}
+    found: dict[str, Path] = {}
+    texts: dict[str, str] = {}
+    pending = [Path(__file__).with_name(f"{ENTRY_MODULE}.py")]
+    while pending:
+        path = pending.pop()
+        name = (path.parent.name if path.name == "__init__.py" else path.stem) + ".py"
+        if found.setdefault(name, path) != path:
+            raise ValueError(f"{found[name]} and {path} cannot lie in one folder.")
+        if name not in texts:
+            text = path.read_text(encoding="utf-8")
+            texts[name] = RELATIVE_IMPORT.sub(lambda match: f"{match[1]}.{match[3].split('.')[-1]}", text)
+            pending += [imported(path, len(match[2]), match[3]) for match in RELATIVE_IMPORT.finditer(text)]
+    return dict(sorted(texts.items()))
+
+
+def imported(path: Path, num_dots: int, module: str) -> Path:
+    """The file of a module that the one at `path` imports with so many dots."""
+    target = path.parents[num_dots - 1].joinpath(*module.split("."))
+    return target / "__init__.py" if target.is_dir() else target.with_suffix(".py")
 
 
 def files_with_code(folder: str | os.PathLike) -> dict[str, str]:
@@ -80,19 +90,24 @@ def leads_to_code(auto_map: Mapping[str, Any] | None) -> bool:
     return any(str(reference).split("--")[-1].startswith(f"{ENTRY_MODULE}.") for reference in (auto_map or {}).values())
 
 
-class CarriesItsCode:
-    """What was loaded from a folder that carries the code is saved as one. For configurations and processors."""
+def carries_its_code(cls: type[Saved]) -> type[Saved]:
+    """Save what was loaded from a folder that carries the code as one. For classes of configurations and processors.
 
-    auto_map: dict[str, str] | None
+    (A decorator, since transformers tells by a processor's first base class what the processor adds to it.)
+    """
+    to_json_file = cls.to_json_file
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str | None = None) -> None:
-        """Nothing: with it, transformers would lead to the module of each class and leave `lion_remote` out."""
-
-    def to_json_file(self, json_file_path: str | os.PathLike, **kwargs: Any) -> None:
-        """As in transformers, which calls this to save and, if wanted, uploads the folder afterwards."""
+    @wraps(to_json_file)
+    def to_json_file_with_code(self: Any, json_file_path: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         path = Path(json_file_path)
         if path.name in AUTO_MAPS and leads_to_code(getattr(self, "auto_map", None)):
             self.auto_map = dict(AUTO_MAPS[path.name])
             write_files(path.parent, code_files())
-        super().to_json_file(json_file_path, **kwargs)  # type: ignore[misc]
+        to_json_file(self, json_file_path, *args, **kwargs)
+
+    def register_for_auto_class(cls: type, auto_class: str | None = None) -> None:
+        """Nothing: with it, transformers would lead to the module of each class and leave `lion_remote` out."""
+
+    cls.to_json_file = to_json_file_with_code
+    cls.register_for_auto_class = classmethod(register_for_auto_class)
+    return cls
