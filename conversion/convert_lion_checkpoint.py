@@ -361,9 +361,11 @@ def unfinished(output: Path) -> Iterator[Path]:
 
 
 def recover(output: Path) -> None:
-    """Put back what a run had moved away when it was killed before the new folder took its place."""
+    """Finish what a killed run left half done: the old folder comes back, or goes away if a new one is there."""
     replaced = beside(output, "replaced")
-    if replaced.exists() and not output.exists():
+    if output.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    elif replaced.exists():
         replaced.rename(output)
 
 

@@ -505,6 +505,16 @@ def test_a_target_that_was_moved_away_by_a_killed_run_comes_back(files: Files) -
     assert (files.output / "model.safetensors").is_file()
 
 
+def test_an_old_folder_that_a_killed_run_had_not_quite_deleted_is_in_nobodys_way(files: Files) -> None:
+    assert files.convert() == 0
+    left_over = files.output.with_name(".lion.replaced")
+    left_over.mkdir()
+    (left_over / "model.safetensors").touch()
+    assert files.convert("--overwrite") == 0
+    assert not left_over.exists()
+    assert (files.output / "model.safetensors").is_file()
+
+
 def test_a_safetensors_lion_file_is_read_too(files: Files, lion_model: LionForConditionalGeneration) -> None:
     state = torch.load(files.folder / "lion_full.pth")["model"]
     aliases = [key for key in state if key.endswith("embed_tokens.weight")]
