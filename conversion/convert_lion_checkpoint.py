@@ -59,7 +59,6 @@ class Conversion:
         config: of the converted model.
         dtype: of the weights; `None` for the default.
         trained_in_float32: whether what LION's training changed stays in float32.
-        allow_nonfinite: whether NaN and infinity are let through.
 
     Raises:
         ValueError: naming keys without a place, missing keys, and shapes that differ.
@@ -71,10 +70,8 @@ class Conversion:
         config: LionConfig,
         dtype: torch.dtype | None = None,
         trained_in_float32: bool = False,
-        allow_nonfinite: bool = False,
     ):
         self.tensors = found.tensors
-        self.allow_nonfinite = allow_nonfinite
         entries = LION_KEYS.from_originals(found.tensors)
         self.entries: dict[str, Entry] = {entry.converted: entry for entry in entries}
         with torch.device("meta"):
@@ -82,11 +79,7 @@ class Conversion:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
         self._check_shapes(shapes)
         if dtype is None:
-            dtype = (
-                torch.bfloat16
-                if sum(map(torch.Size.numel, map(torch.Size, shapes.values()))) >= LARGE
-                else torch.float32
-            )
+            dtype = torch.bfloat16 if model.num_parameters() >= LARGE else torch.float32
         self.dtype = dtype
         trained = torch.float32 if trained_in_float32 else dtype
         self.slots = {name: Slot(shape, dtype if FROZEN.match(name) else trained) for name, shape in shapes.items()}
@@ -107,22 +100,21 @@ class Conversion:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise ValueError("The files do not make up one model: " + "; ".join(problems[:5]) + more + ".")
 
-    def load(self, name: str, slot: Slot) -> torch.Tensor:
-        """One converted tensor.
-
-        Raises:
-            ValueError: if it holds NaN or infinity and that is not allowed.
-        """
+    def make(self, name: str, slot: Slot) -> torch.Tensor:
+        """One converted tensor."""
         entry = self.entries[name]
-        originals = [self.tensors[key] for key in entry.originals]
-        for key, tensor in zip(entry.originals, originals, strict=True):
-            if not self.allow_nonfinite and not torch.isfinite(tensor).all():
-                count = int((~torch.isfinite(tensor)).sum())
-                raise ValueError(f"{key} holds {count} NaN or infinite values; --allow-nonfinite lets them be.")
-        tensor = entry.rule.forward(*originals)
+        tensor = entry.rule.forward(*(self.tensors[key] for key in entry.originals))
         if name == POSITION_TABLE:
             tensor = resize_positions(tensor, slot.shape[1])
         return tensor.to(slot.dtype)
+
+    def check_finite(self, name: str) -> None:
+        """Raise `ValueError` if a source of a converted tensor holds NaN or infinity."""
+        for key in self.entries[name].originals:
+            finite = torch.isfinite(self.tensors[key])
+            if not finite.all():
+                count = int((~finite).sum())
+                raise ValueError(f"{key} holds {count} NaN or infinite values; --allow-nonfinite lets them be.")
 
 
 def resize_positions(table: torch.Tensor, num_positions: int) -> torch.Tensor:
@@ -210,13 +202,12 @@ def convert_checkpoint(options: Options) -> None:
         config,
         None if options.dtype == "auto" else getattr(torch, options.dtype),
         options.trained_in_float32,
-        options.allow_nonfinite,
     )
     config.dtype = conversion.dtype
     shards = plan_shards(conversion.slots, int(options.max_shard_size * 1e9))
     check_disk(options.output, sum(shard.num_bytes for shard in shards))
     with unfinished(options.output) as folder:
-        digests = write_weights(folder, shards, conversion)
+        digests = write_weights(folder, shards, conversion, options.allow_nonfinite)
         write_settings(folder, config, processor)
         if options.tagger is not None:
             shutil.copytree(options.tagger, folder / TAGGER_FOLDER)
@@ -248,13 +239,19 @@ def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
     return config, processor, found
 
 
-def write_weights(folder: Path, shards: list[Shard], conversion: Conversion) -> dict[str, str]:
-    """Write the shards and, if there are several, their index; the sha256 of each file."""
+def write_weights(folder: Path, shards: list[Shard], conversion: Conversion, allow_nonfinite: bool) -> dict[str, str]:
+    """Write the shards and, if there are several, their index; the sha256 of each file.
+
+    Raises:
+        ValueError: if a tensor holds NaN or infinity and that is not allowed.
+    """
     with tqdm(total=sum(shard.num_bytes for shard in shards), unit="B", unit_scale=True, desc="writing") as progress:
 
         def load(name: str, slot: Slot) -> torch.Tensor:
             progress.update(slot.num_bytes)
-            return conversion.load(name, slot)
+            if not allow_nonfinite:
+                conversion.check_finite(name)
+            return conversion.make(name, slot)
 
         digests = {shard.file: write_shard(folder, shard, load) for shard in shards}
     if len(shards) > 1:
@@ -283,7 +280,7 @@ def compare(folder: Path, conversion: Conversion) -> None:
     reader = FolderReader(folder)
     wrong = sorted(reader.files.keys() ^ conversion.slots.keys())
     for name, slot in tqdm(conversion.slots.items(), unit="tensor", desc="comparing"):
-        if name not in wrong and not same_bits(reader[name], conversion.load(name, slot)):
+        if name not in wrong and not same_bits(reader[name], conversion.make(name, slot)):
             wrong.append(name)
     if wrong:
         raise ValueError(f"{folder}: {len(wrong)} tensors are not what their sources say: {', '.join(wrong[:5])}.")
@@ -309,7 +306,7 @@ def report(
     reasons: dict[str, int] = {}
     for reason in found.dropped.values():
         reasons[reason] = reasons.get(reason, 0) + 1
-    numbers = sum(torch.Size(slot.shape).numel() for slot in conversion.slots.values())
+    numbers = sum(slot.num_numbers for slot in conversion.slots.values())
     rows = [
         ("source keys used", f"{len(found.tensors):,}"),
         ("tensors derived from several keys", f"{len(derived):,}"),

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
+from infer_config import build_config
 from key_map import KeyMapError, revert
 from ram_bias_tables import resize_bias_table
 from ram_keys import RAM_KEYS, kept_names
@@ -182,18 +182,6 @@ def override(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     return {**fields, **overrides, "vision_config": {**fields["vision_config"], **vision}}
 
 
-def make_config(fields: Mapping[str, Any]) -> RamConfig:
-    """The configuration.
-
-    Raises:
-        ValueError: if fields are of the wrong type or do not fit together.
-    """
-    try:
-        return RamConfig(**fields)
-    except StrictDataclassError as error:
-        raise ValueError(f"the configuration is not valid: {' '.join(str(error).split())}") from error
-
-
 def convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> dict[str, torch.Tensor]:
     """Tensors in the reference's names to this package's, in float32.
 
@@ -273,7 +261,7 @@ def convert(
         fields = override(infer_fields(tensors), overrides or {})
         if len(names) != tensors["label_embed"].shape[0]:
             raise ValueError(f"it knows {tensors['label_embed'].shape[0]} tags, but {tags} has {len(names)} lines.")
-        config = make_config({"id2label": dict(enumerate(names)), "thresholds": limits} | fields)
+        config = build_config(RamConfig, {"id2label": dict(enumerate(names)), "thresholds": limits} | fields)
         converted = convert_tensors(tensors, config)
     except ValueError as error:
         raise SourceError(f"{ram}: {error}") from error

@@ -3,12 +3,14 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from transformers_lion.configuration_lion import LionConfig
+
+Config = TypeVar("Config", bound=Any)
 
 SETTINGS_OF_BERT = ("num_attention_heads", "layer_norm_eps", "hidden_act", "hidden_dropout_prob")
 SETTINGS_OF_T5 = (
@@ -91,9 +93,18 @@ def infer_config(
         fields["qformer_config"] = qformer_fields(shapes, qformer_config)
     if has_aggregator:
         fields["aggregator_config"] = aggregator_fields(shapes)
+    return build_config(LionConfig, merge(fields, overrides))
+
+
+def build_config(config_class: type[Config], fields: Mapping[str, Any]) -> Config:
+    """The configuration of `fields`.
+
+    Raises:
+        ValueError: if fields are of the wrong type or do not fit together.
+    """
     try:
-        return LionConfig(**merge(fields, overrides))
-    except StrictDataclassError as error:
+        return config_class(**fields)
+    except StrictDataclassError as error:  # no ValueError
         raise ValueError(f"the configuration is not valid: {' '.join(str(error).split())}") from error
 
 

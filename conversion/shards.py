@@ -26,9 +26,14 @@ class Slot:
     dtype: torch.dtype
 
     @property
+    def num_numbers(self) -> int:
+        """Numbers in the tensor."""
+        return torch.Size(self.shape).numel()
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the tensor in a file."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        return self.num_numbers * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ def write_index(folder: Path, shards: Iterable[Shard]) -> None:
     content = {
         "metadata": {
             "total_size": sum(shard.num_bytes for shard in shards),
-            "total_parameters": sum(torch.Size(s.shape).numel() for shard in shards for s in shard.slots.values()),
+            "total_parameters": sum(slot.num_numbers for shard in shards for slot in shard.slots.values()),
         },
         "weight_map": {name: shard.file for shard in shards for name in shard.slots},
     }

@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from convert_lion_checkpoint import main as convert
@@ -51,6 +52,14 @@ def lion_model(lion_folder: Path) -> LionForConditionalGeneration:
 @pytest.fixture(scope="session")
 def lion_processor(lion_folder: Path) -> LionProcessor:
     return LionProcessor.from_pretrained(lion_folder)
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small picture in a file."""
+    path = tmp_path_factory.mktemp("image") / "photo.png"
+    Image.radial_gradient("L").convert("RGB").resize((64, 43)).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

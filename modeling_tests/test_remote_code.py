@@ -59,13 +59,6 @@ def code_folder(lion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("image") / "photo.png"
-    Image.radial_gradient("L").convert("RGB").resize((64, 43)).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def answer(lion_model: LionForConditionalGeneration, lion_processor: LionProcessor, image: Path) -> str:
     """What the package answers."""
     inputs = lion_processor(Image.open(image), QUESTION, return_tensors="pt")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, HubServer, git_hash
 from huggingface_hub import ModelCard, constants
-from PIL import Image
 from transformers import pipeline
 
 from processes import WITHOUT_PACKAGE, answer_of, run_python
@@ -48,13 +47,6 @@ def online(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     return monkeypatch
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("image") / "photo.png"
-    Image.radial_gradient("L").convert("RGB").resize((64, 43)).save(path)
-    return path
 
 
 @pytest.fixture(scope="module")

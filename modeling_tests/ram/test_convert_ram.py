@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
-from convert_ram_checkpoint import infer_fields, make_config, override
+from convert_ram_checkpoint import infer_fields, override
+from infer_config import build_config
 from key_map import convert as apply
 from key_map import revert
 from ram.conftest import convert_ram
@@ -46,9 +47,9 @@ def test_each_key_of_the_released_file_has_its_place_at_full_size(released_keys:
     buffers = [key for key in tensors if droppable(key) and not key.startswith(("text_decoder.", "tag_encoder."))]
     assert len(kept) + len(buffers) == NUM_TAGGING_KEYS
     fields = infer_fields(kept)
-    assert make_config(fields).to_dict() == RamConfig().to_dict()
+    assert build_config(RamConfig, fields).to_dict() == RamConfig().to_dict()
     with torch.device("meta"):
-        model = RamForImageTagging(make_config(fields))
+        model = RamForImageTagging(build_config(RamConfig, fields))
     converted = dict(revert(RAM_KEYS.from_converted(kept), kept.__getitem__))
     assert {name: tensor.shape for name, tensor in converted.items()} == {
         name: tensor.shape for name, tensor in model.state_dict().items()

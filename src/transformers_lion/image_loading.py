@@ -18,17 +18,16 @@ ImageSource = str | Path | Image.Image | np.ndarray | torch.Tensor
 """One image: a path, a URL, base64 text, a picture, or an array (H, W), (H, W, C) or (C, H, W)."""
 
 
-def load_rgb_images(images: Any, scale_floats: bool = True) -> list[Image.Image]:
+def load_rgb_images(images: Any) -> list[Image.Image]:
     """All images of a nested list, a batched array or a single image, as upright RGB pictures.
 
     Args:
         images: an `ImageSource`, a (nested) list of them, or an array with a batch dimension.
-        scale_floats: whether float arrays in [0, 1] are brought to 0..255.
 
     Raises:
         ValueError: if there is no image, or one cannot be read; the message names it.
     """
-    pictures = [to_rgb(image, scale_floats) for image in flatten(images)]
+    pictures = [to_rgb(image) for image in flatten(images)]
     if not pictures:
         raise ValueError("There are no images: an empty batch was given.")
     return pictures
@@ -48,12 +47,11 @@ def flatten(images: Any) -> Iterator[ImageSource]:
         yield images
 
 
-def to_rgb(image: ImageSource, scale_floats: bool = True, timeout: float | None = None) -> Image.Image:
+def to_rgb(image: ImageSource, timeout: float | None = None) -> Image.Image:
     """One image as an upright RGB picture.
 
     Args:
         image: in any form.
-        scale_floats: whether float arrays in [0, 1] are brought to 0..255.
         timeout: of a download, in seconds.
 
     Raises:
@@ -61,7 +59,7 @@ def to_rgb(image: ImageSource, scale_floats: bool = True, timeout: float | None 
     """
     name = repr(str(image)[:120]) if isinstance(image, str | Path) else type(image).__name__
     try:
-        picture = open_picture(image, scale_floats, timeout)
+        picture = open_picture(image, timeout)
         picture.load()
         rgb = to_eight_bits(ImageOps.exif_transpose(picture)).convert("RGB")
     except UnidentifiedImageError as error:
@@ -72,12 +70,12 @@ def to_rgb(image: ImageSource, scale_floats: bool = True, timeout: float | None 
     return rgb
 
 
-def open_picture(image: ImageSource, scale_floats: bool, timeout: float | None = None) -> Image.Image:
+def open_picture(image: ImageSource, timeout: float | None = None) -> Image.Image:
     """Open one image without converting it."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray | torch.Tensor):
-        return array_to_picture(as_array(image), scale_floats)
+        return array_to_picture(as_array(image))
     if not isinstance(image, str | Path):
         raise ValueError("expected a path, a URL, base64 text, a picture or an array.")
     source = os.fspath(image)
@@ -105,10 +103,10 @@ def to_eight_bits(picture: Image.Image) -> Image.Image:
     """Bring a picture of 16 or 32 bits a channel to 8; Pillow's own conversion would clip it to white."""
     if not picture.mode.startswith(("I", "F")):
         return picture
-    return array_to_picture(np.asarray(picture), scale_floats=True)
+    return array_to_picture(np.asarray(picture))
 
 
-def array_to_picture(array: np.ndarray, scale_floats: bool) -> Image.Image:
+def array_to_picture(array: np.ndarray) -> Image.Image:
     """(H, W), (H, W, C) or (C, H, W), C of 1, 3 or 4, as a picture of 8 bits a channel.
 
     Raises:
@@ -123,7 +121,7 @@ def array_to_picture(array: np.ndarray, scale_floats: bool) -> Image.Image:
     low, high = float(array.min()), float(array.max())
     is_float = np.issubdtype(array.dtype, np.floating)
     largest = 65535 if array.dtype == np.uint16 or high > 255 else 255
-    if array.dtype == bool or (is_float and scale_floats and high <= 1):
+    if array.dtype == bool or (is_float and high <= 1):
         largest = 1
     if not (low >= 0 and high <= largest) or (is_float and largest > 255):
         raise ValueError(f"its values go from {low:g} to {high:g}, outside of 0 to 255 (or 0 to 1 for floats).")

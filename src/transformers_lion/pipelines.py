@@ -109,7 +109,8 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         if is_conversation(text) or is_conversation(images):
             if text is not None and images is not None:
                 raise ValueError("Images belong into the messages: give either messages or images with text.")
-            return self._run(to_conversations(images if text is None else text), kwargs)
+            messages = images if text is None else text
+            return self._run(as_item(messages) if is_message(messages[0]) else list(map(as_item, messages)), kwargs)
         if images is None:
             raise ValueError("LION needs an image: none was given.")
         if is_lazy(images):
@@ -159,8 +160,8 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         columns = [model_inputs[name] for name in ("text", "task_type", "picture", "tags")]
         if isinstance(model_inputs["text"], str):  # one item, which transformers does not make a batch of
             columns = [[value] for value in columns]
-        texts, tasks, pictures, given_tags = columns
-        tags = self._tags_of(pictures, given_tags)
+        texts, tasks, pictures, own_tags = columns
+        tags = self._tags_of(pictures, own_tags)
         prompts = self.processor(text=texts, tags=tags, task_type=tasks, return_tensors="pt").to(self.device)
         ids = self.model.generate(
             pixel_values=model_inputs["pixel_values"], **prompts, **generate_arguments(self, generate_kwargs or {})
@@ -168,9 +169,9 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
         return {"sequences": ids.reshape(len(texts), -1, ids.shape[-1]), "text": texts, "tags": tags}
 
-    def _tags_of(self, pictures: list[Image.Image], given: list[Tags | Literal[False]]) -> list[Tags]:
+    def _tags_of(self, pictures: list[Image.Image], own: list[Tags | Literal[False]]) -> list[Tags]:
         """The tags of each image: those given, else the tagger's; `None` where there is to be no tag sentence."""
-        missing = [index for index, tags in enumerate(given) if tags is None]
+        missing = [index for index, tags in enumerate(own) if tags is None]
         if missing and self.tagger is None:
             logger.warning_once(
                 "There are no tags and no tagger, so that prompts have no tag sentence, with which LION was trained. "
@@ -178,7 +179,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             )
         found = self.tagger([pictures[index] for index in missing]) if missing and self.tagger else None
         by_tagger = dict(zip(missing, found or [None] * len(missing), strict=True))
-        return [by_tagger.get(index, None if tags is False else tags) for index, tags in enumerate(given)]
+        return [by_tagger.get(index, None if tags is False else tags) for index, tags in enumerate(own)]
 
     def postprocess(
         self,
@@ -270,13 +271,6 @@ def is_conversation(value: Any) -> bool:
         return False
     first = value[0]
     return is_message(first) or (isinstance(first, list | tuple) and bool(first) and is_message(first[0]))
-
-
-def to_conversations(value: Any) -> Any:
-    """One conversation or a list of them as the pipeline's items."""
-    if is_message(value[0]):
-        return {"messages": list(value)}
-    return [{"messages": list(messages)} for messages in value]
 
 
 def images_of(messages: list[dict[str, Any]]) -> Iterator[Any]:

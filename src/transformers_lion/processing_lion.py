@@ -254,7 +254,8 @@ class LionProcessor(ProcessorMixin):
             tags = [list(tags)]  # the names of the one sample's tags
         names = per_sample("tags", tags, len(texts))
         for row in names:
-            check_strings("tags", [row] if row is None or isinstance(row, str) else row, optional=True)
+            if row is not None and not isinstance(row, str):
+                check_strings("tags", row)
         prompts = [self._prompt_ids(text, tags_, limit) for text, tags_ in zip(texts, names, strict=True)]
         padded = self.tokenizer.pad(
             {"input_ids": prompts},
@@ -372,12 +373,12 @@ def per_sample(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def check_strings(name: str, values: Any, optional: bool = False) -> None:
-    """Raise `ValueError` if `values` is no list of strings (or of `None`, where that is allowed)."""
+def check_strings(name: str, values: Any) -> None:
+    """Raise `ValueError` if `values` is no list of strings."""
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} must be a string or a list of strings, but is {type(values).__name__}.")
     for value in values:
-        if not (isinstance(value, str) or (optional and value is None)):
+        if not isinstance(value, str):
             raise ValueError(f"{name} must hold strings, but holds {type(value).__name__}.")
 
 

@@ -6,7 +6,7 @@ the order of the list.
 Shape letters: B batch, L tags.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -89,9 +89,4 @@ def tag_indices(config: RamConfig, names: Iterable[str]) -> list[int]:
     return [config.label2id[name] for name in names]
 
 
-def tag_names(tags: Sequence[Collection[Any]]) -> list[list[str]]:
-    """The names alone of what `select_tags` returns."""
-    return [[tag["label"] for tag in image] for image in tags]
-
-
-__all__ = ["select_tags", "tag_names"]
+__all__ = ["select_tags"]
