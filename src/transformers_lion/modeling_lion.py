@@ -215,6 +215,15 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         if module is self and self.config.use_soft_prompt:
             init.normal_(self.soft_prompt.weight, std=self.config.text_config.initializer_factor)
 
+    def train(self, mode: bool = True) -> "LionForConditionalGeneration":
+        """As of all modules; but a vision tower whose blocks are all frozen stays in eval mode, as in the reference."""
+        super().train(mode)
+        tower = self.vision_model
+        blocks = [*tower.embeddings.parameters(), *tower.encoder.parameters()]
+        if not any(parameter.requires_grad for parameter in blocks):
+            tower.eval()
+        return self
+
     @property
     def generation_config(self) -> GenerationConfig:
         """The defaults of `generate`: one object, kept by the language model, which does the generating."""
