@@ -485,3 +485,45 @@ def test_a_fresh_model_starts_as_the_specification_says() -> None:
     for layer in model.aggregator.layers:
         for part in (layer.attention.output, layer.crossattention.output, layer.output):
             assert not part.dense.weight.any()
+
+
+def several_questions() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Two images and four questions, which ask about the second, the first, the second and the second."""
+    inputs, image_indices = tiny_inputs(), torch.tensor([1, 0, 1, 1])
+    return {**inputs, "pixel_values": inputs["pixel_values"][:2]}, image_indices
+
+
+def test_an_image_with_several_questions_is_the_same_as_one_image_for_each() -> None:
+    inputs, image_indices = several_questions()
+    repeated = {**inputs, "pixel_values": inputs["pixel_values"][image_indices]}
+    model, labels = tiny_model(), tiny_labels()
+    with torch.no_grad():
+        once = model(**inputs, image_indices=image_indices, labels=labels)
+        each = model(**repeated, labels=labels)
+    torch.testing.assert_close(once.logits, each.logits)
+    torch.testing.assert_close(once.loss, each.loss)
+    generated = model.generate(**inputs, image_indices=image_indices, max_new_tokens=4)
+    assert generated.tolist() == model.generate(**repeated, max_new_tokens=4).tolist()
+
+
+def test_gradients_of_an_image_with_several_questions_add_up() -> None:
+    inputs, image_indices = several_questions()
+    repeated = {**inputs, "pixel_values": inputs["pixel_values"][image_indices]}
+    gradients = []
+    for batch in ({**inputs, "image_indices": image_indices}, repeated):
+        model = tiny_model()
+        model(**batch, labels=tiny_labels()).loss.backward()
+        gradients.append({name: x.grad for name, x in model.named_parameters() if x.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("image_indices", "message"),
+    [([0, 1, 2, 0], "has 2, but there are 2 images"), ([0, -1, 0, 0], "has -1"), ([0, 1], "4 prompts need")],
+)
+def test_indices_without_an_image_are_refused(image_indices: list[int], message: str) -> None:
+    inputs, _ = several_questions()
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**inputs, image_indices=torch.tensor(image_indices))

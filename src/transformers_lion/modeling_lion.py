@@ -39,7 +39,8 @@ from .initialization import InitializationMixin
 from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 
 TEXT_INPUTS = (
-    "input_ids", "attention_mask", "qformer_input_ids", "qformer_attention_mask", "task_type_ids", "labels",
+    "input_ids", "attention_mask", "qformer_input_ids", "qformer_attention_mask", "task_type_ids", "image_indices",
+    "labels",
 )  # fmt: skip
 """What of a processor's output has nothing to do with the image."""
 
@@ -74,19 +75,46 @@ class LionImageFeatures(BaseModelOutputWithPooling):
             pooler_output=None if self.pooler_output is None else self.pooler_output.repeat_interleave(repeats, dim=0),
         )
 
-    def match(self, batch_size: int) -> "LionImageFeatures":
-        """The features for a batch of questions: one image serves them all, otherwise the counts must agree.
+    def select(self, image_indices: torch.Tensor) -> "LionImageFeatures":
+        """The features of the image of each question.
+
+        Args:
+            image_indices: (B,), a row of these features for each question.
 
         Raises:
-            ValueError: if there are several images and another number of questions.
+            ValueError: if there is no such row (looked at on the CPU only).
         """
+        if image_indices.device.type == "cpu" and not torch.compiler.is_compiling() and image_indices.numel():
+            first, last = int(image_indices.min()), int(image_indices.max())
+            if first < 0 or last >= self.batch_size:
+                wrong = first if first < 0 else last
+                raise ValueError(f"image_indices has {wrong}, but there are {self.batch_size} images, from 0 on.")
+        image_indices = image_indices.to(self.last_hidden_state.device)
+        return LionImageFeatures(
+            last_hidden_state=self.last_hidden_state.index_select(0, image_indices),
+            pooler_output=None if self.pooler_output is None else self.pooler_output.index_select(0, image_indices),
+        )
+
+    def match(self, batch_size: int, image_indices: torch.Tensor | None = None) -> "LionImageFeatures":
+        """The features for a batch of questions: by `image_indices`, or one image serves them all, or row for row.
+
+        Raises:
+            ValueError: if there are several images and another number of questions, or not one index a question.
+        """
+        if image_indices is not None:
+            if image_indices.shape != (batch_size,):
+                raise ValueError(
+                    f"image_indices has shape {tuple(image_indices.shape)}, but {batch_size} prompts need "
+                    f"({batch_size},)."
+                )
+            return self.select(image_indices)
         if self.batch_size == batch_size:
             return self
         if self.batch_size == 1:
             return self.repeat_interleave(batch_size)
         raise ValueError(
-            f"{self.batch_size} images for {batch_size} prompts. Give one image for all, or as many of both; "
-            "`image_features.repeat_interleave(n)` repeats each image."
+            f"{self.batch_size} images for {batch_size} prompts. Give one image for all, as many of both, or "
+            "image_indices with the image of each prompt."
         )
 
 
@@ -369,6 +397,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         self,
         pixel_values: torch.Tensor | None,
         image_features: LionImageFeatures | None,
+        image_indices: torch.Tensor | None,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         qformer_input_ids: torch.Tensor | None,
@@ -381,7 +410,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             raise ValueError("Give exactly one of pixel_values and image_features (from `get_image_features`).")
         if image_features is None:
             image_features = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
-        image_features = image_features.match(inputs_embeds.shape[0])
+        image_features = image_features.match(inputs_embeds.shape[0], image_indices)
         visual, qformer_outputs = [], None
         if self.config.uses_qformer:
             query_features, qformer_outputs = self.get_query_features(
@@ -419,6 +448,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         qformer_attention_mask: torch.Tensor | None = None,
         task_type_ids: torch.Tensor | None = None,
         image_features: LionImageFeatures | None = None,
+        image_indices: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: tuple[torch.Tensor, ...] | None = None,
@@ -440,6 +470,8 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             qformer_input_ids, qformer_attention_mask: (B, T'), the question alone, for the Q-Former.
             task_type_ids: (B,), 0 region level, 1 image level; needed where there are two adapters.
             image_features: from `get_image_features`, instead of `pixel_values`.
+            image_indices: (B,), for each prompt the row of its image in `pixel_values` or `image_features`, so that an
+                image with several questions is encoded once; left out, images and prompts stand row for row.
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: (B, L) or (B, L, D); made from `labels` if
                 those are given alone.
             encoder_outputs: the language model's, to decode without running the rest again.
@@ -459,6 +491,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             language_inputs, visual_outputs = self._merge(
                 pixel_values,
                 image_features,
+                image_indices,
                 inputs_embeds,
                 attention_mask,
                 qformer_input_ids,
@@ -495,6 +528,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         qformer_attention_mask: torch.Tensor | None = None,
         task_type_ids: torch.Tensor | None = None,
         image_features: LionImageFeatures | None = None,
+        image_indices: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         labels: torch.Tensor | None = None,
@@ -505,7 +539,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
 
         Args:
             pixel_values, input_ids, attention_mask, qformer_input_ids, qformer_attention_mask, task_type_ids,
-                image_features, inputs_embeds, interpolate_pos_encoding: as in `forward`.
+                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: as in `forward`.
             labels: ignored, so that a training batch can be passed as it is.
             generation_config: instead of the model's own `generation_config`.
             **generate_kwargs: anything that `transformers.GenerationMixin.generate` takes.
@@ -519,6 +553,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         language_inputs, _ = self._merge(
             pixel_values,
             image_features,
+            image_indices,
             inputs_embeds,
             attention_mask,
             qformer_input_ids,

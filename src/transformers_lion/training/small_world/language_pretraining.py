@@ -1,0 +1,215 @@
+"""Stage 0, the language model: it learns the small world's language from text and from scenes told in words.
+
+No pixel is read here. A scene stands before the question as vectors of words, in the two forms in which LION will later
+show images: a set of a few (as from the Q-Former), and one for each cell of a grid (as from the aggregator). What turns
+words into such vectors (`SceneWords`) is thrown away; the visual branches learn to write them. Some samples have
+no scene but a text that tells it.
+
+Shape letters: B samples, Q query slots, G cells on a side, D language-model width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ...grounding import format_boxes
+from ...processing_lion import TAG_PROMPT
+from .cells import cell_objects
+from .language import Sample, ask, full_description, roughen
+from .records import noisy_tags
+from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
+
+NOTHING, BACKGROUND = 0, 1
+"""Kinds of a vector of words beside an object's, which is 2."""
+
+FIELDS = 5
+"""Kind, colour, shape, size and background of each vector; classes count from 1, 0 is unsaid."""
+
+
+class SceneWords(nn.Module):
+    """Adds up the words of each vector: its kind, the attributes, its box, and its place on the grid."""
+
+    def __init__(self, width: int, grid: int, num_frequencies: int = 12):
+        super().__init__()
+        sizes = (3, len(COLORS) + 1, len(SHAPES) + 1, len(SIZES) + 1, len(BACKGROUNDS) + 1)
+        self.words = nn.ModuleList([nn.Embedding(size, width) for size in sizes])
+        self.place = nn.Embedding(1 + grid * grid, width)
+        self.register_buffer("frequencies", torch.linspace(0.5, 24, num_frequencies) * 2 * torch.pi, persistent=False)
+        self.box = nn.Linear(4 * (1 + 2 * num_frequencies), width)
+
+    def forward(self, fields: torch.Tensor, boxes: torch.Tensor, on_grid: bool) -> torch.Tensor:
+        """(B, N, FIELDS) and (B, N, 4) -> (B, N, D)."""
+        embeds = sum(words(fields[..., index]) for index, words in enumerate(self.words))
+        angles = boxes[..., None] * self.get_buffer("frequencies")  # (B, N, 4, frequencies)
+        waves = torch.cat([boxes[..., None] * 4, angles.sin(), angles.cos()], dim=-1).flatten(-2)
+        embeds = embeds + self.box(waves) * (fields[..., 0] == 2).unsqueeze(-1)
+        return embeds + self.place.weight if on_grid else embeds
+
+
+@dataclass
+class SymbolicBatch:
+    """Scenes in words, and questions about them.
+
+    Attributes:
+        slots, slot_boxes: (B, Q, FIELDS) and (B, Q, 4), or `None`.
+        cells, cell_boxes: (B, 1 + G * G, FIELDS) and (B, 1 + G * G, 4), or `None`.
+        input_ids, attention_mask: (B, T).
+        labels: (B, L), padded with -100.
+    """
+
+    slots: torch.Tensor | None
+    slot_boxes: torch.Tensor | None
+    cells: torch.Tensor | None
+    cell_boxes: torch.Tensor | None
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+
+
+def object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Fields and boxes of the scene's objects, and of the background in the last row."""
+    rows = [
+        (2, list(COLORS).index(x.color) + 1, SHAPES.index(x.shape) + 1, list(SIZES).index(x.size) + 1, 0)
+        for x in scene.objects
+    ]
+    fields = np.array([*rows, (BACKGROUND, 0, 0, 0, BACKGROUNDS.index(scene.background) + 1)])
+    return fields, np.array([*(x.box for x in scene.objects), (0.0, 0.0, 0.0, 0.0)])
+
+
+def slot_rows(generator: np.random.Generator, num_objects: int, num_slots: int) -> np.ndarray:
+    """Which row of the table each slot holds: everything at least once, in any order, the rest repeats or nothing."""
+    everything = np.arange(num_objects + 1)
+    more = generator.integers(-1, num_objects + 1, size=num_slots - len(everything))
+    return generator.permutation(np.concatenate([everything, more]))
+
+
+def blur(
+    generator: np.random.Generator, fields: np.ndarray, boxes: np.ndarray, box_noise: float = 0.012
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a tower is unsure of: words left unsaid, a few of them wrong, boxes a little off."""
+    fields = fields.copy()
+    is_object = fields[..., 0] == 2
+    for column, count in ((1, len(COLORS)), (2, len(SHAPES)), (3, len(SIZES))):
+        wrong = generator.random(is_object.shape) < 0.03
+        fields[..., column] = np.where(
+            wrong & is_object, generator.integers(1, count + 1, is_object.shape), fields[..., column]
+        )
+        fields[..., column] *= generator.random(is_object.shape) > 0.1
+    return fields, boxes + generator.normal(0, box_noise, boxes.shape)
+
+
+@dataclass(frozen=True)
+class SymbolicScene:
+    """A scene with its cells worked out."""
+
+    scene: Scene
+    cells: np.ndarray
+
+    @classmethod
+    def build(cls, split: str, index: int, seed: int, grid: int) -> "SymbolicScene":
+        """Scene number `index` of a split."""
+        scene = sample_scene(split, index, seed)
+        return cls(scene, cell_objects(scene, grid, pixels=5).astype(np.int8))
+
+
+def told(generator: np.random.Generator, scene: Scene) -> str:
+    """The scene as text, objects in any order with their boxes."""
+    order = generator.permutation(len(scene.objects))
+    things = [f"{full_description(scene.objects[i])} {format_boxes([scene.objects[i].box])}" for i in order]
+    return f"{', '.join(things)} on a {scene.background} background. "
+
+
+def make_batch(
+    generator: np.random.Generator,
+    scenes: list[SymbolicScene],
+    tokenizer: PreTrainedTokenizerBase,
+    form: str,
+    num_slots: int,
+    samples: list[Sample] | None = None,
+    tag_share: float = 0.35,
+) -> SymbolicBatch:
+    """Ask a question about each scene, and tell the scene in one of the forms `slots`, `cells`, `both`, `text`.
+
+    Args:
+        samples: the questions; drawn where they are left out.
+        tag_share: of the prompts, those that have a sentence of tags.
+    """
+    samples = samples or [ask(generator, item.scene) for item in scenes]
+    slots, slot_boxes, cells, cell_boxes = [], [], [], []
+    for item in scenes:
+        fields, boxes = object_table(item.scene)
+        fields = np.concatenate([fields, np.zeros((1, FIELDS), dtype=fields.dtype)])  # the last row is nothing
+        boxes = np.concatenate([boxes, np.zeros((1, 4))])
+        if form in ("slots", "both"):
+            rows = slot_rows(generator, len(item.scene.objects), num_slots)
+            kept = blur(generator, fields[rows], boxes[rows], 0.006)
+            slots.append(kept[0])
+            slot_boxes.append(kept[1])
+        if form in ("cells", "both"):
+            cls = len(item.scene.objects)  # the background's row
+            rows = np.concatenate([[cls], item.cells.reshape(-1)])
+            kept = blur(generator, fields[rows], boxes[rows])
+            cells.append(kept[0])
+            cell_boxes.append(kept[1])
+    questions = []
+    for item, sample in zip(scenes, samples, strict=True):
+        tags = ", ".join(noisy_tags(generator, item.scene))
+        hint = TAG_PROMPT.format(tags=tags) if generator.random() < tag_share else ""
+        text = told(generator, item.scene) if form == "text" else ""
+        questions.append(text + hint + roughen(generator, sample.question))
+    prompt = tokenizer(questions, padding=True, return_tensors="pt")
+    labels = tokenizer([sample.answer for sample in samples], padding=True, return_tensors="pt")
+
+    def stacked(rows: list[np.ndarray], dtype: torch.dtype) -> torch.Tensor | None:
+        return torch.from_numpy(np.stack(rows)).to(dtype) if rows else None
+
+    return SymbolicBatch(
+        stacked(slots, torch.long), stacked(slot_boxes, torch.float32),
+        stacked(cells, torch.long), stacked(cell_boxes, torch.float32),
+        prompt["input_ids"], prompt["attention_mask"],
+        labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100),
+    )  # fmt: skip
+
+
+def embed_batch(batch: SymbolicBatch, words: SceneWords, embed: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """The encoder's input and mask: slots, cells and text, as LION orders them."""
+    parts = []
+    if batch.slots is not None:
+        parts.append(words(batch.slots, batch.slot_boxes, on_grid=False))
+    if batch.cells is not None:
+        parts.append(words(batch.cells, batch.cell_boxes, on_grid=True))
+    visual = sum(part.shape[1] for part in parts)
+    ones = batch.attention_mask.new_ones(len(batch.attention_mask), visual)
+    return torch.cat([*parts, embed(batch.input_ids)], dim=1), torch.cat([ones, batch.attention_mask], dim=1)
+
+
+def batches(
+    scenes: list[SymbolicScene],
+    tokenizer: PreTrainedTokenizerBase,
+    forms: dict[str, float],
+    batch_size: int,
+    num_slots: int,
+    seed: int,
+    first_step: int = 0,
+) -> Iterator[list[SymbolicBatch]]:
+    """Batches without end, each of one form; step k is the same whatever step was the first.
+
+    Each comes in two parts, captions and other answers, so that little of it is padding.
+    """
+    step = first_step
+    while True:
+        generator = np.random.default_rng([seed, step])
+        form = str(generator.choice(list(forms), p=np.array(list(forms.values())) / sum(forms.values())))
+        chosen = [scenes[index] for index in generator.integers(len(scenes), size=batch_size)]
+        samples = [ask(generator, item.scene) for item in chosen]
+        parts = [[row for row, x in enumerate(samples) if (x.kind == "caption") == long] for long in (True, False)]
+        yield [
+            make_batch(generator, [chosen[i] for i in rows], tokenizer, form, num_slots, [samples[i] for i in rows])
+            for rows in parts
+            if rows
+        ]
+        step += 1

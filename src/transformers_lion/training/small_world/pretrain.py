@@ -1,0 +1,158 @@
+"""Stage 0 of the small world: `python -m transformers_lion.training.small_world.pretrain PART FOLDER`.
+
+The parts are the vision tower, the language model and the tagger. Each can be killed and started again. They are
+independent of each other, so they can run side by side, each on one core (`OMP_NUM_THREADS=1`).
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...adapters import LionT5ForConditionalGeneration
+from ...grounding import extract_entities
+from . import language_pretraining, vision_pretraining
+from .architecture import GRID, IMAGE_SIZE, NUM_QUERY_TOKENS, TAPS, small_config
+from .cells import CellLabels, labelled_scenes
+from .language import ask
+from .language_pretraining import SceneWords, SymbolicBatch, SymbolicScene
+from .loop import LoopSettings, run_loop
+from .scoring import box_iou
+from .tagger_training import train_tagger
+from .vocabulary import language_model_tokenizer
+
+NUM_TOWER_SCENES, NUM_LANGUAGE_SCENES, NUM_VALIDATION_SCENES = 60_000, 30_000, 1_000
+TOWER = LoopSettings(num_steps=1600)
+LANGUAGE = LoopSettings(num_steps=3200, decay=0.4, save_every=400)
+TOWER_BATCH, LANGUAGE_BATCH = 64, 64
+FIRST_LANGUAGE_SCENE = 1_000_000
+EASY_FORMS = {"slots": 0.9, "text": 0.1}
+ALL_FORMS = {"slots": 0.28, "cells": 0.42, "both": 0.22, "text": 0.08}
+EASY_SHARE, EASY_NUM_SLOTS = 0.4, 8
+"""Share of the language model's steps that hold only the short forms of scenes, and the length of these."""
+
+
+def load_scenes(folder: Path, split: str, count: int) -> tuple[np.ndarray, CellLabels]:
+    """Pictures and labels of a split, drawn once and kept in the folder."""
+    file = folder / f"{split}-{count}.npz"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels, labels = labelled_scenes(split, count, IMAGE_SIZE, GRID)
+        np.savez(file, pixels=pixels, **vars(labels))
+    with np.load(file) as data:
+        return data["pixels"], CellLabels(**{name: data[name] for name in CellLabels.__annotations__})
+
+
+def train_tower(folder: Path, seed: int = 0) -> None:
+    """Train the vision tower, and save it as `tower.pt`."""
+    torch.manual_seed(seed)
+    images, labels = load_scenes(folder, "train", NUM_TOWER_SCENES)
+    unseen = load_scenes(folder, "validation", NUM_VALIDATION_SCENES)
+    config = small_config().vision_config
+    config._attn_implementation = "eager"  # faster than sdpa in training at this size on a CPU
+    model = vision_pretraining.DenseLabelModel(config, TAPS[1])
+
+    def loss_of(batch: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
+        last, middle = ({name: x.float() for name, x in found.items()} for found in model(batch[0]))
+        loss = vision_pretraining.dense_loss
+        return loss(last, batch[1]) + vision_pretraining.MIDDLE_WEIGHT * loss(middle, batch[1])
+
+    run_loop(
+        model, loss_of, lambda step: vision_pretraining.batches(images, labels, TOWER_BATCH, seed, step),
+        lambda name: ".encoder.layers." in name, TOWER, folder / "tower",
+        lambda: {name: round(x, 4) for name, x in vision_pretraining.evaluate(model, *unseen).items()},
+    )  # fmt: skip
+    torch.save(model.tower.state_dict(), folder / "tower.pt")
+
+
+class SymbolicLanguageModel(nn.Module):
+    """The language model with what shows it scenes in words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = small_config("qformer").text_config
+        config._attn_implementation = "eager"
+        self.language_model = LionT5ForConditionalGeneration(config)
+        self.scene_words = SceneWords(config.d_model, GRID)
+        with torch.no_grad():
+            self.language_model.lm_head.weight.mul_(config.d_model**-0.5)
+        for name, parameter in self.language_model.named_parameters():
+            parameter.requires_grad_(".adapter." not in name)
+
+    def embed(self, batch: SymbolicBatch) -> dict[str, torch.Tensor]:
+        """The encoder's inputs."""
+        embed_batch = language_pretraining.embed_batch
+        embeds, attention_mask = embed_batch(batch, self.scene_words, self.language_model.shared)
+        return {"inputs_embeds": embeds, "attention_mask": attention_mask}
+
+    def loss(self, parts: Sequence[SymbolicBatch]) -> torch.Tensor:
+        """Mean cross-entropy of the answers' tokens over all parts of a batch."""
+        count = sum(int((part.labels != -100).sum()) for part in parts)
+        losses = [
+            self.language_model(**self.embed(part), labels=part.labels, num_items_in_batch=count).loss for part in parts
+        ]
+        return torch.stack(losses).sum()
+
+
+def evaluate_language(model: SymbolicLanguageModel, scenes: Sequence[SymbolicScene], form: str) -> dict[str, Any]:
+    """Share of right answers of each kind; of boxes, those with an IoU of a half or more."""
+    tokenizer, generator = language_model_tokenizer(), np.random.default_rng(7)
+    right: dict[str, list[bool]] = {}
+    for low in range(0, len(scenes), 100):
+        chosen = list(scenes[low : low + 100])
+        samples = [ask(generator, item.scene) for item in chosen]
+        batch = language_pretraining.make_batch(generator, chosen, tokenizer, form, NUM_QUERY_TOKENS, samples)
+        ids = model.language_model.generate(**model.embed(batch), max_new_tokens=64, num_beams=1, do_sample=False)
+        for sample, text in zip(samples, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            good = text == sample.answer
+            if sample.kind == "locate":
+                boxes = [box for _, _, found in extract_entities(text)[1] for box in found]
+                truth = extract_entities(sample.answer)[1][0][2][0]
+                good = bool(boxes) and box_iou(boxes[0], truth) >= 0.5
+            right.setdefault(sample.kind, []).append(good)
+    return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
+
+
+def train_language(folder: Path, seed: int = 0) -> None:
+    """Train the language model, and save it as `language.pt`."""
+    torch.manual_seed(seed)
+    build, tokenizer = SymbolicScene.build, language_model_tokenizer()
+    first = FIRST_LANGUAGE_SCENE
+    scenes = [build("train", index, 0, GRID) for index in range(first, first + NUM_LANGUAGE_SCENES)]
+    unseen = [build("validation", index, 0, GRID) for index in range(300)]
+    model = SymbolicLanguageModel()
+    easy = int(EASY_SHARE * LANGUAGE.num_steps)
+
+    def batches_from(step: int) -> Any:
+        while True:
+            forms, num_slots = (EASY_FORMS, EASY_NUM_SLOTS) if step < easy else (ALL_FORMS, NUM_QUERY_TOKENS)
+            yield next(language_pretraining.batches(scenes, tokenizer, forms, LANGUAGE_BATCH, num_slots, seed, step))
+            step += 1
+
+    run_loop(
+        model, model.loss, batches_from, lambda name: ".block." in name and "relative" not in name, LANGUAGE,
+        folder / "language",
+        lambda: {form: evaluate_language(model, unseen, form) for form in ("slots", "cells")},
+    )  # fmt: skip
+    torch.save(model.language_model.state_dict(), folder / "language.pt")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=("tower", "language", "tagger"))
+    parser.add_argument("folder", type=Path)
+    options = parser.parse_args()
+    if options.part == "tower":
+        train_tower(options.folder)
+    elif options.part == "language":
+        train_language(options.folder)
+    else:
+        seen, unseen = (
+            load_scenes(options.folder, split, count)
+            for split, count in (("train", NUM_TOWER_SCENES), ("validation", NUM_VALIDATION_SCENES))
+        )
+        train_tagger(options.folder, seen, unseen)

@@ -1,0 +1,98 @@
+"""Scenes with several questions each, as records for `LionDataCollator`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from .language import KIND_WEIGHTS, REGION_LEVEL_KINDS, Sample, ask, roughen
+from .scenes import TAGS, Scene, render, sample_scene
+
+IMAGE_LEVEL_KINDS = tuple(kind for kind in KIND_WEIGHTS if kind not in REGION_LEVEL_KINDS)
+KINDS = {
+    "image_level": IMAGE_LEVEL_KINDS,
+    "region_level": tuple(sorted(REGION_LEVEL_KINDS)),
+    "mixture": tuple(KIND_WEIGHTS),
+}
+"""Kinds of questions of each stage's data."""
+
+
+class SceneRecords(torch.utils.data.Dataset):
+    """Records that are made when they are asked for; number k is always the same.
+
+    Args:
+        split: of the small world.
+        count: how many scenes.
+        kinds: of questions, see `KIND_WEIGHTS`.
+        num_questions: of each scene.
+        start: number of the first scene.
+        seed: of questions and tags; the scenes are those of world 0.
+        tag_share: of the scenes, those that come with tags.
+        wrong_tags: chance of each tag to be another one, and of each to be missing.
+        size: pixels of the pictures.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        count: int,
+        kinds: Sequence[str] = tuple(KIND_WEIGHTS),
+        num_questions: int = 8,
+        start: int = 0,
+        seed: int = 0,
+        tag_share: float = 0.5,
+        wrong_tags: float = 0.05,
+        size: int = 100,
+    ):
+        self.split = split
+        self.count = count
+        self.kinds = tuple(kinds)
+        self.num_questions = num_questions
+        self.start = start
+        self.seed = seed
+        self.tag_share = tag_share
+        self.wrong_tags = wrong_tags
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def scene(self, index: int) -> Scene:
+        """The scene of record number `index`."""
+        return sample_scene(self.split, self.start + index)
+
+    def samples(self, index: int) -> tuple[list[Sample], list[str] | None]:
+        """The questions with their answers, and the tags, of record number `index`."""
+        generator = np.random.default_rng([self.seed, self.start + index])
+        scene = self.scene(index)
+        samples = [ask(generator, scene, self.kinds) for _ in range(self.num_questions)]
+        samples = [Sample(x.kind, roughen(generator, x.question), x.answer, x.target) for x in samples]
+        tags = noisy_tags(generator, scene, self.wrong_tags) if generator.random() < self.tag_share else None
+        return samples, tags
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.count:
+            raise IndexError(f"There are {self.count} records, but number {index} was asked for.")
+        samples, tags = self.samples(index)
+        return {
+            "image": render(self.scene(index), self.size),
+            "questions": [sample.question for sample in samples],
+            "answers": [sample.answer for sample in samples],
+            "task_types": [sample.task_type for sample in samples],
+            "tags": tags,
+        }
+
+
+def noisy_tags(generator: np.random.Generator, scene: Scene, wrong: float = 0.1) -> list[str]:
+    """The scene's tags as a tagger gives them, in the usual order: some are others, some are missing.
+
+    Args:
+        wrong: chance of each tag to be replaced by any other, and again of each to be left out.
+    """
+    named = [tag if generator.random() > wrong else TAGS[generator.integers(len(TAGS))] for tag in scene.tags]
+    kept = {tag for tag in named if generator.random() > wrong}
+    return [tag for tag in TAGS if tag in kept]
+
+
+__all__ = ["KINDS", "SceneRecords", "noisy_tags"]
