@@ -58,3 +58,14 @@ def test_lm_head_is_not_tied_and_the_embeddings_are() -> None:
     assert model.lm_head.weight is not model.shared.weight
     assert model.encoder.embed_tokens.weight is model.shared.weight
     assert model.decoder.embed_tokens.weight is model.shared.weight
+
+
+def test_labels_that_are_a_slice_of_longer_ones_have_the_loss_of_a_copy() -> None:
+    model = LionT5ForConditionalGeneration(tiny_config().text_config).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 1], [7, 8, 1]]), "task_type_ids": torch.tensor([0, 1])}
+    labels = torch.tensor([[2, 9, 8, 1], [2, 7, 6, 1]])[:, 1:]
+    assert not labels.is_contiguous()
+    losses = [
+        model(**inputs, labels=given).loss for given in (labels, labels.clone(memory_format=torch.contiguous_format))
+    ]
+    assert torch.equal(*losses)

@@ -204,7 +204,10 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
         if labels is None:
             return outputs
         loss = self.loss_function(
-            outputs.logits, labels, vocab_size=outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch
+            outputs.logits,
+            labels.contiguous(),  # a slice of longer labels is not, and transformers' loss takes a view
+            vocab_size=outputs.logits.shape[-1],
+            num_items_in_batch=num_items_in_batch,
         )
         return Seq2SeqLMOutput(loss=loss, **outputs)
 
