@@ -1,0 +1,223 @@
+"""Records -> a batch for the model and the Trainer.
+
+Shape letters: N images, B questions, T prompt tokens, T' question tokens, L answer tokens.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..processing_lion import AUTO, LionProcessor
+from ..ram.tag_cache import digest_picture
+from .augmentation import ImageAugmentation
+from .records import Record, RecordError, name_record, open_image, parse_record
+from .report import Fault, OnError, RecordReport, check_on_error, summarize
+
+logger = logging.getLogger(__name__)
+
+RECORD = "record"
+
+TagSource = Literal["record", "auto"]
+
+
+@dataclass
+class SharedPicture:
+    """A picture, and the records that ask about it."""
+
+    picture: Image.Image
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def identity(self) -> str:
+        """What tells it from others: its first record's name, or its pixels, and that record's questions."""
+        first = self.records[0]
+        return f"{first.source or digest_picture(np.asarray(self.picture))} {first.questions}"
+
+
+class LionDataCollator:
+    """Turns records into a batch: opens their images, and has the processor make tensors.
+
+    Batches hold `input_ids` and `attention_mask` (B, T), `qformer_input_ids` and `qformer_attention_mask` (B, T'),
+    `task_type_ids` (B,), `labels` (B, L) padded with -100, and `pixel_values` (N, 3, H, W). Where images serve several
+    questions, N is less than B and `image_indices` (B,) has the row of `pixel_values` of each question.
+
+    With the Trainer use `remove_unused_columns=False`, for streams `accelerator_config={"dispatch_batches": False}`
+    (what it dispatches, it cuts where it likes), and `CollatorEpochCallback` if there is an augmentation.
+
+    A DataLoader's workers call copies of the collator. Their bad records are in `report` all the same, and are logged
+    where they are found.
+
+    Args:
+        processor: makes the tensors.
+        tags: "record" takes those of the records, "auto" asks `processor.tagger` (a tagger on a GPU needs
+            `num_workers=0`), `None` leaves the tag sentence out.
+        augmentation: how image-level pictures are changed; not at all by default. Tags are those of the whole picture.
+        share_images: put an image that several records of a batch name into the batch once. (One record with several
+            `questions` always has its image once.)
+        on_error: what happens to a record that cannot be used, most often because its image cannot be read: "raise"
+            stops, "skip" makes the batch of the others.
+        report: gets such records.
+        image_folder: where relative paths begin; those of `load_records` are complete.
+        timeout: of a download, in seconds.
+
+    Raises:
+        ValueError: if an option has no such value, or there is no tagger.
+    """
+
+    def __init__(
+        self,
+        processor: LionProcessor,
+        tags: TagSource | None = "record",
+        *,
+        augmentation: ImageAugmentation | None = None,
+        share_images: bool = False,
+        on_error: OnError = "raise",
+        report: RecordReport | None = None,
+        image_folder: str | os.PathLike | None = None,
+        timeout: float | None = 30.0,
+    ):
+        check_on_error(on_error)
+        if tags not in (RECORD, AUTO, None):
+            raise ValueError(f'tags is {tags!r}, but must be "record", "auto" or None.')
+        if tags == AUTO and processor.tagger is None:
+            raise ValueError('tags="auto" needs a tagger: processor.tagger = ImageTagger.from_pretrained(folder).')
+        self.processor = processor
+        self.tags = tags
+        self.augmentation = augmentation
+        self.share_images = share_images
+        self.on_error: OnError = on_error
+        self.report = RecordReport() if report is None else report
+        self.image_folder = image_folder
+        self.timeout = timeout
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that augmentations are drawn for."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Have augmentations drawn for `epoch`, in all workers."""
+        self._epoch.fill_(epoch)
+
+    def __call__(self, records: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            records: rows of `load_records`, or raw records (see `parse_record`).
+
+        Returns:
+            The batch, as described in the class.
+
+        Raises:
+            RecordError: for a bad record, if `on_error` is "raise".
+            ValueError: if no record is left.
+        """
+        images, rows = self._open(records)
+        prompts = [
+            (index, record.tags, *prompt)
+            for index, record in rows
+            for prompt in zip(record.questions, record.answers, record.task_types, strict=True)
+        ]
+        indices, tags, questions, answers, task_types = (list(column) for column in zip(*prompts, strict=True))
+        batch = self.processor(
+            text=questions,
+            tags=self._tags(images, indices, tags),
+            task_type=task_types,
+            text_target=answers,
+            return_tensors="pt",
+        )
+        pixels = self.processor(images=[self._augment(image) for image in images], return_tensors="pt")
+        if len(images) != len(indices):
+            batch["image_indices"] = torch.tensor(indices)
+        return {**batch, **pixels}  # what has B rows comes first: the Trainer counts samples there
+
+    def _open(self, raws: Sequence[Any]) -> tuple[list[SharedPicture], list[tuple[int, Record]]]:
+        """The pictures of good records, and these records in their order, each with the index of its picture.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        opened: dict[Any, int | RecordError] = {}
+        images: list[SharedPicture] = []
+        rows: list[tuple[int, Record]] = []
+        faults: list[Fault] = []
+        for position, raw in enumerate(raws):
+            try:
+                record = parse_record(raw, self.image_folder)
+                key = image_key(record.image) if self.share_images else position
+                if key not in opened:
+                    opened[key] = self._open_one(record, images)
+                index = opened[key]
+                if isinstance(index, RecordError):
+                    raise index
+                images[index].records.append(record)
+                rows.append((index, record))
+            except RecordError as error:
+                faults.append(self.report.reject(name_record(raw), error, self.on_error))
+                logger.warning("Left out of a batch: %s", faults[-1])
+        if not images:
+            raise ValueError(
+                f"None of the {len(raws)} records of a batch can be used. {summarize(faults)}\n"
+                'load_records(..., check_images="decode") leaves unreadable images out before there are batches.'
+            )
+        return images, rows
+
+    def _open_one(self, record: Record, images: list[SharedPicture]) -> int | RecordError:
+        """Add the picture of a record to `images`; its index, or why there is none."""
+        try:
+            images.append(SharedPicture(open_image(record.image, self.timeout)))
+        except RecordError as error:
+            return error
+        return len(images) - 1
+
+    def _tags(self, images: list[SharedPicture], indices: list[int], tags: list[Any]) -> list[list[str] | None] | None:
+        """The tags of each question."""
+        if self.tags is None:
+            return None
+        if self.tags == AUTO:
+            found = self.processor.tag([image.picture for image in images])
+            return [found[index] for index in indices]
+        return [None if names is None else list(names) for names in tags]
+
+    def _augment(self, image: SharedPicture) -> Image.Image:
+        """The picture that the model gets."""
+        if self.augmentation is None:
+            return image.picture
+        return self.augmentation(image.picture, image.records, image.identity, self.epoch)
+
+
+def image_key(image: Any) -> Any:
+    """What two records with the same image have in common."""
+    return image if isinstance(image, str | bytes) else id(image)
+
+
+class CollatorEpochCallback(TrainerCallback):
+    """Tells a collator which epoch the Trainer is in, also after a training was resumed."""
+
+    def __init__(self, collator: LionDataCollator):
+        self.collator = collator
+        self._next = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start to count."""
+        self._next = int((state.epoch or 0.0) + 1e-6)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count an epoch."""
+        self.collator.set_epoch(self._next)
+        self._next += 1
+
+
+__all__ = ["CollatorEpochCallback", "LionDataCollator"]

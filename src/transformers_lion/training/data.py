@@ -1,0 +1,450 @@
+"""Files and datasets of records -> datasets of one form, and mixtures of them.
+
+Source: LION's reference code, whose datasets are drawn in proportion to a `sample_ratio`, a whole batch from one of
+them at a time. Reading order: `load_records`, `mix_datasets`.
+"""
+
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    concatenate_datasets,
+    interleave_datasets,
+)
+
+from ..configuration_lion import TASK_TYPES
+from .records import IMAGE_NAMES, RecordError, check_file, make_row, name_record, open_image, parse_record, store_image
+from .report import Fault, OnError, RecordReport, SourceCount, check_on_error, summarize
+
+logger = logging.getLogger(__name__)
+
+CheckImages = Literal["exists", "decode"]
+
+IMAGE = Image(decode=False)
+
+FEATURES = Features(
+    {
+        "image": IMAGE,
+        "question": Value("string"),
+        "answer": Value("string"),
+        "task_type": Value("string"),
+        "tags": [Value("string")],
+        "questions": [Value("string")],
+        "answers": [Value("string")],
+        "task_types": [Value("string")],
+        "source": Value("string"),
+    }
+)
+"""The columns of a dataset of records. Images are kept as files are, and opened by the collator.
+
+A record of one question fills `question`, `answer` and `task_type`, one of several their plurals. `source` is its name
+in reports. `tags` are null where the record has none.
+"""
+
+FIELDS = (*IMAGE_NAMES, "category", "categories", *(name for name in FEATURES if name != "image"))
+"""What of a dataset is read."""
+
+JSON_LINES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class RecordChecker:
+    """Turns raw records into rows, and reports those that cannot be used; its fields are `load_records`'s arguments."""
+
+    image_folder: str | os.PathLike | None
+    categories: Mapping[str, str] | None
+    check_images: CheckImages | None
+    on_error: OnError
+    report: RecordReport
+
+    def __call__(self, source: str, raw: Any) -> dict[str, Any] | Fault:
+        """The row of a record, or what is wrong with it.
+
+        Args:
+            source: its name.
+            raw: the record, or the error of a line that could not be read.
+
+        Raises:
+            RecordError: if it cannot be used and `on_error` is "raise".
+        """
+        try:
+            if isinstance(raw, RecordError):
+                raise raw
+            record = replace(parse_record(raw, self.image_folder, self.categories), source=source)
+            if self.check_images == "exists":
+                check_file(record.image)
+            elif self.check_images == "decode":
+                open_image(record.image)
+            return make_row(record)
+        except RecordError as error:
+            return self.report.reject(source, error, self.on_error)
+
+    def check_all(self, source: str, records: Iterable[tuple[str, Any]], slim: bool = False) -> list[Any]:
+        """The rows of all records of a source, `None` for bad ones.
+
+        Args:
+            source: its name.
+            records: with theirs.
+            slim: forget pictures that are embedded; the rows then have no image.
+
+        Raises:
+            ValueError: if there are no records, or none that can be used.
+        """
+        rows: list[dict[str, Any] | None] = []
+        faults, tasks = [], Counter[str]()
+        for name, raw in records:
+            row = self(name, raw)
+            if isinstance(row, Fault):
+                faults.append(row)
+                rows.append(None)
+                continue
+            tasks.update(row["task_types"] or [row["task_type"]])
+            if slim and row["image"]["bytes"] is not None:
+                row["image"] = None
+            rows.append(row)
+        self.report.add(SourceCount(source, len(rows), len(rows) - len(faults), dict(tasks)))
+        if not rows:
+            raise ValueError(f"{source} holds no records.")
+        if len(faults) == len(rows):
+            raise ValueError(f"None of the {len(rows)} records of {source} can be used. {summarize(faults)}")
+        if faults:
+            logger.warning("%s: %d of %d records are left out. %s", source, len(faults), len(rows), summarize(faults))
+        return rows
+
+
+def load_records(
+    source: Any,
+    image_folder: str | os.PathLike | None = None,
+    *,
+    streaming: bool = False,
+    num_shards: int = 8,
+    check_images: CheckImages | None = "exists",
+    categories: Mapping[str, str] | None = None,
+    on_error: OnError = "raise",
+    report: RecordReport | None = None,
+) -> Dataset | IterableDataset:
+    """Read records, check each, and bring them into one form.
+
+    Args:
+        source: a JSON file (a list of objects) or JSON Lines file, a list of such files, a list of objects, or a
+            `datasets.Dataset` or `IterableDataset` with their fields as columns. `parse_record` says which they are.
+        image_folder: where relative paths of images begin; by default the folder of the JSON file, or else the current
+            one.
+        streaming: read files while training, instead of all now. (JSON Lines files are read line by line.)
+        num_shards: parts of a stream of files; so many DataLoader workers, times ranks, find work.
+        check_images: "exists" looks whether files are there, "decode" also opens every picture, `None` does neither. A
+            picture that cannot be read is then found by the collator, which applies the same policy.
+        categories: the task type of each category, if only these are allowed.
+        on_error: what happens to a record that cannot be used: "raise" stops at the first, "skip" leaves it out. Both
+            report it. A file that cannot be read at all, such as a JSON list with a syntax error, always stops.
+        report: gets the names, reasons and counts of bad records, at once, or from a stream while it is read, whichever
+            process reads it. By default they are only logged.
+
+    Returns:
+        A dataset with the columns `FEATURES`.
+
+    Raises:
+        RecordError: for a bad record, if `on_error` is "raise".
+        ValueError: if there are no records, none can be used, a file is no JSON, or an argument has no such value.
+    """
+    check_on_error(on_error)
+    check_options(check_images, categories)
+    report = RecordReport() if report is None else report
+    files = as_files(source)
+    if files and image_folder is None:
+        folders = {file.parent for file in files}
+        if len(folders) > 1:
+            raise ValueError(f"image_folder is needed for files in {len(folders)} folders.")
+        image_folder = folders.pop()
+    checker = RecordChecker(image_folder, categories, check_images, on_error, report)
+    if isinstance(source, IterableDataset):
+        return stream_table(source, checker)
+    if isinstance(source, Dataset):
+        dataset = load_table(source, checker)
+        return dataset.to_iterable_dataset(min(num_shards, len(dataset))) if streaming else dataset
+    if files and streaming:
+        for file in files:
+            if next(read_file(file), None) is None:
+                raise ValueError(f"{file} holds no records.")
+        shards = [(file, index, num_shards) for file in files for index in range(num_shards)]
+        return IterableDataset.from_generator(
+            generate_rows, features=FEATURES, gen_kwargs={"shards": shards, "checker": checker}
+        )
+    sources = {str(file): read_file(file) for file in files}
+    if not files:
+        sources = {"records": read_list("records", source)}
+    rows = [row for name, records in sources.items() for row in checker.check_all(name, records) if row is not None]
+    dataset = Dataset.from_list(rows, features=FEATURES)
+    return dataset.to_iterable_dataset(min(num_shards, len(dataset))) if streaming else dataset
+
+
+def check_options(check_images: str | None, categories: Mapping[str, str] | None) -> None:
+    """Raise `ValueError` if an option of `load_records` has no such value."""
+    if check_images not in (None, "exists", "decode"):
+        raise ValueError(f'check_images is {check_images!r}, but must be "exists", "decode" or None.')
+    for category, task in (categories or {}).items():
+        if task not in TASK_TYPES:
+            raise ValueError(f"categories has {task!r} for {category!r}, not one of {', '.join(TASK_TYPES)}.")
+
+
+def as_files(source: Any) -> list[Path]:
+    """The files that `source` names; none if it is no path nor a list of them.
+
+    Raises:
+        ValueError: if it is nothing that records can be read from.
+    """
+    if isinstance(source, str | os.PathLike):
+        return [Path(source)]
+    if isinstance(source, Dataset | IterableDataset):
+        return []
+    if isinstance(source, Mapping):
+        raise ValueError(f"Records are read from one split; this has {', '.join(map(repr, list(source)[:5]))}.")
+    if not isinstance(source, list | tuple):
+        raise ValueError(f"Records are read from files, lists and datasets, not from {type(source).__name__}.")
+    is_paths = bool(source) and all(isinstance(entry, str | os.PathLike) for entry in source)
+    return [Path(entry) for entry in source] if is_paths else []
+
+
+def read_file(file: Path, index: int = 0, count: int = 1) -> Iterator[tuple[str, Any]]:
+    """The names and records of a file, a `RecordError` for a line that is no JSON.
+
+    Args:
+        file: JSON, or JSON Lines if its name says so or it holds several objects one after the other.
+        index, count: of all records, those at `index`, `index + count` and so on.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    records = None if file.suffix in JSON_LINES else read_json(file)
+    yield from read_lines(file, index, count) if records is None else read_list(str(file), records, index, count)
+
+
+def read_json(file: Path) -> list[Any] | None:
+    """The records of a JSON file, `None` if it may be JSON Lines.
+
+    Raises:
+        ValueError: if it is no JSON, or holds no list.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        with file.open("rb") as stream:
+            if stream.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+                return None
+        raise ValueError(f"{file} is no JSON: {error}.") from error
+    if isinstance(content, dict):
+        return [content]
+    if not isinstance(content, list):
+        raise ValueError(f"{file} holds {type(content).__name__}, not a list of records.")
+    return content
+
+
+def read_list(source: str, records: Sequence[Any], index: int = 0, count: int = 1) -> Iterator[tuple[str, Any]]:
+    """Records of a list, named by their index."""
+    for position in range(index, len(records), count):
+        yield f"{source}[{position}]", records[position]
+
+
+def read_lines(file: Path, index: int = 0, count: int = 1) -> Iterator[tuple[str, Any]]:
+    """Records of a JSON Lines file, named by their line, from 1; blank lines are none."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if (number - 1) % count != index or not line.removeprefix(b"\xef\xbb\xbf").strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                record = RecordError(f"the line is no JSON: {error}", "broken JSON")
+            yield f"{file}:{number}", record
+
+
+def generate_rows(shards: list[tuple[Path, int, int]], checker: RecordChecker) -> Iterator[dict[str, Any]]:
+    """The good rows of shards of files: the body of a stream."""
+    for shard in shards:
+        for source, raw in read_file(*shard):
+            row = checker(source, raw)
+            if isinstance(row, Fault):
+                logger.warning("Left out: %s", row)
+            else:
+                yield row
+
+
+def load_table(table: Dataset, checker: RecordChecker) -> Dataset:
+    """A dataset of records from one that has their fields as columns.
+
+    Where all pictures are embedded in one column they are not copied.
+    """
+    if not set(IMAGE_NAMES).intersection(table.column_names):
+        raise ValueError(f"The dataset has no column {' or '.join(IMAGE_NAMES)}, but {', '.join(table.column_names)}.")
+    table = without_decoding(table.with_format(None).select_columns([n for n in table.column_names if n in FIELDS]))
+    rows = checker.check_all("dataset", read_list("dataset", table), slim=True)
+    kept = [position for position, row in enumerate(rows) if row is not None]
+    pictures = [name for name in IMAGE_NAMES if may_embed(table.features.get(name))]
+    if len(pictures) == 1 and all(rows[position]["image"] is None for position in kept):
+        storage = table.select_columns(pictures).rename_columns({pictures[0]: "image"}).cast_column("image", IMAGE)
+        empty = dict.fromkeys(FEATURES)
+        texts = Dataset.from_list([row or empty for row in rows], features=FEATURES).remove_columns("image")
+        return concatenate_datasets([storage, texts], axis=1).select(kept)
+    for position in kept:
+        if rows[position]["image"] is None:
+            record = parse_record(table[position], checker.image_folder, checker.categories)
+            rows[position]["image"] = store_image(record.image)
+    return Dataset.from_list([rows[position] for position in kept], features=FEATURES)
+
+
+def may_embed(feature: Any) -> bool:
+    """Whether a column may hold the bytes of pictures."""
+    return isinstance(feature, Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def stream_table(table: IterableDataset, checker: RecordChecker) -> IterableDataset:
+    """A stream of records from one that has their fields as columns.
+
+    Bad rows are marked and filtered, since a stream's columns may not be known. A stream's order is another in each
+    epoch, so records are named by what stands in them.
+    """
+    marked = without_decoding(table).map(mark_row, fn_kwargs={"checker": checker})
+    return marked.filter(is_good).select_columns(list(FEATURES)).cast(FEATURES)
+
+
+def mark_row(raw: dict[str, Any], checker: RecordChecker) -> dict[str, Any]:
+    """The row of a record of a stream, and whether it is a good one."""
+    row = checker(name_record(raw), raw)
+    if not isinstance(row, Fault):
+        return {**row, "is_good": True}
+    logger.warning("Left out: %s", row)
+    return {**dict.fromkeys(FEATURES), "is_good": False}
+
+
+def is_good(row: dict[str, Any]) -> bool:
+    """Whether `mark_row` found nothing wrong."""
+    return row["is_good"]
+
+
+def without_decoding(table: Any) -> Any:
+    """A dataset whose pictures come as files, so that it is ours to find those that cannot be read."""
+    for name, feature in (table.features or {}).items():
+        if isinstance(feature, Image) and name in IMAGE_NAMES:
+            table = table.cast_column(name, IMAGE)
+    return table
+
+
+def mix_datasets(
+    datasets: Sequence[Dataset | IterableDataset],
+    sample_ratios: Sequence[float] | None = None,
+    *,
+    run_length: int = 1,
+    seed: int = 0,
+    epoch: int = 0,
+    shuffle: bool = True,
+    buffer_size: int = 1000,
+    num_shards: int = 8,
+    stopping_strategy: str = "all_exhausted",
+) -> Dataset | IterableDataset:
+    """Shuffle datasets, and draw from each in proportion to its ratio.
+
+    If one of them is a stream, the mixture is one, and `mixture.set_epoch(epoch)` gives another order. Otherwise it is
+    map-style and holds the order of one epoch, which the Trainer's sampler shuffles further.
+
+    Sharding: the Trainer does it by itself (give it `accelerator_config={"dispatch_batches": False}` for streams).
+    Elsewhere, `datasets.distributed.split_dataset_by_node(mixture, rank, world_size)` gives each rank its part, and a
+    DataLoader's workers share that of a stream.
+
+    Args:
+        datasets: from `load_records`.
+        sample_ratios: how often to draw from each, relative to the others; the same for all by default.
+        run_length: so many samples in a row come from one dataset. The reference's batches, each from one dataset,
+            are runs of the batch size times the number of processes, without further shuffling
+            (`train_sampling_strategy="sequential"`). A dataset's last run is filled up with its own records over again.
+        seed: of the order, the same on all ranks.
+        epoch: for another order of the same seed.
+        shuffle: whether to shuffle each dataset first.
+        buffer_size: records that a stream is shuffled among.
+        num_shards: parts of a map-style dataset that becomes a stream.
+        stopping_strategy: "all_exhausted" draws every record at least once, those of small datasets over again;
+            "first_exhausted" ends with the first dataset; "all_exhausted_without_replacement" draws each record once.
+
+    Returns:
+        A dataset with the columns `FEATURES`.
+
+    Raises:
+        ValueError: if there are no datasets, they are not from `load_records`, or ratios are not positive or too many
+            or few.
+    """
+    probabilities = check_mixture(datasets, sample_ratios, run_length)
+    maps = [dataset for dataset in datasets if isinstance(dataset, Dataset)]
+    if len(maps) == len(datasets):
+        shuffled = [dataset.shuffle(seed=seed + epoch) if shuffle else dataset for dataset in maps]
+        order = map_order(
+            [len(dataset) for dataset in maps], probabilities, run_length, seed + epoch, stopping_strategy
+        )
+        return concatenate_datasets(shuffled).select(order)
+    streams = [
+        dataset.to_iterable_dataset(min(num_shards, len(dataset))) if isinstance(dataset, Dataset) else dataset
+        for dataset in datasets
+    ]
+    if shuffle:
+        streams = [stream.shuffle(seed=seed, buffer_size=buffer_size) for stream in streams]
+    if run_length > 1:
+        streams = [stream.batch(run_length) for stream in streams]
+    mixture = interleave_datasets(streams, probabilities, seed=seed, stopping_strategy=stopping_strategy)
+    if run_length > 1:
+        mixture = mixture.map(
+            unbatch, batched=True, batch_size=1, features=FEATURES, fn_kwargs={"run_length": run_length}
+        )
+    mixture.set_epoch(epoch)
+    return mixture
+
+
+def check_mixture(
+    datasets: Sequence[Dataset | IterableDataset], sample_ratios: Sequence[float] | None, run_length: int
+) -> list[float]:
+    """The probability of each dataset, after a check of what is given; see `mix_datasets`."""
+    ratios = [1.0] * len(datasets) if sample_ratios is None else [float(ratio) for ratio in sample_ratios]
+    if not datasets or len(ratios) != len(datasets):
+        raise ValueError(f"{len(ratios)} sample_ratios for {len(datasets)} datasets.")
+    if not all(0 < ratio < math.inf for ratio in ratios):
+        raise ValueError(f"sample_ratios must be positive, but are {ratios}.")
+    if run_length < 1:
+        raise ValueError(f"run_length is {run_length}, but must be 1 or more.")
+    for index, dataset in enumerate(datasets):
+        missing = set(FEATURES) - set(dataset.column_names or ())
+        if missing:
+            raise ValueError(f"Dataset {index} has no column {min(missing)!r}; load_records makes those of a mixture.")
+    return [ratio / sum(ratios) for ratio in ratios]
+
+
+def map_order(
+    lengths: list[int], probabilities: list[float], run_length: int, seed: int, stopping_strategy: str
+) -> np.ndarray:
+    """Positions in the concatenation of datasets, as they are drawn: runs of `run_length` are interleaved."""
+    ends = np.cumsum(lengths)
+    runs = []
+    for length, end in zip(lengths, ends, strict=True):
+        starts = np.arange(end - length, end, run_length)
+        runs.append(Dataset.from_dict({"start": starts, "length": np.minimum(run_length, end - starts)}))
+    drawn = interleave_datasets(runs, probabilities, seed=seed, stopping_strategy=stopping_strategy)
+    starts, filled = (np.asarray(drawn[name][:])[:, None] for name in ("start", "length"))
+    return (starts + np.arange(run_length) % filled).ravel()
+
+
+def unbatch(batch: dict[str, list[list[Any]]], run_length: int) -> dict[str, list[Any]]:
+    """The rows of a batch that holds one run, over again as far as they are too few."""
+    return {name: list(islice(cycle(runs[0]), run_length)) for name, runs in batch.items()}
+
+
+__all__ = ["FEATURES", "load_records", "mix_datasets"]
