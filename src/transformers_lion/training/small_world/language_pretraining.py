@@ -31,23 +31,49 @@ FIELDS = 5
 
 
 class SceneWords(nn.Module):
-    """Adds up the words of each vector: its kind, the attributes, its box, and its place on the grid."""
+    """Adds up, for each vector, the language model's own embeddings of its words, its box, and its place on the grid.
 
-    def __init__(self, width: int, grid: int, num_frequencies: int = 12):
+    Args:
+        tokenizer: whose tokens the words are.
+        width: of the language model.
+        grid: cells on a side.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int, grid: int, num_frequencies: int = 12):
         super().__init__()
-        sizes = (3, len(COLORS) + 1, len(SHAPES) + 1, len(SIZES) + 1, len(BACKGROUNDS) + 1)
-        self.words = nn.ModuleList([nn.Embedding(size, width) for size in sizes])
+        self.kind = nn.Embedding(3, width)
         self.place = nn.Embedding(1 + grid * grid, width)
-        self.register_buffer("frequencies", torch.linspace(0.5, 24, num_frequencies) * 2 * torch.pi, persistent=False)
         self.box = nn.Linear(4 * (1 + 2 * num_frequencies), width)
+        for index, words in enumerate((COLORS, SHAPES, SIZES, BACKGROUNDS)):
+            ids = tokenizer.convert_tokens_to_ids([f"▁{word}" for word in words])
+            assert tokenizer.unk_token_id not in ids
+            self.register_buffer(f"word_ids_{index}", torch.tensor([0, *ids]), persistent=False)
+        self.register_buffer("frequencies", torch.linspace(0.5, 24, num_frequencies) * 2 * torch.pi, persistent=False)
+        for embedding in (self.kind, self.place):
+            nn.init.normal_(embedding.weight, std=0.6)
+        nn.init.normal_(self.box.weight, std=0.25)  # so that a box weighs as much as the words
 
-    def forward(self, fields: torch.Tensor, boxes: torch.Tensor, on_grid: bool) -> torch.Tensor:
+    def forward(self, fields: torch.Tensor, boxes: torch.Tensor, embed: nn.Module, on_grid: bool) -> torch.Tensor:
         """(B, N, FIELDS) and (B, N, 4) -> (B, N, D)."""
-        embeds = sum(words(fields[..., index]) for index, words in enumerate(self.words))
+        embeds = self.kind(fields[..., 0])
+        for index in range(FIELDS - 1):
+            column = fields[..., index + 1]
+            embeds = embeds + embed(self.get_buffer(f"word_ids_{index}")[column]) * (column > 0).unsqueeze(-1)
         angles = boxes[..., None] * self.get_buffer("frequencies")  # (B, N, 4, frequencies)
         waves = torch.cat([boxes[..., None] * 4, angles.sin(), angles.cos()], dim=-1).flatten(-2)
         embeds = embeds + self.box(waves) * (fields[..., 0] == 2).unsqueeze(-1)
         return embeds + self.place.weight if on_grid else embeds
+
+
+@torch.no_grad()
+def prepare_small_language_model(model: nn.Module) -> None:
+    """Start where a short training gets furthest: queries of self-attention that look for what is like themselves."""
+    for layer in model.encoder.block:
+        attention = layer.layer[0].SelfAttention
+        scale = float(attention.q.weight.std() / attention.k.weight.std())
+        noise = torch.randn_like(attention.k.weight) * attention.k.weight.std()
+        attention.q.weight.copy_(scale * (0.8 * attention.k.weight + 0.6 * noise))
+    model.lm_head.weight.mul_(model.config.d_model**-0.5)
 
 
 @dataclass
@@ -179,9 +205,9 @@ def embed_batch(batch: SymbolicBatch, words: SceneWords, embed: nn.Module) -> tu
     """The encoder's input and mask: slots, cells and text, as LION orders them."""
     parts = []
     if batch.slots is not None:
-        parts.append(words(batch.slots, batch.slot_boxes, on_grid=False))
+        parts.append(words(batch.slots, batch.slot_boxes, embed, on_grid=False))
     if batch.cells is not None:
-        parts.append(words(batch.cells, batch.cell_boxes, on_grid=True))
+        parts.append(words(batch.cells, batch.cell_boxes, embed, on_grid=True))
     visual = sum(part.shape[1] for part in parts)
     ones = batch.attention_mask.new_ones(len(batch.attention_mask), visual)
     return torch.cat([*parts, embed(batch.input_ids)], dim=1), torch.cat([ones, batch.attention_mask], dim=1)

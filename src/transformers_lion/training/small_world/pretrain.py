@@ -27,13 +27,16 @@ from .vocabulary import language_model_tokenizer
 
 NUM_TOWER_SCENES, NUM_LANGUAGE_SCENES, NUM_VALIDATION_SCENES = 60_000, 30_000, 1_000
 TOWER = LoopSettings(num_steps=1600)
-LANGUAGE = LoopSettings(num_steps=3200, decay=0.4, save_every=400)
-TOWER_BATCH, LANGUAGE_BATCH = 64, 64
+LANGUAGE = LoopSettings(num_steps=2600, decay=0.4, save_every=200)
+TOWER_BATCH, LANGUAGE_BATCH = 64, 80
 FIRST_LANGUAGE_SCENE = 1_000_000
 EASY_FORMS = {"slots": 0.9, "text": 0.1}
 ALL_FORMS = {"slots": 0.28, "cells": 0.42, "both": 0.22, "text": 0.08}
-EASY_SHARE, EASY_NUM_SLOTS = 0.4, 8
+EASY_SHARE, EASY_NUM_SLOTS = 0.45, 8
 """Share of the language model's steps that hold only the short forms of scenes, and the length of these."""
+
+MAX_NUM_EASY = 3
+"""Objects of the scenes in the first half of these steps."""
 
 
 def load_scenes(folder: Path, split: str, count: int) -> tuple[np.ndarray, CellLabels]:
@@ -77,9 +80,8 @@ class SymbolicLanguageModel(nn.Module):
         config = small_config("qformer").text_config
         config._attn_implementation = "eager"
         self.language_model = LionT5ForConditionalGeneration(config)
-        self.scene_words = SceneWords(config.d_model, GRID)
-        with torch.no_grad():
-            self.language_model.lm_head.weight.mul_(config.d_model**-0.5)
+        self.scene_words = SceneWords(language_model_tokenizer(), config.d_model, GRID)
+        language_pretraining.prepare_small_language_model(self.language_model)
         for name, parameter in self.language_model.named_parameters():
             parameter.requires_grad_(".adapter." not in name)
 
@@ -90,12 +92,13 @@ class SymbolicLanguageModel(nn.Module):
         return {"inputs_embeds": embeds, "attention_mask": attention_mask}
 
     def loss(self, parts: Sequence[SymbolicBatch]) -> torch.Tensor:
-        """Mean cross-entropy of the answers' tokens over all parts of a batch."""
-        count = sum(int((part.labels != -100).sum()) for part in parts)
-        losses = [
-            self.language_model(**self.embed(part), labels=part.labels, num_items_in_batch=count).loss for part in parts
-        ]
-        return torch.stack(losses).sum()
+        """Mean over all answers of the mean cross-entropy of their tokens, so that a word counts as much as a caption."""
+        total = torch.zeros(())
+        for part in parts:
+            logits = self.language_model(**self.embed(part), labels=part.labels).logits
+            losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), part.labels, reduction="none")
+            total = total + (losses.sum(1) / (part.labels != -100).sum(1)).sum()
+        return total / sum(len(part.labels) for part in parts)
 
 
 def evaluate_language(model: SymbolicLanguageModel, scenes: Sequence[SymbolicScene], form: str) -> dict[str, Any]:
@@ -123,6 +126,7 @@ def train_language(folder: Path, seed: int = 0) -> None:
     build, tokenizer = SymbolicScene.build, language_model_tokenizer()
     first = FIRST_LANGUAGE_SCENE
     scenes = [build("train", index, 0, GRID) for index in range(first, first + NUM_LANGUAGE_SCENES)]
+    few = [item for item in scenes if len(item.scene.objects) <= MAX_NUM_EASY]
     unseen = [build("validation", index, 0, GRID) for index in range(300)]
     model = SymbolicLanguageModel()
     easy = int(EASY_SHARE * LANGUAGE.num_steps)
@@ -130,7 +134,8 @@ def train_language(folder: Path, seed: int = 0) -> None:
     def batches_from(step: int) -> Any:
         while True:
             forms, num_slots = (EASY_FORMS, EASY_NUM_SLOTS) if step < easy else (ALL_FORMS, NUM_QUERY_TOKENS)
-            yield next(language_pretraining.batches(scenes, tokenizer, forms, LANGUAGE_BATCH, num_slots, seed, step))
+            seen = few if step < easy // 2 else scenes
+            yield next(language_pretraining.batches(seen, tokenizer, forms, LANGUAGE_BATCH, num_slots, seed, step))
             step += 1
 
     run_loop(

@@ -7,7 +7,6 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
@@ -18,14 +17,14 @@ from ...modeling_lion import LionForConditionalGeneration
 from ...processing_lion import LionProcessor
 from ..collator import LionDataCollator
 from ..stage_models import combine_stages, start_stage
-from ..stages import apply_stage, get_stage
+from ..stages import Stage, apply_stage
 from .architecture import IMAGE_SIZE, small_config
 from .records import KINDS, SceneRecords
 from .vocabulary import language_model_tokenizer, qformer_tokenizer
 
 BATCH_IMAGES, NUM_QUESTIONS = 12, 8
 FIRST_SCENE = {"image_level": 2_000_000, "region_level": 3_000_000, "mixture": 4_000_000}
-NUM_STEPS = {"image_level": 1500, "region_level": 1500, "mixture": 1800}
+NUM_STEPS = {"image_level": 800, "region_level": 700, "mixture": 700}
 LEARNING_RATE = {"image_level": 2e-3, "region_level": 2e-3, "mixture": 1.2e-3}
 
 
@@ -60,42 +59,48 @@ def start_model(stage: str, folder: Path, seed: int = 0) -> LionForConditionalGe
     return start_stage(stage, make_base(folder, seed), reuse=() if stage == "region_level" else None).model
 
 
-def train_stage(stage: str, folder: Path, seed: int = 0, model: LionForConditionalGeneration | None = None,
-                output: Path | None = None, num_steps: int | None = None, **records: Any) -> None:  # fmt: skip
-    """Train a stage and save model and processor in `folder/STAGE`.
+def train(
+    model: LionForConditionalGeneration,
+    stage: str | Stage,
+    records: SceneRecords,
+    output: Path,
+    num_steps: int,
+    learning_rate: float,
+    seed: int = 0,
+    save_steps: int = 250,
+) -> None:
+    """Train what a stage trains, and save model and processor.
 
     Args:
-        stage: a name of `STAGES`.
-        folder: with what the stages before left.
-        seed: of new parts and of the data's order.
-        model: to begin with, instead of what the stages before left.
-        output: where to save, instead of `folder/STAGE`.
-        num_steps: instead of the stage's own number.
-        **records: options of `SceneRecords`.
+        model: to begin with.
+        stage: what is frozen.
+        records: `BATCH_IMAGES` of them make a batch.
+        output: folder of the result; `output`-training keeps the checkpoints that a killed run goes on from.
     """
-    output = output or folder / stage
-    model = model or start_model(stage, folder, seed)
     model.set_attn_implementation("eager")  # faster than sdpa in training at this size on a CPU
     print(apply_stage(model, stage), flush=True)
     processor = make_processor()
-    steps = num_steps or NUM_STEPS[get_stage(stage).name]
-    data = SceneRecords(
-        "train", BATCH_IMAGES * steps, **{"kinds": KINDS[stage], "start": FIRST_SCENE[stage] + seed * 1_000_000_000,
-                                          "num_questions": NUM_QUESTIONS, "seed": seed, **records},
-    )  # fmt: skip
     arguments = TrainingArguments(
-        str(output) + "-training", per_device_train_batch_size=BATCH_IMAGES, max_steps=steps,
-        learning_rate=LEARNING_RATE[stage], lr_scheduler_type="cosine", warmup_steps=50, adam_beta2=0.98,
-        weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True, logging_steps=50, save_steps=250,
+        f"{output}-training", per_device_train_batch_size=BATCH_IMAGES, max_steps=num_steps,
+        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=50, adam_beta2=0.98,
+        weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True, logging_steps=50, save_steps=save_steps,
         save_total_limit=1, report_to=[], disable_tqdm=True, remove_unused_columns=False, seed=seed, data_seed=seed,
         label_names=["labels"],
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=data, data_collator=LionDataCollator(processor))
+    trainer = Trainer(model, arguments, train_dataset=records, data_collator=LionDataCollator(processor))
     last = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
     trainer.train(resume_from_checkpoint=last)
+    trainer.state.save_to_json(f"{output}-training/log.json")
     model.set_attn_implementation("sdpa")
     model.save_pretrained(output)
     processor.save_pretrained(output)
+
+
+def train_stage(stage: str, folder: Path, seed: int = 0) -> None:
+    """Train a stage at its own length, from what the stages before left in `folder`, to `folder/STAGE`."""
+    steps = NUM_STEPS[stage]
+    records = SceneRecords("train", BATCH_IMAGES * steps, KINDS[stage], NUM_QUESTIONS, FIRST_SCENE[stage], seed)
+    train(start_model(stage, folder, seed), stage, records, folder / stage, steps, LEARNING_RATE[stage], seed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,242 @@
+"""The paper's claims in small: runs of equal budget in the small world, compared over several seeds.
+
+    python -m transformers_lion.training.small_world.pretrain tower FOLDER
+    python -m transformers_lion.training.small_world.pretrain language FOLDER
+    python benchmarks/claims.py FOLDER [--seeds 0 1 2] [--steps 300] [--scenes 300] [--only CLAIM ...]
+
+All runs start from the same stage 0 and see the same scenes in the same order; a seed decides on the new parts' first
+values and on the data. `--steps` is the budget of a run in batches of 96 questions. A run that is done is kept in
+FOLDER/claims and not repeated; one that was killed goes on. The table goes to `benchmarks/claims.md`, with a plot
+beside it, from whatever runs are there; it says how many seeds each row has.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from transformers_lion import LionConfig, LionForConditionalGeneration
+from transformers_lion.training import STAGES, Stage, combine_stages, start_stage
+from transformers_lion.training.small_world.evaluation import evaluate
+from transformers_lion.training.small_world.records import KINDS, SceneRecords
+from transformers_lion.training.small_world.stage_training import (
+    BATCH_IMAGES,
+    NUM_QUESTIONS,
+    make_base,
+    make_processor,
+    train,
+)
+
+RATE = 2e-3
+FIRST_SCENE = 10_000_000
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run trains and how it is looked at.
+
+    Attributes:
+        claim: the claim that it belongs to.
+        name: the side of the comparison.
+        train: from the folder of a seed, the seed, the budget and the output folder; saves the model.
+        tags: of the evaluation, by the names of their columns: `None`, or the share that is wrong.
+        kinds: of the questions that are asked.
+    """
+
+    claim: str
+    name: str
+    train: Callable[[Path, int, int, Path], None]
+    tags: dict[str, float | None]
+    kinds: tuple[str, ...] = KINDS["mixture"]
+
+
+def records(kinds: tuple[str, ...], steps: int, seed: int, offset: int = 0, **options: Any) -> SceneRecords:
+    """The data of a run: the same scenes for all runs of a seed that start at the same `offset` of batches."""
+    start = FIRST_SCENE + seed * 1_000_000 + offset * BATCH_IMAGES
+    return SceneRecords("train", BATCH_IMAGES * steps, kinds, NUM_QUESTIONS, start, seed, **options)
+
+
+def one_run(
+    stage: str, fields: dict[str, Any] | None = None, kinds: str = "mixture", **options: Any
+) -> Callable[[Path, int, int, Path], None]:
+    """A run in one go.
+
+    Args:
+        stage: whose parts are trained.
+        fields: of the configuration that differ from the stage's own model.
+        kinds: of questions, a key of `KINDS`.
+        **options: of `SceneRecords`.
+    """
+
+    def run(folder: Path, seed: int, steps: int, output: Path) -> None:
+        model, chosen = build(folder, seed, STAGES[stage], fields or {})
+        train(model, chosen, records(KINDS[kinds], steps, seed, **options), output, steps, RATE, seed)
+
+    return run
+
+
+def build(folder: Path, seed: int, stage: Stage, fields: dict[str, Any]) -> tuple[LionForConditionalGeneration, Stage]:
+    """A model of a stage on the base of stage 0, all else new, with some fields of its configuration changed."""
+    base = make_base(folder, seed)
+    config = base.config.to_dict()
+    num_adapters = fields.get("num_adapters", stage.num_adapters)
+    config |= {name: value for name, value in fields.items() if name not in ("num_adapters", "adapter_hidden_size")}
+    config["visual_branch"] = stage.visual_branch
+    config["text_config"] |= {"num_adapters": num_adapters}
+    config["text_config"] |= {name: value for name, value in fields.items() if name == "adapter_hidden_size"}
+    torch.manual_seed(seed)
+    model = LionForConditionalGeneration(LionConfig.from_dict(config))
+    kept = {name: x for name, x in base.state_dict().items() if ".adapter." not in name}
+    kept = {name: x for name, x in kept.items() if name.startswith(("vision_model.", "language_model."))}
+    missing, unexpected = model.load_state_dict(kept, strict=False)
+    assert all(name.startswith("vision_model.post_layernorm") for name in unexpected), unexpected
+    assert not any(name.startswith("vision_model.encoder") for name in missing)
+    model.generation_config = base.generation_config
+    parts = tuple(part for part in stage.parts if part != "soft_prompt" or model.config.use_soft_prompt)
+    return model, replace(stage, num_adapters=num_adapters, parts=parts)
+
+
+def stage_wise(folder: Path, seed: int, steps: int, output: Path) -> None:
+    """A third of the budget for each stage."""
+    third = steps // 3
+    for place, stage in enumerate(("image_level", "region_level", "mixture")):
+        target = output if stage == "mixture" else output.with_name(f"{output.name}-{stage}")
+        if (target / "model.safetensors").exists():
+            continue
+        if stage == "mixture":
+            parts = [output.with_name(f"{output.name}-{name}") for name in ("image_level", "region_level")]
+            model = combine_stages(*parts).model
+        else:
+            torch.manual_seed(seed)
+            reuse = () if stage == "region_level" else None
+            model = start_stage(stage, make_base(folder, seed), reuse=reuse).model
+        train(model, stage, records(KINDS[stage], third, seed, place * third), target, third, RATE, seed)
+
+
+PLAIN = {"no tags": None}
+NOISY = {"clean tags": 0.0, "30% wrong tags": 0.3}
+RUNS = (
+    Run("aggregator", "with", one_run("mixture"), PLAIN),
+    Run("aggregator", "without", one_run("image_level"), PLAIN),
+    Run("training", "stage-wise", stage_wise, PLAIN),
+    Run("training", "all at once", one_run("mixture"), PLAIN),
+    Run("adapters", "two with a router", one_run("mixture"), PLAIN),
+    Run("adapters", "one shared", one_run("mixture", {"num_adapters": 1}), PLAIN),
+    Run("adapters", "one shared of double width", one_run("mixture", {"num_adapters": 1, "adapter_hidden_size": 128}),
+        PLAIN),
+    Run("tags", "none", one_run("image_level", {}, "image_level", tag_share=0.0), PLAIN, KINDS["image_level"]),
+    Run("tags", "as plain text", one_run("image_level", {"use_soft_prompt": False}, "image_level", tag_share=1.0,
+        wrong_tags=0.15), NOISY, KINDS["image_level"]),
+    Run("tags", "with the soft prompt", one_run("image_level", {}, "image_level", tag_share=1.0, wrong_tags=0.15),
+        NOISY, KINDS["image_level"]),
+)  # fmt: skip
+SAME = {("training", "all at once"): ("aggregator", "with"), ("adapters", "two with a router"): ("aggregator", "with")}
+"""Runs that are another one under a second name."""
+
+
+def file_of(folder: Path, run: Run, seed: int, steps: int) -> Path:
+    """Where the figures of a run are kept."""
+    claim, name = SAME.get((run.claim, run.name), (run.claim, run.name))
+    return folder / "claims" / f"{claim}-{name.replace(' ', '-')}-{steps}-{seed}.json"
+
+
+def do(folder: Path, run: Run, seed: int, steps: int, num_scenes: int) -> None:
+    """Train and evaluate, unless that was done before."""
+    file = file_of(folder, run, seed, steps)
+    if file.exists():
+        return
+    print(f"{run.claim}: {run.name}, seed {seed}", flush=True)
+    output = file.with_suffix("")
+    run.train(folder, seed, steps, output)
+    model = LionForConditionalGeneration.from_pretrained(output).eval()
+    figures = {
+        column: evaluate(model, make_processor(), "test", num_scenes, run.kinds, wrong, seed=100 + seed)
+        for column, wrong in run.tags.items()
+    }
+    file.write_text(json.dumps(figures, indent=2) + "\n")
+    for leftover in folder.glob(f"claims/{output.name}*-training"):
+        shutil.rmtree(leftover)
+
+
+FIGURES = {"rec": "REC, IoU 0.5", "caption_f1": "caption F1", "questions": "questions", "describe": "describe"}
+
+
+def table(folder: Path, seeds: list[int], steps: int, num_scenes: int) -> tuple[str, list[Any]]:
+    """The table in Markdown, and its rows."""
+    lines = [f"| claim | run | tags | seeds | {' | '.join(FIGURES.values())} |", "|" + "---|" * (4 + len(FIGURES))]
+    rows = []
+    for run in RUNS:
+        files = [file_of(folder, run, seed, steps) for seed in seeds]
+        found = [json.loads(file.read_text()) for file in files if file.exists()]
+        for column in run.tags if found else ():
+            values = {name: [figures[column][name] for figures in found if name in figures[column]] for name in FIGURES}
+            cells = [spread(values[name]) for name in FIGURES]
+            lines.append(f"| {run.claim} | {run.name} | {column} | {len(found)} | {' | '.join(cells)} |")
+            rows.append((run, column, values))
+    return "\n".join(lines), rows
+
+
+def spread(values: list[float]) -> str:
+    """Mean and the range of the seeds, in percent."""
+    if not values:
+        return ""
+    mean, low, high = (100 * float(f(values)) for f in (np.mean, np.min, np.max))
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})" if len(values) > 1 else f"{mean:.1f}"
+
+
+def plot(rows: list[Any], file: Path) -> None:
+    """A dot for each seed, a bar for each mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(FIGURES), figsize=(4 * len(FIGURES), 0.42 * len(rows) + 1.4), sharey=True)
+    names = [f"{run.claim}: {run.name}" + ("" if column == "no tags" else f", {column}") for run, column, _ in rows]
+    for axis, (key, title) in zip(axes, FIGURES.items(), strict=True):
+        for place, (_, _, values) in enumerate(rows):
+            if values[key]:
+                axis.barh(place, 100 * np.mean(values[key]), color="#9db8d9")
+                axis.plot([100 * x for x in values[key]], [place] * len(values[key]), "o", color="#1d3557", ms=4)
+        axis.set(title=title, xlim=(0, 100), xlabel="%")
+        axis.set_yticks(range(len(rows)), names)
+        axis.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+
+
+def main() -> None:
+    """Run what is missing, and write table and plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--only", nargs="+", choices=sorted({run.claim for run in RUNS}))
+    parser.add_argument("--output", type=Path, default=HERE / "claims.md")
+    options = parser.parse_args()
+    (options.folder / "claims").mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        for run in RUNS:
+            if options.only is None or run.claim in options.only:
+                do(options.folder, run, seed, options.steps, options.scenes)
+    text, rows = table(options.folder, options.seeds, options.steps, options.scenes)
+    plot(rows, options.output.with_suffix(".png"))
+    heading = (
+        f"# The paper's claims in small\n\nBudget of a run: {options.steps} batches of {BATCH_IMAGES * NUM_QUESTIONS} "
+        f"questions. {options.scenes} unseen scenes, one question of each kind. Mean, and the range over seeds, in "
+        f"percent. Made by `benchmarks/claims.py`, which says how.\n\n"
+    )
+    options.output.write_text(f"{heading}{text}\n\n![The same as a plot]({options.output.stem}.png)\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
