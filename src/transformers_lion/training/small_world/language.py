@@ -163,13 +163,19 @@ class Sample:
 
     Attributes:
         kind: of `KIND_WEIGHTS`.
-        target: number of the object that a `locate` or `describe` sample is about.
+        about: numbers of the objects that the question speaks of; `None` where it speaks of none in particular.
     """
 
     kind: str
     question: str
     answer: str
-    target: int | None = None
+    about: tuple[int, ...] | None = None
+
+    @property
+    def target(self) -> int:
+        """Number of the one object that the question is about."""
+        assert self.about is not None
+        return self.about[0]
 
     @property
     def task_type(self) -> str:
@@ -321,7 +327,8 @@ def ask_existence(generator: np.random.Generator, scene: Scene) -> Sample | None
     else:
         return None
     a, plural = article(description.words(generator)), description.words(generator, plural=True)
-    return Sample("existence", fill(generator, "existence", a=a, plural=plural), "yes" if present else "no")
+    about = tuple(index for index, other in enumerate(scene.objects) if description.fits(other))
+    return Sample("existence", fill(generator, "existence", a=a, plural=plural), "yes" if present else "no", about)
 
 
 def change(generator: np.random.Generator, description: Description) -> Description:
@@ -341,7 +348,7 @@ def ask_attribute(kind: str) -> Callable[[np.random.Generator, Scene], Sample | 
         phrase = unique_phrase(generator, scene, target, without=kind)
         if phrase is None:
             return None
-        return Sample(kind, fill(generator, kind, the=phrase), getattr(scene.objects[target], kind), target)
+        return Sample(kind, fill(generator, kind, the=phrase), getattr(scene.objects[target], kind), (target,))
 
     return ask
 
@@ -353,8 +360,9 @@ def ask_count(generator: np.random.Generator, scene: Scene) -> Sample | None:
     description = Description() if detail == 9 else describe(generator, thing, detail)
     if detail < 8 and generator.random() < 0.12:
         description = change(generator, description)
-    number = sum(description.fits(other) for other in scene.objects)
-    return Sample("count", fill(generator, "count", plural=description.words(generator, plural=True)), str(number))
+    about = tuple(index for index, other in enumerate(scene.objects) if description.fits(other))
+    question = fill(generator, "count", plural=description.words(generator, plural=True))
+    return Sample("count", question, str(len(about)), about)
 
 
 def ask_relation(generator: np.random.Generator, scene: Scene) -> Sample | None:
@@ -372,7 +380,7 @@ def ask_relation(generator: np.random.Generator, scene: Scene) -> Sample | None:
     if not yes and not no:
         return None
     question = fill(generator, "relation", the=the, other=other, relation=relation)
-    return Sample("relation", question, "yes" if yes else "no")
+    return Sample("relation", question, "yes" if yes else "no", (first, second))
 
 
 def ask_background(generator: np.random.Generator, scene: Scene) -> Sample | None:
@@ -386,7 +394,7 @@ def ask_locate(generator: np.random.Generator, scene: Scene) -> Sample | None:
     phrase = unique_phrase(generator, scene, target)
     if phrase is None:
         return None
-    return Sample("locate", fill(generator, "locate", the=phrase), locate_answer(scene.objects[target]), target)
+    return Sample("locate", fill(generator, "locate", the=phrase), locate_answer(scene.objects[target]), (target,))
 
 
 def locate_answer(thing: SceneObject) -> str:
@@ -399,7 +407,7 @@ def ask_describe(generator: np.random.Generator, scene: Scene) -> Sample | None:
     target = int(generator.integers(len(scene.objects)))
     thing = scene.objects[target]
     box = format_boxes([thing.box], decimals=3 if generator.random() < 0.8 else 2)
-    return Sample("describe", fill(generator, "describe", box=box), full_description(thing), target)
+    return Sample("describe", fill(generator, "describe", box=box), full_description(thing), (target,))
 
 
 ASKERS: dict[str, Callable[[np.random.Generator, Scene], Sample | None]] = {

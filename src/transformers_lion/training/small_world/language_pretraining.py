@@ -10,12 +10,14 @@ Shape letters: B samples, Q query slots, G cells on a side, D language-model wid
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ...adapters import LionT5ForConditionalGeneration
 from ...grounding import format_boxes
 from ...processing_lion import TAG_PROMPT
 from .cells import cell_objects
@@ -30,6 +32,10 @@ FIELDS = 5
 """Kind, colour, shape, size and background of each vector; classes count from 1, 0 is unsaid."""
 
 
+FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
+"""Waves that tell a coordinate, in periods across the image: few and slow, since a visual branch has to learn them."""
+
+
 class SceneWords(nn.Module):
     """Adds up, for each vector, the language model's own embeddings of its words, its box, and its place on the grid.
 
@@ -39,19 +45,19 @@ class SceneWords(nn.Module):
         grid: cells on a side.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int, grid: int, num_frequencies: int = 12):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int, grid: int):
         super().__init__()
         self.kind = nn.Embedding(3, width)
         self.place = nn.Embedding(1 + grid * grid, width)
-        self.box = nn.Linear(4 * (1 + 2 * num_frequencies), width)
+        self.box = nn.Linear(4 * (1 + 2 * len(FREQUENCIES)), width)
         for index, words in enumerate((COLORS, SHAPES, SIZES, BACKGROUNDS)):
             ids = tokenizer.convert_tokens_to_ids([f"▁{word}" for word in words])
             assert tokenizer.unk_token_id not in ids
             self.register_buffer(f"word_ids_{index}", torch.tensor([0, *ids]), persistent=False)
-        self.register_buffer("frequencies", torch.linspace(0.5, 24, num_frequencies) * 2 * torch.pi, persistent=False)
+        self.register_buffer("frequencies", torch.tensor(FREQUENCIES) * 2 * torch.pi, persistent=False)
         for embedding in (self.kind, self.place):
             nn.init.normal_(embedding.weight, std=0.6)
-        nn.init.normal_(self.box.weight, std=0.25)  # so that a box weighs as much as the words
+        nn.init.normal_(self.box.weight, std=0.25)  # so that a box weighs as much as a word or two
 
     def forward(self, fields: torch.Tensor, boxes: torch.Tensor, embed: nn.Module, on_grid: bool) -> torch.Tensor:
         """(B, N, FIELDS) and (B, N, 4) -> (B, N, D)."""
@@ -66,10 +72,10 @@ class SceneWords(nn.Module):
 
 
 @torch.no_grad()
-def prepare_small_language_model(model: nn.Module) -> None:
+def prepare_small_language_model(model: LionT5ForConditionalGeneration) -> None:
     """Start where a short training gets furthest: queries of self-attention that look for what is like themselves."""
     for layer in model.encoder.block:
-        attention = layer.layer[0].SelfAttention
+        attention: Any = layer.get_submodule("layer.0.SelfAttention")
         scale = float(attention.q.weight.std() / attention.k.weight.std())
         noise = torch.randn_like(attention.k.weight) * attention.k.weight.std()
         attention.q.weight.copy_(scale * (0.8 * attention.k.weight + 0.6 * noise))
@@ -85,6 +91,8 @@ class SymbolicBatch:
         cells, cell_boxes: (B, 1 + G * G, FIELDS) and (B, 1 + G * G, 4), or `None`.
         input_ids, attention_mask: (B, T).
         labels: (B, L), padded with -100.
+        asked: (B, Q + 1 + G * G) or what of it there is: 1 where a vector is of an object that the question is about, 0
+            where it is not, -1 where the question is about none in particular.
     """
 
     slots: torch.Tensor | None
@@ -94,6 +102,7 @@ class SymbolicBatch:
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    asked: torch.Tensor
 
 
 def object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -165,8 +174,9 @@ def make_batch(
         tag_share: of the prompts, those that have a sentence of tags.
     """
     samples = samples or [ask(generator, item.scene) for item in scenes]
-    slots, slot_boxes, cells, cell_boxes = [], [], [], []
-    for item in scenes:
+    slots, slot_boxes, cells, cell_boxes, asked = [], [], [], [], []
+    for item, sample in zip(scenes, samples, strict=True):
+        shown: list[np.ndarray] = []
         fields, boxes = object_table(item.scene)
         fields = np.concatenate([fields, np.zeros((1, FIELDS), dtype=fields.dtype)])  # the last row is nothing
         boxes = np.concatenate([boxes, np.zeros((1, 4))])
@@ -175,12 +185,16 @@ def make_batch(
             kept = blur(generator, fields[rows], boxes[rows], 0.006)
             slots.append(kept[0])
             slot_boxes.append(kept[1])
+            shown.append(rows)
         if form in ("cells", "both"):
             cls = len(item.scene.objects)  # the background's row
             rows = np.concatenate([[cls], item.cells.reshape(-1)])
             kept = blur(generator, fields[rows], boxes[rows])
             cells.append(kept[0])
             cell_boxes.append(kept[1])
+            shown.append(rows)
+        about = np.isin(np.concatenate([*shown, np.empty(0, dtype=int)]), sample.about or ()).astype(np.float32)
+        asked.append(about - (2 * about + 1 if sample.about is None else 0))
     questions = []
     for item, sample in zip(scenes, samples, strict=True):
         tags = ", ".join(noisy_tags(generator, item.scene))
@@ -197,7 +211,7 @@ def make_batch(
         stacked(slots, torch.long), stacked(slot_boxes, torch.float32),
         stacked(cells, torch.long), stacked(cell_boxes, torch.float32),
         prompt["input_ids"], prompt["attention_mask"],
-        labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100),
+        labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100), torch.from_numpy(np.stack(asked)),
     )  # fmt: skip
 
 

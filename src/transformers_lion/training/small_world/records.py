@@ -67,7 +67,7 @@ class SceneRecords(torch.utils.data.Dataset):
         generator = np.random.default_rng([self.seed, self.start + index])
         scene = self.scene(index)
         samples = [ask(generator, scene, self.kinds) for _ in range(self.num_questions)]
-        samples = [Sample(x.kind, roughen(generator, x.question), x.answer, x.target) for x in samples]
+        samples = [Sample(x.kind, roughen(generator, x.question), x.answer, x.about) for x in samples]
         tags = noisy_tags(generator, scene, self.wrong_tags) if generator.random() < self.tag_share else None
         return samples, tags
 

@@ -1,0 +1,73 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from transformers_lion.training.small_world.evaluation import caption_attributes, is_right, summarize
+from transformers_lion.training.small_world.language import Sample
+from transformers_lion.training.small_world.records import KINDS, SceneRecords, noisy_tags
+from transformers_lion.training.small_world.scenes import TAGS, sample_scene
+from transformers_lion.training.small_world.scoring import box_iou
+
+
+def test_iou_by_hand() -> None:
+    assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+    assert box_iou((0, 0, 1, 1), (0, 0, 1, 1)) == 1
+    assert box_iou((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, 0.5, 0.5)) == 0
+
+
+def test_attributes_of_a_caption_by_hand() -> None:
+    said = caption_attributes("a small red circle, a small red circle and a large blue star on a plain background")
+    assert said == Counter({"small circle": 2, "red circle": 2, "large star": 1, "blue star": 1, "plain": 1})
+
+
+def test_figures_by_hand() -> None:
+    truth = "a small red circle on a plain background"
+    samples = [
+        Sample("caption", "", truth),
+        Sample("locate", "", "Answer: [0.000,0.000,0.500,0.500]", (0,)),
+        Sample("locate", "", "Answer: [0.000,0.000,0.500,0.500]", (0,)),
+        Sample("color", "", "red", (0,)),
+        Sample("count", "", "2"),
+    ]
+    answers = ["a small blue circle on a plain background", "Answer: [0.0,0.0,0.5,0.4]", "no box", "red", "3"]
+    figures = summarize(samples, answers)
+    assert figures["caption_f1"] == pytest.approx(2 / 3)  # the size and the background of three
+    assert figures["rec"] == 0.5
+    assert figures["miou"] == pytest.approx(0.4)
+    assert figures["questions"] == 0.5
+
+
+def test_an_answer_without_a_box_is_wrong_and_no_error() -> None:
+    sample = Sample("locate", "", "Answer: [0.000,0.000,0.500,0.500]", (0,))
+    assert not is_right(sample, "Answer: [0.1,0.2")
+
+
+def test_records_are_the_same_whenever_they_are_asked_for() -> None:
+    data = SceneRecords("train", 5, KINDS["mixture"], 3)
+    first, second = data[2], data[2]
+    assert first["questions"] == second["questions"]
+    assert first["tags"] == second["tags"]
+    assert len(first["questions"]) == len(first["answers"]) == len(first["task_types"]) == 3
+    assert first["image"].tobytes() == second["image"].tobytes()
+
+
+def test_records_of_a_stage_have_its_task_alone() -> None:
+    for stage in ("image_level", "region_level"):
+        records = SceneRecords("train", 6, KINDS[stage])
+        assert {task for record in (records[i] for i in range(6)) for task in record["task_types"]} == {stage}
+
+
+def test_records_end() -> None:
+    with pytest.raises(IndexError, match="5 records, but number 5"):
+        SceneRecords("train", 5)[5]
+
+
+def test_tags_without_noise_are_true_and_with_noise_some_are_not() -> None:
+    generator = np.random.default_rng(0)
+    scenes = [sample_scene("train", index) for index in range(60)]
+    assert all(noisy_tags(generator, scene, 0.0) == scene.tags for scene in scenes)
+    wrong = [tag for scene in scenes for tag in noisy_tags(generator, scene, 0.3) if tag not in scene.tags]
+    assert 0.05 < len(wrong) / sum(len(scene.tags) for scene in scenes) < 0.35
+    assert set(wrong) <= set(TAGS)
