@@ -9,12 +9,12 @@ time, and at the end read back and compared; the output appears when all of that
 """
 
 import argparse
-import contextlib
+import math
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertTokenizer, GenerationConfig
 
+from command import run_command
 from infer_config import check_overrides, infer_config
 from key_map import Entry, convert
+from lion_folder import differences, parameter_shapes
 from lion_keys import LION_KEYS
 from lion_sources import NUM_VISION_BLOCKS, LionTensors, read_sources, resolve_folder
 from shards import FolderReader, Shard, Slot, plan_shards, write_index, write_shard
-from sources import SourceError, load_json
+from sources import SourceError, check_file, count_nonfinite, load_config, load_json, reason_of, short_name
+from targets import TargetError, check_room, replacing
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.image_processing_lion import LionImageProcessor
 from transformers_lion.modeling_lion import LionForConditionalGeneration
@@ -49,6 +52,7 @@ FROZEN = re.compile(r"vision_model\.(?!post_layernorm)|language_model\.(?!.*\.ad
 POSITION_TABLE = "vision_model.embeddings.position_embedding"
 LANGUAGE_MODEL_FILES = ("*.json", "*.safetensors", "*.model")
 TOKENIZER_FILES = ("*.json", "vocab.txt")
+VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt")
 
 
 class Conversion:
@@ -74,31 +78,28 @@ class Conversion:
         self.tensors = found.tensors
         entries = LION_KEYS.from_originals(found.tensors)
         self.entries: dict[str, Entry] = {entry.converted: entry for entry in entries}
-        with torch.device("meta"):
-            model = LionForConditionalGeneration(config)
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+        shapes = parameter_shapes(config)
         self._check_shapes(shapes)
         if dtype is None:
-            dtype = torch.bfloat16 if model.num_parameters() >= LARGE else torch.float32
+            size = sum(math.prod(shape) for shape in shapes.values())
+            dtype = torch.bfloat16 if size >= LARGE else torch.float32
         self.dtype = dtype
         trained = torch.float32 if trained_in_float32 else dtype
         self.slots = {name: Slot(shape, dtype if FROZEN.match(name) else trained) for name, shape in shapes.items()}
 
     def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for entry in self.entries.values():
+            partners = {key: tuple(self.tensors[key].shape) for key in entry.originals}
+            if len(partners) > 1 and (len(set(partners.values())) > 1 or () in partners.values()):
+                raise ValueError(f"{', '.join(partners)} belong together, but have shapes {[*partners.values()]}.")
         made = convert(self.entries.values(), lambda key: self.tensors[key].to("meta"))
         found = {name: tuple(tensor.shape) for name, tensor in made}
-        if POSITION_TABLE in found:
-            found[POSITION_TABLE] = shapes[POSITION_TABLE]  # another grid is resized
-        problems = [f"{name} is missing" for name in sorted(shapes.keys() - found.keys())]
-        problems += [f"{name} has no place in the model" for name in sorted(found.keys() - shapes.keys())]
-        problems += [
-            f"{name} has shape {found[name]}, not {shape}"
-            for name, shape in sorted(shapes.items())
-            if found.get(name, shape) != shape
-        ]
+        if len(found.get(POSITION_TABLE, ())) == 3:  # another grid is resized
+            first, _, width = found[POSITION_TABLE]
+            found[POSITION_TABLE] = (first, shapes[POSITION_TABLE][1], width)
+        problems = differences(found, shapes)
         if problems:
-            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise ValueError("The files do not make up one model: " + "; ".join(problems[:5]) + more + ".")
+            raise ValueError(f"The files do not make up one model: {problems}.")
 
     def make(self, name: str, slot: Slot) -> torch.Tensor:
         """One converted tensor."""
@@ -108,13 +109,20 @@ class Conversion:
             tensor = resize_positions(tensor, slot.shape[1])
         return tensor.to(slot.dtype)
 
-    def check_finite(self, name: str) -> None:
-        """Raise `ValueError` if a source of a converted tensor holds NaN or infinity."""
-        for key in self.entries[name].originals:
-            finite = torch.isfinite(self.tensors[key])
-            if not finite.all():
-                count = int((~finite).sum())
+    def check_finite(self, name: str, made: torch.Tensor) -> None:
+        """Raise `ValueError` if a converted tensor holds NaN or infinity, naming the source, or the dtype."""
+        found = count_nonfinite(made)
+        if not found:
+            return
+        keys = self.entries[name].originals
+        for key in keys:
+            count = count_nonfinite(self.tensors[key])
+            if count:
                 raise ValueError(f"{key} holds {count} NaN or infinite values; --allow-nonfinite lets them be.")
+        raise ValueError(
+            f"{', '.join(keys)}: {found} values are too large for {short_name(made.dtype)}; choose another --dtype, or "
+            "--allow-nonfinite makes them infinite."
+        )
 
 
 def resize_positions(table: torch.Tensor, num_positions: int) -> torch.Tensor:
@@ -146,13 +154,15 @@ def load_tokenizer(tokenizer_class: Any, folder: Path, **options: Any) -> Any:
     Raises:
         SourceError: if there is none.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model", "vocab.txt")):
-        raise SourceError(f"{folder}: holds no tokenizer (tokenizer.json, spiece.model or vocab.txt).")
+    found = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
+    if not found:
+        raise SourceError(f"{folder}: holds no tokenizer ({' or '.join(VOCABULARIES)}).")
+    for path in found:
+        check_file(path)
     try:
-        return tokenizer_class.from_pretrained(folder, **options)
+        return tokenizer_class.from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # transformers and tokenizers raise many kinds
-        reason = str(error).strip().split("\n", 1)[0]
-        raise SourceError(f"{folder}: its tokenizer cannot be loaded ({reason}).") from error
+        raise SourceError(f"{folder}: its tokenizer cannot be loaded ({reason_of(error)}).") from error
 
 
 def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
@@ -160,6 +170,12 @@ def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
     tokens, rows = len(processor.tokenizer), config.text_config.vocab_size
     if tokens > rows:  # FlanT5's table has rows to spare
         raise ValueError(f"The language model's tokenizer has {tokens} tokens, but its embedding {rows} rows.")
+    for role in ("pad_token_id", "eos_token_id"):
+        theirs, ours = getattr(processor.tokenizer, role), getattr(config.text_config, role)
+        if theirs != ours:
+            raise ValueError(f"The language model's tokenizer has {role} {theirs}, but its configuration {ours}.")
+    if processor.soft_prompt_token not in processor.tokenizer.get_vocab():
+        raise ValueError(f"The language model's tokenizer has no {processor.soft_prompt_token}, so it is not FlanT5's.")
     tokens, rows = len(processor.qformer_tokenizer), config.qformer_config.vocab_size
     if config.uses_qformer and tokens != rows:
         raise ValueError(f"The Q-Former's tokenizer has {tokens} tokens with [DEC], but its embedding {rows} rows.")
@@ -191,22 +207,22 @@ def convert_checkpoint(options: Options) -> None:
         OSError: if the disk refuses.
     """
     start = time.monotonic()
-    recover(options.output)
-    if options.output.exists() and not options.overwrite:
-        raise SourceError(f"{options.output}: exists already; --overwrite replaces it.")
-    if options.tagger is not None:
-        check_tagger(options.tagger)
-    config, processor, found = read(options)
-    conversion = Conversion(
-        found,
-        config,
-        None if options.dtype == "auto" else getattr(torch, options.dtype),
-        options.trained_in_float32,
-    )
-    config.dtype = conversion.dtype
-    shards = plan_shards(conversion.slots, int(options.max_shard_size * 1e9))
-    check_disk(options.output, sum(shard.num_bytes for shard in shards))
-    with unfinished(options.output) as folder:
+    with replacing(options.output, options.overwrite, source_paths(options)) as folder:
+        if options.tagger is not None:
+            check_tagger(options.tagger)
+        config, processor, found = read(options)
+        conversion = Conversion(
+            found,
+            config,
+            None if options.dtype == "auto" else getattr(torch, options.dtype),
+            options.trained_in_float32,
+        )
+        config.dtype = conversion.dtype
+        shards = plan_shards(conversion.slots, int(options.max_shard_size * 1e9))
+        tagger = options.tagger.rglob("*") if options.tagger else ()
+        room = sum(shard.num_bytes for shard in shards) + sum(path.stat().st_size for path in tagger)
+        check_room(options.output, room)
+        folder.mkdir()
         digests = write_weights(folder, shards, conversion, options.allow_nonfinite)
         write_settings(folder, config, processor)
         if options.tagger is not None:
@@ -215,19 +231,28 @@ def convert_checkpoint(options: Options) -> None:
     print(report(options.output, found, conversion, shards, digests, time.monotonic() - start))
 
 
+def source_paths(options: Options) -> list[Path]:
+    """What is read; Hub repositories are among it, and are no paths."""
+    given = (options.lion, options.vision, options.language_model, options.qformer_tokenizer)
+    return [Path(path) for path in (*given, options.overrides, options.tagger) if path is not None]
+
+
 def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
     """The configuration, the processor and the tensors that the files make up."""
     language_model = resolve_folder(options.language_model, LANGUAGE_MODEL_FILES)
     qformer_tokenizer = resolve_folder(options.qformer_tokenizer, TOKENIZER_FILES)
     overrides = load_json(options.overrides) if options.overrides else {}
+    language_model_config = load_config(language_model, "t5")
     processor = build_processor(language_model, qformer_tokenizer)
-    check_overrides(overrides)
+    check_overrides(LionConfig, overrides)
     num_blocks = overrides.get("vision_config", {}).get("num_hidden_layers", NUM_VISION_BLOCKS)
+    if type(num_blocks) is not int or num_blocks < 1:
+        raise ValueError(f"overrides: vision_config.num_hidden_layers is {num_blocks!r}, not a number of blocks.")
     found = read_sources(options.lion, options.vision, language_model, num_blocks)
     bert_config = qformer_tokenizer / "config.json"
     config = infer_config(
         found.tensors,
-        load_json(language_model / "config.json"),
+        language_model_config,
         load_json(bert_config) if bert_config.is_file() else {},
         processor.soft_prompt_token_id,
         overrides,
@@ -249,9 +274,10 @@ def write_weights(folder: Path, shards: list[Shard], conversion: Conversion, all
 
         def load(name: str, slot: Slot) -> torch.Tensor:
             progress.update(slot.num_bytes)
+            tensor = conversion.make(name, slot)
             if not allow_nonfinite:
-                conversion.check_finite(name)
-            return conversion.make(name, slot)
+                conversion.check_finite(name, tensor)
+            return tensor
 
         digests = {shard.file: write_shard(folder, shard, load) for shard in shards}
     if len(shards) > 1:
@@ -268,7 +294,10 @@ def write_settings(folder: Path, config: LionConfig, processor: LionProcessor) -
         eos_token_id=config.text_config.eos_token_id,
         pad_token_id=config.text_config.pad_token_id,
     ).save_pretrained(folder)
-    processor.save_pretrained(folder)
+    try:
+        processor.save_pretrained(folder)
+    except Exception as error:  # tokenizers raises nothing more special
+        raise TargetError(f"{folder}: the processor cannot be written ({reason_of(error)}).") from error
 
 
 def compare(folder: Path, conversion: Conversion) -> None:
@@ -324,51 +353,18 @@ def report(
 
 
 def check_tagger(folder: Path) -> None:
-    """Raise `SourceError` if `folder` holds no converted tagger."""
-    model_type = load_json(folder / "config.json").get("model_type")
-    if model_type != RamConfig.model_type:
-        raise SourceError(f"{folder}: holds no tagger but a model of type {model_type!r}; convert RAM's file first.")
+    """Raise `SourceError` if `folder` holds no whole converted tagger."""
+    load_config(folder, RamConfig.model_type)
+    load_json(folder / "preprocessor_config.json")
+    FolderReader(folder)
 
 
-def check_disk(output: Path, num_bytes: int) -> None:
-    """Raise `SourceError` if the disk has no room for the weights and a little more."""
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    free, needed = shutil.disk_usage(parent).free, int(num_bytes * 1.01) + 50_000_000
-    if free < needed:
-        raise SourceError(f"{output}: {needed:,} bytes are needed, but {free:,} are free on the disk.")
-
-
-@contextlib.contextmanager
-def unfinished(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place when the block ends, and goes away if it fails.
-
-    What a killed run leaves behind is removed by the next one.
-    """
-    folder, replaced = beside(output, "unfinished"), beside(output, "replaced")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        if output.exists():
-            output.rename(replaced)
-        folder.rename(output)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def recover(output: Path) -> None:
-    """Finish what a killed run left half done: the old folder comes back, or goes away if a new one is there."""
-    replaced = beside(output, "replaced")
-    if output.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-    elif replaced.exists():
-        replaced.rename(output)
-
-
-def beside(output: Path, label: str) -> Path:
-    """A hidden neighbour of `output`."""
-    return output.with_name(f".{output.name}.{label}")
+def gigabytes(text: str) -> float:
+    """The size of a file, from the command line."""
+    size = float(text)
+    if not 1e-4 <= size <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text} GB is no size of a file")
+    return size
 
 
 def parse_arguments(argv: list[str] | None) -> Options:
@@ -384,7 +380,7 @@ def parse_arguments(argv: list[str] | None) -> Options:
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="auto: bfloat16 from a billion numbers on")
     parser.add_argument("--trained-in-float32", action="store_true", help="keep what LION trained in float32")
-    parser.add_argument("--max-shard-size", type=float, default=2.0, metavar="GB", help="of a file; 2 by default")
+    parser.add_argument("--max-shard-size", type=gigabytes, default=2.0, metavar="GB", help="of a file; 2 by default")
     parser.add_argument("--allow-nonfinite", action="store_true", help="let NaN and infinity through")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     return Options(**vars(parser.parse_args(argv)))
@@ -392,12 +388,13 @@ def parse_arguments(argv: list[str] | None) -> Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; the exit code."""
-    try:
-        convert_checkpoint(parse_arguments(argv))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = parse_arguments(argv)
+
+    def action() -> bool:
+        convert_checkpoint(options)
+        return True
+
+    return run_command(action)
 
 
 if __name__ == "__main__":

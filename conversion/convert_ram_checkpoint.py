@@ -1,7 +1,7 @@
 """Convert RAM's original file and its two text files into a tagger's folder.
 
     python conversion/convert_ram_checkpoint.py --ram ram_swin_large_14m.pth --tags ram_tag_list.txt \
-        --thresholds ram_tag_list_threshold.txt --output DIR [--overrides FILE.json]
+        --thresholds ram_tag_list_threshold.txt --output DIR [--overrides FILE.json] [--overwrite]
 
 `DIR` then loads with `from_pretrained`. Sizes come from the tensors' shapes; what shapes cannot tell (image size, the
 head's number of attention heads) is the released model's or comes from `--overrides`, a JSON object of `RamConfig`
@@ -11,9 +11,6 @@ that tagging does not need (`ram_keys.DROPPABLE`), or is an error. Nothing is wr
 
 import argparse
 import math
-import os
-import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +18,13 @@ from typing import Any
 
 import torch
 
-from infer_config import build_config
+from command import run_command
+from infer_config import Shapes, build_config, check_overrides, merge
 from key_map import KeyMapError, revert
 from ram_bias_tables import resize_bias_table
 from ram_keys import RAM_KEYS, kept_names
-from sources import SourceError, load_file, load_json
+from sources import SourceError, check_weight, count_nonfinite, load_file, load_json
+from targets import check_room, replacing
 from transformers_lion.ram import RamConfig, RamForImageTagging, RamImageProcessor
 from transformers_lion.ram.configuration_ram import SWIN_LARGE_384
 
@@ -107,50 +106,34 @@ def infer_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     Raises:
         KeyMapError: if a tensor that tells a size is missing.
     """
-    label_projection = tensors.get("wordvec_proj.weight")
+    shapes = Shapes(tensors)
     layer = "tagging_head.encoder.layer."
+    label_width = "wordvec_proj.weight" if "wordvec_proj.weight" in tensors else None
     return {
-        "vision_config": infer_vision_fields(tensors),
-        "label_embed_dim": shape_of(tensors, "label_embed")[1],
-        "encoder_hidden_size": shape_of(tensors, "image_proj.weight")[0],
-        "hidden_size": shape_of(tensors, "fc.weight")[1] if label_projection is None else label_projection.shape[0],
-        "num_hidden_layers": count(tensors, layer),
-        "intermediate_size": shape_of(tensors, f"{layer}0.intermediate.dense.weight")[0],
+        "vision_config": infer_vision_fields(shapes),
+        "label_embed_dim": shapes.sizes("label_embed", 2)[1],
+        "encoder_hidden_size": shapes.sizes("image_proj.weight", 2)[0],
+        "hidden_size": shapes.sizes(label_width, 2)[0] if label_width else shapes.sizes("fc.weight", 2)[1],
+        "num_hidden_layers": shapes.count(layer),
+        "intermediate_size": shapes.sizes(f"{layer}0.intermediate.dense.weight", 2)[0],
     }
 
 
-def infer_vision_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
     """The fields of `SwinConfig` that the tensors' shapes tell."""
-    width, channels, patch_size, _ = shape_of(tensors, "visual_encoder.patch_embed.proj.weight")
-    stages = [f"visual_encoder.layers.{stage}." for stage in range(count(tensors, "visual_encoder.layers."))]
-    tables = [shape_of(tensors, f"{stage}blocks.0.attn.{BIAS_TABLE}") for stage in stages]
+    width, channels, patch_size, _ = shapes.sizes("visual_encoder.patch_embed.proj.weight", 4)
+    stages = [f"visual_encoder.layers.{stage}." for stage in range(shapes.count("visual_encoder.layers."))]
+    tables = [shapes.sizes(f"{stage}blocks.0.attn.{BIAS_TABLE}", 2) for stage in stages]
     return SWIN_LARGE_384 | {
         "embed_dim": width,
         "num_channels": channels,
         "patch_size": patch_size,
-        "depths": [count(tensors, f"{stage}blocks.") for stage in stages],
+        "depths": [shapes.count(f"{stage}blocks.") for stage in stages],
         "num_heads": [heads for _, heads in tables],
         "window_size": window_of(tables[0][0]),
-        "mlp_ratio": shape_of(tensors, "visual_encoder.layers.0.blocks.0.mlp.fc1.weight")[0] / width,
-        "qkv_bias": "visual_encoder.layers.0.blocks.0.attn.qkv.bias" in tensors,
+        "mlp_ratio": shapes.sizes("visual_encoder.layers.0.blocks.0.mlp.fc1.weight", 2)[0] / width,
+        "qkv_bias": shapes.has("visual_encoder.layers.0.blocks.0.attn.qkv.bias"),
     }
-
-
-def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size:
-    """The shape of a tensor.
-
-    Raises:
-        KeyMapError: if it is not there.
-    """
-    if name not in tensors:
-        raise KeyMapError(f"the tensor {name} is missing, which tells a size of the model.")
-    return tensors[name].shape
-
-
-def count(tensors: Mapping[str, torch.Tensor], prefix: str) -> int:
-    """How many numbers stand behind `prefix`, at least 1."""
-    found = (re.match(re.escape(prefix) + r"([0-9]+)\.", name) for name in tensors)
-    return max(1, len({match[1] for match in found if match}))
 
 
 def window_of(num_biases: int) -> int:
@@ -163,23 +146,6 @@ def window_of(num_biases: int) -> int:
     if side**2 != num_biases or side % 2 == 0:
         raise ValueError(f"a bias table has {num_biases} rows, which is no (2w - 1)^2 of any window size w.")
     return (side + 1) // 2
-
-
-def override(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` with `overrides` before them, the vision tower's one by one.
-
-    Raises:
-        ValueError: if an override is no field of the configuration.
-    """
-    known = {"": RamConfig.__dataclass_fields__, "vision_config.": RamConfig.sub_configs["vision_config"]().to_dict()}
-    vision = overrides.get("vision_config", {})
-    if not isinstance(vision, Mapping):
-        raise ValueError(f"overrides: vision_config is {vision!r}, but must be a JSON object.")
-    for prefix, given in (("", overrides), ("vision_config.", vision)):
-        for name in given:
-            if name not in known[prefix]:
-                raise ValueError(f"overrides: there is no field {prefix + name!r}.")
-    return {**fields, **overrides, "vision_config": {**fields["vision_config"], **vision}}
 
 
 def convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> dict[str, torch.Tensor]:
@@ -212,24 +178,11 @@ def convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> d
     return converted
 
 
-def save(model: RamForImageTagging, output: Path) -> None:
-    """Write the tagger's folder: in full, or not at all.
-
-    Raises:
-        SourceError: if `output` is a file.
-    """
-    if output.exists() and not output.is_dir():
-        raise SourceError(f"{output}: is a file, but the output is a folder.")
+def save(model: RamForImageTagging, folder: Path) -> None:
+    """Write the tagger's folder."""
     height, width = model.config.image_size
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        model.save_pretrained(partial)
-        RamImageProcessor(size={"height": height, "width": width}).save_pretrained(partial)
-        output.mkdir(parents=True, exist_ok=True)
-        for file in partial.iterdir():
-            file.replace(output / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(folder)
+    RamImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
 
 
 def convert(
@@ -237,15 +190,18 @@ def convert(
     tags: str | Path,
     thresholds: str | Path,
     output: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: str | Path | None = None,
+    overwrite: bool = False,
 ) -> RamForImageTagging:
-    """Convert RAM's files.
+    """Convert the three files and write the tagger's folder.
 
     Args:
-        ram: the original `.pth`.
-        tags, thresholds: text files, one line a tag.
+        ram: RAM's original file.
+        tags: the tag names, one a line.
+        thresholds: their thresholds, one a line.
         output: folder to write.
-        overrides: fields of `RamConfig`, to go before what shapes and defaults say.
+        overrides: JSON file with fields of `RamConfig` to use instead of what shapes and defaults say.
+        overwrite: whether a folder that exists is replaced.
 
     Returns:
         The model that was written.
@@ -253,21 +209,40 @@ def convert(
     Raises:
         ValueError: if anything is wrong; nothing is written then.
     """
-    ram, output = Path(ram), Path(output)
-    names, limits = read_tag_files(Path(tags), Path(thresholds))
+    ram, tags, thresholds = Path(ram), Path(tags), Path(thresholds)
+    sources = [ram, tags, thresholds, *([Path(overrides)] if overrides else [])]
+    with replacing(Path(output), overwrite, sources) as folder:
+        given = load_json(Path(overrides)) if overrides else {}
+        check_overrides(RamConfig, given)
+        model = read(ram, *read_tag_files(tags, thresholds), given)
+        check_room(Path(output), sum(tensor.nbytes for tensor in model.state_dict().values()))
+        save(model, folder)
+    return model
+
+
+def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[str, Any]) -> RamForImageTagging:
+    """The model of RAM's file.
+
+    Raises:
+        SourceError: if the file does not fit the tags, or cannot be used.
+    """
     content = load_file(ram)
     try:
         tensors = {name: content[key] for name, key in kept_names(content).items()}
-        fields = override(infer_fields(tensors), overrides or {})
+        for name, tensor in tensors.items():
+            check_weight(name, tensor)
+            if count_nonfinite(tensor):
+                raise ValueError(f"{name} holds {count_nonfinite(tensor)} NaN or infinite values.")
+        fields = merge(infer_fields(tensors), overrides)
         if len(names) != tensors["label_embed"].shape[0]:
-            raise ValueError(f"it knows {tensors['label_embed'].shape[0]} tags, but {tags} has {len(names)} lines.")
+            raise ValueError(
+                f"it knows {tensors['label_embed'].shape[0]} tags, but there are {len(names)} lines of tags."
+            )
         config = build_config(RamConfig, {"id2label": dict(enumerate(names)), "thresholds": limits} | fields)
         converted = convert_tensors(tensors, config)
     except ValueError as error:
         raise SourceError(f"{ram}: {error}") from error
-    model = RamForImageTagging.from_pretrained(None, config=config, state_dict=converted)
-    save(model, output)
-    return model
+    return RamForImageTagging.from_pretrained(None, config=config, state_dict=converted)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,15 +253,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--thresholds", type=Path, required=True, help="their thresholds, one a line")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--overrides", type=Path, help="JSON file with fields of RamConfig")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     arguments = parser.parse_args(argv)
-    try:
-        overrides = load_json(arguments.overrides) if arguments.overrides else None
-        convert(arguments.ram, arguments.tags, arguments.thresholds, arguments.output, overrides)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {arguments.output}")
-    return 0
+
+    def action() -> bool:
+        convert(**vars(arguments))
+        print(f"wrote {arguments.output}")
+        return True
+
+    return run_command(action)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,18 @@ embedding table's two aliases in bfloat16. `--full` writes every key of the refe
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
+from command import run_command
 from key_map import revert
+from lion_folder import open_lion_folder
 from lion_keys import EMBEDDING, EMBEDDING_ALIASES, LANGUAGE_MODEL_PREFIX, LION_KEYS, VISION_PREFIX
-from shards import FolderReader
-from transformers_lion.configuration_lion import LionConfig
+from sources import check_weight, count_nonfinite, reason_of
+from targets import TargetError, check_room, replacing
 
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 
@@ -29,13 +31,20 @@ def original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
         full: all of them, not only what LION trains.
 
     Raises:
-        ValueError: if the folder's tensors are not LION's.
+        ValueError: if the folder does not hold the whole of a LION, or NaN, or nothing that a weight can be.
     """
-    config = LionConfig.from_pretrained(folder)
-    reader = FolderReader(folder)
+    config, reader = open_lion_folder(folder)
     entries = [entry for entry in LION_KEYS.from_converted(reader.files) if full or is_trained(entry.originals[0])]
-    tensors = {key: tensor.contiguous() for key, tensor in revert(entries, reader.__getitem__)}
-    table = reader["language_model.shared.weight"]
+
+    def load(name: str) -> torch.Tensor:
+        tensor = reader[name]
+        check_weight(name, tensor)
+        if count_nonfinite(tensor):
+            raise ValueError(f"{name} holds {count_nonfinite(tensor)} NaN or infinite values.")
+        return tensor
+
+    tensors = {key: tensor.contiguous() for key, tensor in revert(entries, load)}
+    table = load("language_model.shared.weight")
     if full:
         tensors.update(dict.fromkeys(EMBEDDING_ALIASES, tensors[EMBEDDING]))
     else:
@@ -57,14 +66,15 @@ def export(folder: Path, output: Path, full: bool = False) -> None:
     Raises:
         ValueError: if `output` exists, or the folder's tensors are not LION's.
     """
-    if output.exists():
-        raise ValueError(f"{output}: exists already.")
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    try:
-        torch.save({"model": original_tensors(folder, full)}, unfinished)
-        unfinished.rename(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    if os.path.lexists(output):
+        raise TargetError(f"{output}: exists already.")
+    with replacing(output) as unfinished:
+        tensors = original_tensors(folder, full)
+        check_room(output, sum(tensor.nbytes for tensor in tensors.values()))
+        try:
+            torch.save({"model": tensors}, unfinished)
+        except RuntimeError as error:  # PyTorch's way of saying that the disk refuses
+            raise TargetError(f"{output}: cannot be written ({reason_of(error)}).") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,13 +84,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help=".pth to write; may not exist")
     parser.add_argument("--full", action="store_true", help="every key of the model, not only what LION trains")
     arguments = parser.parse_args(argv)
-    try:
+
+    def action() -> bool:
         export(arguments.folder, arguments.output, arguments.full)
-    except (ValueError, OSError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{arguments.output}: written.")
-    return 0
+        print(f"{arguments.output}: written.")
+        return True
+
+    return run_command(action)
 
 
 if __name__ == "__main__":

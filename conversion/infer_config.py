@@ -1,5 +1,9 @@
-"""LION's configuration from the tensors: sizes are shapes; what shapes cannot tell comes from files or defaults."""
+"""A configuration from the tensors: sizes are shapes; what shapes cannot tell comes from files or defaults.
 
+Tools for any model (`Shapes`, `build_config`, `merge`, `check_overrides`), and LION's own sizes.
+"""
+
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -8,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from key_map import KeyMapError
+from lion_keys import EMBEDDING
 from transformers_lion.configuration_lion import LionConfig
 
 Config = TypeVar("Config", bound=Any)
@@ -20,21 +26,28 @@ SETTINGS_OF_T5 = (
 """What FlanT5's own config decides. Its activation (`gelu_new`) and its tying are not among it: LION sets both anew."""
 
 
+DECIDED = {"dtype", "architectures", "transformers_version"}
+"""Fields that no override may set, since the conversion does."""
+
+
 class Shapes:
     """Shapes of a state dict in the reference's names."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-    def __getitem__(self, name: str) -> tuple[int, ...]:
+    def sizes(self, name: str, num_dimensions: int) -> tuple[int, ...]:
         """The shape of one tensor.
 
         Raises:
-            ValueError: if it is not there.
+            KeyMapError: if it is not there, or has another number of dimensions.
         """
         if name not in self._shapes:
-            raise ValueError(f"{name} is missing: it is needed to tell the model's sizes.")
-        return self._shapes[name]
+            raise KeyMapError(f"{name} is missing: it is needed to tell the model's sizes.")
+        shape = self._shapes[name]
+        if len(shape) != num_dimensions:
+            raise KeyMapError(f"{name} has shape {shape}, but should have {num_dimensions} dimensions.")
+        return shape
 
     def has(self, prefix: str) -> bool:
         """Whether any name starts with `prefix`."""
@@ -45,16 +58,18 @@ class Shapes:
         found = (re.match(pattern, name) for name in self._shapes)
         return sorted({int(match.group(1)) for match in found if match})
 
-    def count(self, pattern: str) -> int:
-        """How many layers stand at the group of `pattern`.
+    def count(self, prefix: str) -> int:
+        """How many layers stand behind `prefix`.
 
         Raises:
-            ValueError: if one is left out.
+            KeyMapError: if there are none, or one is left out.
         """
-        indices = self.indices(pattern)
+        indices = self.indices(rf"{re.escape(prefix)}(\d+)\.")
+        if not indices:
+            raise KeyMapError(f"{prefix}0 is missing: it is needed to tell the model's sizes.")
         missing = sorted(set(range(len(indices))) - set(indices))
         if missing:
-            raise ValueError(f"Layer {missing[0]} is missing among the {len(indices)} layers that match {pattern}.")
+            raise KeyMapError(f"{prefix}{missing[0]} is missing among {len(indices)} layers.")
         return len(indices)
 
 
@@ -89,11 +104,15 @@ def infer_config(
         "text_config": text_fields(shapes, language_model_config),
     }
     if has_qformer:
-        fields["num_query_tokens"] = shapes["query_tokens"][1]
+        fields["num_query_tokens"] = shapes.sizes("query_tokens", 3)[1]
         fields["qformer_config"] = qformer_fields(shapes, qformer_config)
     if has_aggregator:
         fields["aggregator_config"] = aggregator_fields(shapes)
-    return build_config(LionConfig, merge(fields, overrides))
+    config = build_config(LionConfig, merge(fields, overrides))
+    image_size, patch_size = config.vision_config.image_size, config.vision_config.patch_size
+    if image_size < patch_size:
+        raise ValueError(f"vision_config: image_size is {image_size}, less than a patch's {patch_size}.")
+    return config
 
 
 def build_config(config_class: type[Config], fields: Mapping[str, Any]) -> Config:
@@ -104,14 +123,14 @@ def build_config(config_class: type[Config], fields: Mapping[str, Any]) -> Confi
     """
     try:
         return config_class(**fields)
-    except StrictDataclassError as error:  # no ValueError
-        raise ValueError(f"the configuration is not valid: {' '.join(str(error).split())}") from error
+    except (StrictDataclassError, TypeError) as error:  # no ValueErrors
+        raise ValueError(f"The configuration is not valid: {' '.join(str(error).split())}.") from error
 
 
 def vision_fields(shapes: Shapes) -> dict[str, Any]:
     """Sizes of the vision tower."""
-    width, _, patch_size, _ = shapes["visual_encoder.patch_embed.proj.weight"]
-    num_positions = shapes["visual_encoder.pos_embed"][1]
+    width, _, patch_size, _ = shapes.sizes("visual_encoder.patch_embed.proj.weight", 4)
+    _, num_positions, _ = shapes.sizes("visual_encoder.pos_embed", 3)
     grid = math.isqrt(num_positions - 1)
     if grid * grid + 1 != num_positions:
         raise ValueError(f"visual_encoder.pos_embed has {num_positions} positions, which is no square grid and CLS.")
@@ -119,22 +138,23 @@ def vision_fields(shapes: Shapes) -> dict[str, Any]:
         "hidden_size": width,
         "patch_size": patch_size,
         "image_size": grid * patch_size,
-        "intermediate_size": shapes["visual_encoder.blocks.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": shapes.count(r"visual_encoder\.blocks\.(\d+)\."),
+        "intermediate_size": shapes.sizes("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0],
+        "num_hidden_layers": shapes.count("visual_encoder.blocks."),
     }
 
 
 def qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the Q-Former, and its heads if BERT's own configuration says them."""
     layer = "Qformer.bert.encoder.layer."
+    vocab_size, hidden_size = shapes.sizes("Qformer.bert.embeddings.word_embeddings.weight", 2)
     crossed = shapes.indices(r"Qformer\.bert\.encoder\.layer\.(\d+)\.crossattention\.")
     return {
         **pick(config, SETTINGS_OF_BERT),
-        "vocab_size": shapes["Qformer.bert.embeddings.word_embeddings.weight"][0],
-        "hidden_size": shapes["Qformer.bert.embeddings.word_embeddings.weight"][1],
-        "max_position_embeddings": shapes["Qformer.bert.embeddings.position_embeddings.weight"][0],
-        "intermediate_size": shapes[f"{layer}0.intermediate.dense.weight"][0],
-        "num_hidden_layers": shapes.count(r"Qformer\.bert\.encoder\.layer\.(\d+)\."),
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "max_position_embeddings": shapes.sizes("Qformer.bert.embeddings.position_embeddings.weight", 2)[0],
+        "intermediate_size": shapes.sizes(f"{layer}0.intermediate.dense.weight", 2)[0],
+        "num_hidden_layers": shapes.count(layer),
         "cross_attention_frequency": crossed[1] - crossed[0] if len(crossed) > 1 else 2,
     }
 
@@ -142,27 +162,29 @@ def qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
 def aggregator_fields(shapes: Shapes) -> dict[str, Any]:
     """Sizes of the vision aggregator."""
     return {
-        "intermediate_size": shapes["fusion_adapter.blocks.0.intermediate.dense.weight"][0],
-        "projection_intermediate_size": shapes["adapter_proj.0.weight"][0],
+        "intermediate_size": shapes.sizes("fusion_adapter.blocks.0.intermediate.dense.weight", 2)[0],
+        "projection_intermediate_size": shapes.sizes("adapter_proj.0.weight", 2)[0],
     }
 
 
 def text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the language model and its adapters; heads and token ids from FlanT5's own configuration."""
     feed_forward = "t5_model.encoder.block.0.layer.1"
-    num_buckets, num_heads = shapes["t5_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    attention = "t5_model.encoder.block.0.layer.0.SelfAttention"
+    num_buckets, num_heads = shapes.sizes(f"{attention}.relative_attention_bias.weight", 2)
+    vocab_size, d_model = shapes.sizes(EMBEDDING, 2)
     return {
         **pick(config, SETTINGS_OF_T5),
-        "vocab_size": shapes["t5_model.shared.weight"][0],
-        "d_model": shapes["t5_model.shared.weight"][1],
-        "d_ff": shapes[f"{feed_forward}.DenseReluDense.wi_0.weight"][0],
-        "d_kv": shapes["t5_model.encoder.block.0.layer.0.SelfAttention.q.weight"][0] // num_heads,
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "d_ff": shapes.sizes(f"{feed_forward}.DenseReluDense.wi_0.weight", 2)[0],
+        "d_kv": shapes.sizes(f"{attention}.q.weight", 2)[0] // num_heads,
         "num_heads": num_heads,
         "relative_attention_num_buckets": num_buckets,
-        "num_layers": shapes.count(r"t5_model\.encoder\.block\.(\d+)\."),
-        "num_decoder_layers": shapes.count(r"t5_model\.decoder\.block\.(\d+)\."),
+        "num_layers": shapes.count("t5_model.encoder.block."),
+        "num_decoder_layers": shapes.count("t5_model.decoder.block."),
         "num_adapters": len(shapes.indices(rf"{re.escape(feed_forward)}\.adapter\.adapters\.(\d+)\.")),
-        "adapter_hidden_size": shapes[f"{feed_forward}.adapter.adapters.0.down_proj.weight"][0],
+        "adapter_hidden_size": shapes.sizes(f"{feed_forward}.adapter.adapters.0.down_proj.weight", 2)[0],
     }
 
 
@@ -179,17 +201,24 @@ def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Raise `ValueError` if an override names no field of the configuration, or a part is no JSON object."""
-    check_fields("LionConfig", LionConfig, overrides)
-    for name in overrides.keys() & LionConfig.sub_configs.keys():
+def check_overrides(config_class: type, overrides: Mapping[str, Any]) -> None:
+    """Check the overrides of a configuration, before what they replace is known.
+
+    Raises:
+        ValueError: if one names no field, or one that the conversion decides, or a part is no JSON object.
+    """
+    check_fields(config_class, overrides)
+    for name in overrides.keys() & config_class.sub_configs.keys():  # type: ignore[attr-defined]
         if not isinstance(overrides[name], Mapping):
             raise ValueError(f"overrides: {name} is {overrides[name]!r}, but must be a JSON object.")
-        check_fields(name, LionConfig.sub_configs[name], overrides[name])
+        check_fields(config_class.sub_configs[name], overrides[name], f"{name}.")  # type: ignore[attr-defined]
 
 
-def check_fields(part: str, config_class: type, names: Iterable[str]) -> None:
-    """Raise `ValueError` if a name is no field of the configuration class."""
-    unknown = [name for name in names if name not in config_class.__dataclass_fields__]  # type: ignore[attr-defined]
-    if unknown:
-        raise ValueError(f"overrides: {part} has no field {unknown[0]!r}.")
+def check_fields(config_class: type, names: Iterable[str], prefix: str = "") -> None:
+    """Raise `ValueError` if a name is none of the configuration's fields that may be given."""
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    for name in names:
+        if name in DECIDED:
+            raise ValueError(f"overrides: {prefix + name!r} is decided by the conversion.")
+        if name not in fields:
+            raise ValueError(f"overrides: {config_class.__name__} has no field {prefix + name!r}.")

@@ -5,7 +5,7 @@ any placeholder keeps its value on the other side. A rule may reshape the tensor
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -87,7 +87,7 @@ class KeyMap:
         """The entries that the original `names` make up.
 
         Raises:
-            KeyMapError: naming every key that no rule expects, and every key that is missing beside its partners.
+            KeyMapError: naming the keys that no rule expects, and those that are missing beside their partners.
         """
         names = list(names)
         entries = dict.fromkeys(self._entry(name, originals=True) for name in names)
@@ -99,7 +99,7 @@ class KeyMap:
         """The entries that the converted `names` make up.
 
         Raises:
-            KeyMapError: naming every key that no rule expects.
+            KeyMapError: naming the keys that no rule expects.
         """
         names = list(names)
         self._refuse(names, originals=False, missing=[])
@@ -108,9 +108,9 @@ class KeyMap:
     def _refuse(self, names: list[str], originals: bool, missing: list[str]) -> None:
         unknown = sorted(name for name in names if self._entry(name, originals) is None)
         if unknown:
-            raise KeyMapError(f"{len(unknown)} keys that nothing expects: {', '.join(unknown)}")
+            raise KeyMapError(f"{len(unknown)} keys that nothing expects: {enumerated(unknown)}")
         if missing:
-            raise KeyMapError(f"{len(missing)} keys are missing: {', '.join(missing)}")
+            raise KeyMapError(f"{len(missing)} keys are missing: {enumerated(missing)}")
 
     def _entry(self, name: str, originals: bool) -> Entry | None:
         for rule in self.rules:
@@ -119,6 +119,12 @@ class KeyMap:
                 if values is not None:
                     return Entry(rule, tuple(key.fill(values) for key in rule.originals), rule.converted.fill(values))
         return None
+
+
+def enumerated(names: Sequence[str], most: int = 10) -> str:
+    """The names in one sentence, as far as anybody reads them."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more + "."
 
 
 def convert(entries: Iterable[Entry], source: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,10 +10,16 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from lion_keys import DROPPABLE, EMBEDDING, EMBEDDING_ALIASES, LANGUAGE_MODEL_PREFIX, VISION_PREFIX
-from sources import SourceError, load_file, load_folder
+from sources import SourceError, check_weight, load_file, load_folder, reason_of
 
 NUM_VISION_BLOCKS = 39
 """Blocks of EVA-ViT-g that LION runs; its file may hold a 40th."""
+
+PATCHES = f"{VISION_PREFIX}patch_embed.proj.weight"
+"""A tensor that every vision tower has."""
+
+TOWER = re.compile(r"(cls_token|pos_embed|(patch_embed|blocks|norm|fc_norm|head)\.)")
+"""How the names in EVA's own file begin."""
 
 WIDTHS = (
     ("vision tower", "visual_encoder.cls_token", 2, ("ln_vision.weight", "ln_adapter.weight")),
@@ -51,10 +57,12 @@ def read_sources(
         ValueError: if the files belong to different models.
     """
     own = load_file(lion)
-    tower = load_file(vision) if vision else {}
+    tower = load_tower(vision) if vision else {}
+    if PATCHES not in tower and PATCHES not in own:
+        raise SourceError(f"{lion}: holds no vision tower ({PATCHES}), so that --vision is needed.")
     found = LionTensors(
         {
-            **{VISION_PREFIX + name.removeprefix(VISION_PREFIX): tensor for name, tensor in tower.items()},
+            **tower,
             **{LANGUAGE_MODEL_PREFIX + name: tensor for name, tensor in load_folder(language_model).items()},
             **own,  # where files overlap, LION's own goes before the others
         }
@@ -65,8 +73,25 @@ def read_sources(
         if reason:
             found.dropped[name] = reason
             del found.tensors[name]
+    for name, tensor in found.tensors.items():
+        check_weight(name, tensor)
     check_widths(found.tensors)
     return found
+
+
+def load_tower(path: Path) -> dict[str, torch.Tensor]:
+    """The vision tower's tensors in the reference's names.
+
+    Raises:
+        SourceError: if the file cannot be read, or is not a vision tower's.
+    """
+    tensors = load_file(path)
+    if all(name.startswith(VISION_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(VISION_PREFIX): tensor for name, tensor in tensors.items()}
+    foreign = [name for name in tensors if not TOWER.match(name)]
+    if foreign:
+        raise SourceError(f"{path}: holds {foreign[0]}, and so is not a vision tower's file.")
+    return {VISION_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
 def drop_aliases(found: LionTensors) -> None:
@@ -105,11 +130,15 @@ def droppable(name: str, num_vision_blocks: int) -> str | None:
 def check_widths(tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise `ValueError` if the LION file was trained on a vision tower or language model of another width."""
     for part, name, dimension, partners in WIDTHS:
+        given = tensors.get(name)
+        if given is None or given.dim() <= dimension:
+            continue  # an error about the tensor itself follows
         for partner in partners:
-            if name in tensors and partner in tensors and tensors[name].shape[dimension] != len(tensors[partner]):
+            wanted = tensors.get(partner)
+            if wanted is not None and wanted.dim() == 1 and given.shape[dimension] != len(wanted):
                 raise ValueError(
-                    f"The LION file is made for a {part} of width {len(tensors[partner])} ({partner}), but the "
-                    f"{part} given is {tensors[name].shape[dimension]} wide ({name})."
+                    f"The LION file is made for a {part} of width {len(wanted)} ({partner}), but the "
+                    f"{part} given is {given.shape[dimension]} wide ({name})."
                 )
 
 
@@ -130,5 +159,4 @@ def resolve_folder(name: str | Path, patterns: tuple[str, ...]) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise SourceError(f"{name}: no such folder, and not to be had from the Hub ({reason}).") from error
+        raise SourceError(f"{name}: no such folder, and not to be had from the Hub ({reason_of(error)}).") from error

@@ -8,12 +8,13 @@ paper's.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
-from safetensors import safe_open
 
+from lion_folder import load_lion_config
+from shards import FolderReader
 from sources import SourceError, load_json
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.pipelines import TAGGER_FOLDER
@@ -78,10 +79,16 @@ def model_card(folder: Path, name: str | None = None, base_models: Sequence[str]
         name: what `from_pretrained` is given in the examples, `user/name`; the folder's name by default.
         base_models: Hub ids of models that these weights were made from, besides those that the sizes tell.
         with_code: whether the folder will carry the code, even if it does not yet.
+
+    Raises:
+        SourceError: if the folder misses what the card tells.
     """
     name = name or folder.resolve().name
-    config = LionConfig.from_pretrained(folder)
+    config = load_lion_config(folder)
     processor = load_json(folder / "processor_config.json")
+    for prompt in ("caption_prompt", "tag_prompt"):
+        if not isinstance(processor.get(prompt), str):
+            raise SourceError(f"{folder / 'processor_config.json'}: has no {prompt}.")
     with_code = with_code or leads_to_code(getattr(config, "auto_map", None))
     has_tagger = (folder / TAGGER_FOLDER).is_dir()
     sections = [
@@ -281,40 +288,11 @@ def licences(config: LionConfig, has_tagger: bool) -> str:
     )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the folder's weights: one, or the shards of its index."""
-    return sorted({folder / name for name in weight_map(folder).values()} or {folder / "model.safetensors"})
-
-
-def weight_map(folder: Path) -> dict[str, str]:
-    """Which shard holds each tensor; empty where there is no index.
-
-    Raises:
-        SourceError: if the index is none.
-    """
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return {}
-    mapping = load_json(index).get("weight_map")
-    if not isinstance(mapping, dict) or not mapping:
-        raise SourceError(f"{index}: has no weight_map, and so is no index.")
-    return mapping
-
-
-def tensors_of(path: Path) -> Iterator[tuple[str, str, int]]:
-    """Name, precision and count of each tensor in a safetensors file, whose data is not read."""
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (not a mapping)
-            part = file.get_slice(name)
-            yield name, part.get_dtype(), math.prod(part.get_shape())
-
-
 def count_parameters(folder: Path) -> Counter[str]:
-    """How many numbers the weights hold, by precision."""
-    counts: Counter[str] = Counter()
-    for path in weight_files(folder):
-        for _, dtype, count in tensors_of(path):
-            counts[dtype] += count
+    """How many numbers the weights hold, by precision; their data is not read."""
+    reader, counts = FolderReader(folder), Counter[str]()
+    for name, shape in reader.shapes.items():
+        counts[reader.dtypes[name]] += math.prod(shape)
     return counts
 
 

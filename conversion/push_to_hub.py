@@ -12,6 +12,7 @@ again; without it, the same holds for whole files. So the same command resumes a
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,18 +20,23 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects, validate_repo_id
-from safetensors import SafetensorError
 
-from model_card import model_card, tensors_of, weight_files, weight_map
-from sources import SourceError, load_json
+from command import sentence
+from lion_folder import open_lion_folder
+from model_card import model_card
+from shards import FolderReader
+from sources import SourceError, load_config, load_json
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.pipelines import TAGGER_FOLDER
 from transformers_lion.ram import RamConfig
 from transformers_lion.remote_code import ENTRY_MODULE, files_with_code, leads_to_code
 
 CARD = "README.md"
-IGNORED = [".*", "*/.*", "*__pycache__*", "*.pth", "optimizer.*", "scheduler.*", "rng_state*", "checkpoint-*"]
+IGNORED = [".*", "*/.*", "*__pycache__*", "*.pth", "optimizer.*", "scheduler.*", "rng_state*", "checkpoint-*",
+           "training_args.bin", "trainer_state.json"]  # fmt: skip
 """What a folder may hold that is not part of the model: hidden files, training state, originals."""
+
+BRANCH = re.compile(r"\w[\w-]*([./][\w-]+)*")
 
 TOKENIZERS = {"the T5 tokenizer": "", "the Q-Former's tokenizer": "qformer_tokenizer"}
 VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt")
@@ -46,12 +52,11 @@ def check_folder(folder: Path, with_code: bool = False) -> None:
     Raises:
         ValueError: that names the first thing that is missing or broken.
     """
-    if not folder.is_dir():
-        raise SourceError(f"{folder}: there is no such folder.")
-    config = load_json(folder / "config.json")
-    if config.get("model_type") != LionConfig.model_type:
-        raise SourceError(f"{folder}: holds no LION but a model of type {config.get('model_type')!r}.")
-    check_weights(folder)
+    config = load_config(folder, LionConfig.model_type)
+    if config.get("quantization_config"):  # has other tensors than the configuration tells
+        FolderReader(folder)
+    else:
+        open_lion_folder(folder)
     load_json(folder / "processor_config.json")
     for owner, name in TOKENIZERS.items():
         load_json(folder / name / "tokenizer_config.json")
@@ -62,29 +67,18 @@ def check_folder(folder: Path, with_code: bool = False) -> None:
         raise SourceError(f"{folder}: config.json leads to {ENTRY_MODULE}.py, which is missing; use --with-code.")
     tagger = folder / TAGGER_FOLDER
     if tagger.is_dir():
-        model_type = load_json(tagger / "config.json").get("model_type")
-        if model_type != RamConfig.model_type:
-            raise SourceError(f"{tagger}: holds no tagger but a model of type {model_type!r}.")
-        check_weights(tagger)
+        load_config(tagger, RamConfig.model_type)
+        FolderReader(tagger)
 
 
-def check_weights(folder: Path) -> None:
-    """Check that every weights file is whole, and that shards hold what their index says.
-
-    Raises:
-        SourceError: that names the file.
-    """
-    held: set[tuple[str, str]] = set()
-    for path in weight_files(folder):
-        if not path.is_file():
-            raise SourceError(f"{path}: is missing, so that the folder has not all of its weights.")
-        try:
-            held |= {(name, path.name) for name, _, _ in tensors_of(path)}
-        except (SafetensorError, OSError) as error:
-            raise SourceError(f"{path}: not a readable safetensors file, perhaps cut off ({error}).") from error
-    lost = sorted(weight_map(folder).items() - held)
-    if lost:
-        raise SourceError(f"{folder / lost[0][1]}: does not hold {lost[0][0]}, as the index says.")
+def check_names(repo: str, base_models: Sequence[str], revision: str | None) -> None:
+    """Raise `ValueError` if a name is none that the Hub knows repositories and branches by."""
+    for name in (repo, *base_models):
+        validate_repo_id(name)
+    if "/" not in repo:
+        raise ValueError(f"{repo}: the repository must be user/name or organization/name.")
+    if revision is not None and not BRANCH.fullmatch(revision):
+        raise ValueError(f"{revision}: is no name of a branch.")
 
 
 def files_of(folder: Path) -> dict[str, int]:
@@ -166,7 +160,7 @@ def explain(error: Exception, repo: str) -> str:
         return f"the upload broke off ({reason}); the same command again resumes it."
     if isinstance(error, HTTPError):
         return f"the connection to the Hub failed ({first_line(error)}); the same command again resumes an upload."
-    return first_line(error)
+    return sentence(error)
 
 
 def first_line(error: BaseException) -> str:
@@ -192,13 +186,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     folder, repo = arguments.folder, arguments.repo
     try:
-        validate_repo_id(repo)
+        check_names(repo, arguments.base_model, arguments.revision)
         check_folder(folder, arguments.with_code)
         files = files_of(folder)
         written = written_here(folder, repo, arguments.base_model, arguments.with_code)
         print("\n".join(report(files, written)))
         if arguments.dry_run:
-            print(f"\n{(written.get(CARD) or (folder / CARD).read_bytes()).decode()}")
+            print(f"\n{(written.get(CARD) or (folder / CARD).read_bytes()).decode(errors='replace')}")
             print(f"Nothing was uploaded to {repo}: this was a dry run.")
             return 0
         if get_token() is None:

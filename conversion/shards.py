@@ -10,9 +10,12 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from sources import SourceError, check_file, load_index
 
 INDEX_FILE = "model.safetensors.index.json"
 DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -119,33 +122,50 @@ def write_index(folder: Path, shards: Iterable[Shard]) -> None:
     (folder / INDEX_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def open_folder(folder: Path) -> dict[str, Path]:
-    """The file of each tensor of a converted folder.
+class FolderReader:
+    """Reads the tensors of a folder of safetensors one at a time, memory-mapped.
+
+    Attributes:
+        files: the file of each tensor.
+        shapes: the shape of each tensor.
+        dtypes: the precision of each tensor in the format's words, such as "BF16".
 
     Raises:
-        ValueError: if there are no weights, or a shard is missing.
+        SourceError: if a file is missing or broken, or does not hold what the index says.
     """
-    index = folder / INDEX_FILE
-    if index.is_file():
-        files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-    elif (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            files = dict.fromkeys(file.keys(), folder / "model.safetensors")
-    else:
-        raise ValueError(f"{folder}: holds no model.safetensors, in one file or in shards.")
-    missing = sorted({path.name for path in files.values() if not path.is_file()})
-    if missing:
-        raise ValueError(f"{folder}: the index names {missing[0]}, which is not there.")
-    return files
-
-
-class FolderReader:
-    """Reads the tensors of a converted folder one at a time, memory-mapped."""
 
     def __init__(self, folder: Path):
-        self.files = open_folder(folder)
-        self._handles = {path: safe_open(path, framework="pt") for path in set(self.files.values())}
+        index, single = folder / INDEX_FILE, folder / "model.safetensors"
+        weight_map = load_index(index) if index.is_file() else {}
+        if weight_map and single.is_file():  # transformers would load the first, others the second
+            raise SourceError(f"{folder}: holds {single.name} and shards, of which one is left over.")
+        self.files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        self._path: Path | None = None
+        self._file: Any = None
+        for path in sorted({folder / file for file in weight_map.values()} or {single}):
+            self._read_header(path, weight_map)
+        lost = sorted(weight_map.keys() - self.files.keys())
+        if lost:
+            raise SourceError(f"{folder / weight_map[lost[0]]}: does not hold {lost[0]}, as the index says.")
+
+    def _read_header(self, path: Path, weight_map: Mapping[str, str]) -> None:
+        check_file(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    if weight_map and weight_map.get(name) != path.name:
+                        raise SourceError(f"{path}: holds {name}, which the index does not place there.")
+                    part = file.get_slice(name)
+                    self.files[name], self.shapes[name] = path, tuple(part.get_shape())
+                    self.dtypes[name] = part.get_dtype()
+        except (SafetensorError, OSError) as error:
+            raise SourceError(f"{path}: not a readable safetensors file, perhaps cut off ({error}).") from error
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """One tensor."""
-        return self._handles[self.files[name]].get_tensor(name)
+        path = self.files[name]
+        if self._path != path:  # one file at a time, since there may be more shards than a process may open
+            self._path, self._file = path, safe_open(path, framework="pt")
+        return self._file.get_tensor(name)

@@ -5,7 +5,8 @@
         [--reference CHECKOUT [--reference-python PYTHON]]
 
 Prints a ladder, a rung for each part: how many tensors and numbers it has, how many tensors are equal to their source
-to the last bit (in the folder's dtype), and the largest difference. The exit code is 0 only if all are equal.
+to the last bit (in the folder's dtype), and the largest difference. The exit code is 0 only if all are equal, and the
+configuration and the tokenizers' vocabularies are what the sources make, too.
 
 With `--reference`, a checkout of https://github.com/JiuTian-VL/JiuTian-LION, a second ladder compares what the folder
 computes with what the reference computes from the same files, from the vision tower's blocks to generated ids
@@ -17,24 +18,32 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
+from command import run_command
 from convert_lion_checkpoint import (
     LANGUAGE_MODEL_FILES,
     TOKENIZER_FILES,
     Conversion,
     Options,
+    load_tokenizer,
     read,
     same_bits,
 )
+from key_map import enumerated
+from lion_folder import load_lion_config
 from lion_sources import resolve_folder
 from output_ladder import check_reference, climb_outputs, output_table
 from shards import FolderReader, Slot
+from sources import check_weight, load_config
 from transformers_lion.configuration_lion import LionConfig
+from transformers_lion.processing_lion import LionProcessor
 
 PARTS = {
     "vision tower": re.compile(r"vision_model\."),
@@ -46,6 +55,9 @@ PARTS = {
 }
 """The ladder's rungs, and how their parameters' names begin; the first that fits counts."""
 
+VOLATILE = {"dtype", "architectures", "transformers_version", "_name_or_path", "auto_map", "use_cache"}
+"""Fields that saving and loading may change."""
+
 
 @dataclass
 class Rung:
@@ -55,6 +67,7 @@ class Rung:
     num_equal: int = 0
     num_numbers: int = 0
     largest_difference: float = 0.0
+    unequal: list[str] = field(default_factory=list)
 
 
 def part_of(name: str) -> str:
@@ -74,6 +87,7 @@ def climb(reader: FolderReader, conversion: Conversion) -> dict[str, Rung]:
     rungs = {part: Rung() for part in PARTS}
     for name, slot in tqdm(conversion.slots.items(), unit="tensor", desc="comparing"):
         ours = reader[name]
+        check_weight(name, ours)
         theirs = conversion.make(name, Slot(slot.shape, ours.dtype))
         if ours.shape != theirs.shape:
             raise ValueError(f"{name} is {tuple(ours.shape)}, but its source makes {tuple(theirs.shape)}.")
@@ -83,6 +97,7 @@ def climb(reader: FolderReader, conversion: Conversion) -> dict[str, Rung]:
         if same_bits(ours, theirs):
             rung.num_equal += 1
         else:
+            rung.unequal.append(name)
             difference = (ours.float() - theirs.float()).abs().max().item()
             rung.largest_difference = max(rung.largest_difference, difference)
     return {part: rung for part, rung in rungs.items() if rung.num_tensors}
@@ -102,7 +117,34 @@ def verify_tensors(folder: Path, conversion: Conversion) -> bool:
     """Compare the tensors and print the ladder; whether all are equal."""
     rungs = climb(FolderReader(folder), conversion)
     print(ladder(rungs))
-    return all(rung.num_equal == rung.num_tensors for rung in rungs.values())
+    unequal = [name for rung in rungs.values() for name in rung.unequal]
+    if unequal:
+        print(f"error: {len(unequal)} tensors are not their sources': {enumerated(unequal)}", file=sys.stderr)
+    return not unequal
+
+
+def verify_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
+    """Compare the configuration and the tokenizers.
+
+    Raises:
+        ValueError: if one is missing, or is not what the sources make.
+    """
+    ours, theirs = (flat(found.to_dict()) for found in (load_lion_config(folder), config))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name.rsplit(".", 1)[-1] not in VOLATILE and ours.get(name) != theirs.get(name):
+            raise ValueError(f"config.json: {name} is {ours.get(name)!r}, but the sources make {theirs.get(name)!r}.")
+    pairs = (("", processor.tokenizer), ("qformer_tokenizer", processor.qformer_tokenizer))
+    for part, tokenizer in pairs:
+        if load_tokenizer(AutoTokenizer, folder / part).get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f"{folder / part}: its tokenizer has another vocabulary than the source's.")
+
+
+def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in fields.items():
+        result.update(flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
+    return result
 
 
 def verify_outputs(options: Options, config: LionConfig, checkout: Path, python: str) -> bool:
@@ -139,17 +181,19 @@ def parse_arguments(argv: list[str] | None) -> tuple[Options, Path | None, str]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; the exit code."""
     options, reference, python = parse_arguments(argv)
-    try:
+
+    def action() -> bool:
         if reference is not None:
             check_reference(reference, python)
-        config, _, found = read(options)
+        load_config(options.output, LionConfig.model_type)
+        config, processor, found = read(options)
         equal = verify_tensors(options.output, Conversion(found, config, torch.float32))
+        verify_settings(options.output, config, processor)
         if reference is not None:
             equal &= verify_outputs(options, config, reference, python)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0 if equal else 1
+        return equal
+
+    return run_command(action)
 
 
 if __name__ == "__main__":

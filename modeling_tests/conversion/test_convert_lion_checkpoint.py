@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import convert_lion_checkpoint
 import shards
 from convert_lion_checkpoint import main, resize_positions
 from recipe import lion_manifest, seeded_weights
+from targets import recover
 from transformers_lion import LionConfig, LionForConditionalGeneration, LionProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -256,7 +258,40 @@ def replace(key: str, tensor: torch.Tensor) -> Any:
         ("eva_vit.pth", replace("patch_embed.proj.weight", torch.ones(48, 3, 14, 14)), ["(48", "(32"]),
         ("lion.pth", lambda state: state.update({"epoch": 3}), ["'epoch'", "int"]),
         ("eva_vit.pth", replace("pos_embed", torch.ones(1, 12, 32)), ["12 positions", "no square grid"]),
-        ("eva_vit.pth", drop_block(20), ["Layer 20 is missing", "38 layers"]),
+        ("eva_vit.pth", drop_block(20), ["visual_encoder.blocks.20 is missing", "38 layers"]),
+        ("lion.pth", replace("t5_proj.weight", torch.ones(48, 48, dtype=torch.int32)), ["t5_proj.weight", "int32"]),
+        ("lion.pth", replace("t5_proj.weight", torch.ones(48, 48).to_sparse()), ["t5_proj.weight", "sparse"]),
+        (
+            "lion.pth",
+            replace("t5_proj.weight", torch.ones(48, 48, device="meta")),
+            ["t5_proj.weight", "without values"],
+        ),
+        ("lion.pth", replace("t5_proj.weight", torch.ones(0, 48)), ["t5_proj.weight", "(0, 48)"]),
+        (
+            "lion.pth",
+            replace("t5_proj.weight", torch.full((48, 48), 1e300, dtype=torch.float64)),
+            ["2304", "too large"],
+        ),
+        ("lion.pth", replace("t5_proj.bias", torch.tensor(1.0)), ["language_projection.bias", "(), not (48,)"]),
+        ("lion.pth", replace("query_tokens", torch.ones(8, 48)), ["query_tokens", "(8, 48)", "3 dimensions"]),
+        (
+            "lion.pth",
+            replace("t5_model.encoder.block.0.layer.1.adapter.adapters.0.down_proj.weight", torch.ones(32, 48)),
+            ["adapters.0.down_proj", "(64,), not (32,)"],
+        ),
+        ("lion.pth", replace(7, torch.ones(1)), ["lion.pth", "key 7"]),
+        ("eva_vit.pth", replace("cls_token", torch.ones(3)), ["class_embedding", "(3,)", "(1, 1, 32)"]),
+        ("eva_vit.pth", replace("pos_embed", torch.ones(3)), ["pos_embed", "(3,)", "3 dimensions"]),
+        (
+            "eva_vit.pth",
+            replace("pos_embed", torch.ones(1, 17, 3)),
+            ["position_embedding", "(1, 17, 3)", "(1, 17, 32)"],
+        ),
+        (
+            "eva_vit.pth",
+            replace("blocks.7.attn.q_bias", torch.ones(1, 32)),
+            ["blocks.7.attn.q_bias", "(1, 32)", "(32,)"],
+        ),
     ],
 )
 def test_state_dicts_that_do_not_fit_are_refused_by_key(
@@ -284,11 +319,17 @@ def test_files_that_are_no_checkpoints_are_refused_by_name(files: Files, capsys:
         path.write_bytes(content)
         assert_refused(files, ["lion.pth"], capsys)
     path.write_bytes(b"")
-    assert_refused(files, ["lion.pth"], capsys)
+    assert_refused(files, ["lion.pth", "is empty"], capsys)
     torch.save([1, 2], path)
     assert_refused(files, ["lion.pth", "list"], capsys)
+    torch.save({"model": {}}, path)
+    assert_refused(files, ["lion.pth", "empty"], capsys)
+    save_file({"a": torch.ones(1)}, path)
+    assert_refused(files, ["lion.pth", "a safetensors file"], capsys)
     path.unlink()
     assert_refused(files, ["lion.pth", "no such file"], capsys)
+    path.mkdir()
+    assert_refused(files, ["lion.pth", "a folder"], capsys)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -300,7 +341,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(
         torch.save(content, files.folder / "lion.pth")
     else:
         (files.folder / "lion.pth").write_bytes(pickle.dumps({"bomb": Bomb(tmp_path / "boom")}))
-    assert_refused(files, ["lion.pth", "refused"], capsys)
+    assert_refused(files, ["lion.pth", "refused and not run", "plain data (" if zipped else ""], capsys)
     assert not (tmp_path / "boom").exists()
 
 
@@ -312,13 +353,52 @@ def test_folders_that_miss_something_are_refused_by_name(files: Files, capsys: p
     assert_refused(files, ["config.json"], capsys)
 
 
-@pytest.mark.parametrize("content", ["{}", "no json", '{"weight_map": {"a": "b.safetensors"}}'])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--vision": "lion.pth"}, ["lion.pth", "not a vision tower's file"]),
+        ({"--vision": "lion_full.pth"}, ["lion_full.pth", "not a vision tower's file"]),
+        ({"--vision": None}, ["lion.pth", "holds no vision tower", "--vision"]),
+        ({"--lion": "eva_vit.pth"}, ["LION file", "neither a Q-Former nor"]),
+        ({"--lion": "llm"}, ["llm", "a folder"]),
+        ({"--language-model": "bert"}, ["bert", "'bert'"]),
+        ({"--language-model": "lion.pth"}, ["lion.pth", "no such folder"]),
+        ({"--qformer-tokenizer": "llm"}, ["Q-Former's tokenizer has"]),
+        ({"--tagger": "bert"}, ["bert", "'ram'"]),
+    ],
+)
+def test_arguments_that_are_mixed_up_are_told(
+    change: dict[str, str | None], words: list[str], files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.arguments.update({option: name and files.folder / name for option, name in change.items()})
+    assert_refused(files, words, capsys)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{}", "no json", "\xff", '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../b"}}',
+     '{"weight_map": {"a": "b.safetensors"}}'],
+)  # fmt: skip
 def test_an_index_that_leads_nowhere_is_refused_by_name(
     content: str, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (files.folder / "llm" / "model.safetensors").unlink()
-    (files.folder / "llm" / "model.safetensors.index.json").write_text(content)
+    (files.folder / "llm" / "model.safetensors.index.json").write_text(content, encoding="latin-1")
     assert_refused(files, ["b.safetensors" if "b." in content else "model.safetensors.index.json"], capsys)
+
+
+@pytest.mark.parametrize(("change", "words"), [("twice", "another shard holds, too"), ("lost", "as the index says")])
+def test_shards_that_are_not_what_their_index_says_are_refused(
+    change: str, words: str, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = files.folder / "llm"
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "first.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "first.safetensors") | {"more": "second.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    name = "shared.weight" if change == "twice" else "other"
+    save_file({name: torch.ones(1)}, folder / "second.safetensors")
+    assert_refused(files, ["second.safetensors", "shared.weight" if change == "twice" else "more", words], capsys)
 
 
 def test_a_file_saved_inside_of_a_parallel_wrapper_is_read(
@@ -346,10 +426,13 @@ def test_a_tokenizer_larger_than_its_embedding_is_refused(files: Files, capsys: 
     ("fields", "words"),
     [
         ({"surprise": 1}, ["'surprise'"]),
-        ({"vision_config": {"surprise": 1}}, ["vision_config", "'surprise'"]),
+        ({"vision_config": {"surprise": 1}}, ["'vision_config.surprise'"]),
         ({"vision_config": {"num_attention_heads": 5}}, ["(5)", "(32)"]),
         ({"vision_config": {"num_attention_heads": "4"}}, ["num_attention_heads", "expected int"]),
         ({"vision_config": 3}, ["vision_config is 3", "JSON object"]),
+        ({"vision_config": {"num_hidden_layers": "39"}}, ["num_hidden_layers is '39'"]),
+        ({"vision_config": {"num_attention_heads": 4, "image_size": 0}}, ["image_size is 0", "14"]),
+        ({"dtype": "nonsense"}, ["'dtype'", "decided by the conversion"]),
         ({"aggregator_config": {"vision_feature_layers": [39, 1]}}, ["block 39", "0 to 38"]),
     ],
 )
@@ -397,6 +480,22 @@ def test_weights_are_divided_into_shards_with_an_index(
         assert hashlib.sha256(shard.read_bytes()).hexdigest() in printed
 
 
+@pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "1e300", "two"])
+def test_a_shard_size_that_is_none_is_refused(size: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        files.convert(f"--max-shard-size={size}")
+    assert "--max-shard-size" in capsys.readouterr().err
+    assert not files.output.exists()
+
+
+def test_a_value_that_the_dtype_cannot_hold_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.edit("lion.pth", replace("t5_proj.weight", torch.full((48, 48), 1e6)))
+    files.arguments["--dtype"] = "float16"
+    assert_refused(files, ["t5_proj.weight", "2304", "float16"], capsys)
+    files.arguments["--dtype"] = "bfloat16"
+    assert files.convert() == 0
+
+
 def test_the_report_counts_what_was_used_derived_and_dropped(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert files.convert() == 0
     rows = dict(re.findall(r"^  (\S.*?)  +(\S+)$", capsys.readouterr().out, re.MULTILINE))
@@ -434,9 +533,27 @@ def test_a_disk_without_room_is_refused_with_both_numbers(
 
 def test_a_target_that_cannot_be_written_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     files.arguments["--output"] = Path("/proc/lion")
-    assert_refused(files, ["/proc"], capsys)
+    assert_refused(files, ["/proc/lion: cannot be written"], capsys)
     files.arguments["--output"] = files.folder / "lion.pth" / "lion"
     assert_refused(files, ["lion.pth"], capsys)
+
+
+@pytest.mark.parametrize("output", ["files/llm", "files", "files/lion.pth", "files/llm/new", "link"])
+def test_a_target_that_would_touch_a_source_is_refused(
+    output: str, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(files.folder / "llm")
+    files.arguments["--output"] = tmp_path / output
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert files.convert("--overwrite") == 1
+    assert "which is read" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_failed_run_leaves_no_folders_that_it_made(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.edit("lion.pth", replace("t5_proj.weight", torch.full((48, 48), torch.nan)))
+    files.arguments["--output"] = files.output / "deep" / "deeper"
+    assert_refused(files, ["NaN"], capsys)
 
 
 @pytest.mark.parametrize("part", ["llm", "bert"])
@@ -449,6 +566,23 @@ def test_a_missing_tokenizer_is_refused_by_folder(part: str, files: Files, capsy
 def test_a_broken_tokenizer_is_refused_by_folder(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     (files.folder / "llm" / "spiece.model").write_bytes(b"no model")
     assert_refused(files, ["llm", "tokenizer cannot be loaded"], capsys)
+    (files.folder / "llm" / "spiece.model").write_bytes(b"")  # of which transformers makes one without a vocabulary
+    assert_refused(files, ["spiece.model", "is empty"], capsys)
+
+
+def test_another_models_tokenizer_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    (files.folder / "llm" / "spiece.model").unlink()
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(files.folder / "bert" / name, files.folder / "llm" / name)
+    assert_refused(files, ["language model's tokenizer has"], capsys)
+
+
+def test_code_beside_a_tokenizer_is_not_run(files: Files, tmp_path: Path) -> None:
+    configuration = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (files.folder / "llm" / "tokenizer_config.json").write_text(json.dumps(configuration))
+    (files.folder / "llm" / "evil.py").write_text(f"open({str(tmp_path / 'boom')!r}, 'w')\nclass Evil: pass\n")
+    files.convert()
+    assert not (tmp_path / "boom").exists()
 
 
 def test_a_repository_that_cannot_be_had_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -491,11 +625,27 @@ def test_runs_that_are_killed_leave_the_target_alone_and_can_be_started_again(
             process.wait(whole * (0.45 + moment / 20))
         process.kill()
         process.wait()
-        convert_lion_checkpoint.recover(files.output)
+        recover(files.output)
         assert (files.output / "model.safetensors").read_bytes() == before
     subprocess.run(command, check=True, capture_output=True)
     assert_same_parameters(files.load(), lion_model)
     assert [path.name for path in files.output.parent.iterdir() if "lion" in path.name] == ["lion"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_removes_what_it_wrote_and_says_so(number: signal.Signals, files: Files) -> None:
+    program = (
+        "import os, sys, convert_lion_checkpoint as script\n"
+        f"script.compare = lambda *arguments: os.kill(os.getpid(), {number:d})\n"
+        "sys.exit(script.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program]
+    command += [str(part) for pair in files.arguments.items() if pair[1] is not None for part in pair]
+    process = subprocess.run(command, cwd=ROOT / "conversion", capture_output=True, text=True)
+    assert process.returncode == 128 + number
+    assert process.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in process.stderr
+    assert [path.name for path in files.output.parent.iterdir()] == ["files"]
 
 
 def test_a_target_that_was_moved_away_by_a_killed_run_comes_back(files: Files) -> None:

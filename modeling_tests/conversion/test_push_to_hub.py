@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, HubServer, git_hash
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from processes import WITHOUT_PACKAGE, answer_of, run_python
@@ -183,7 +184,15 @@ def test_a_public_repository_gets_no_private_upload(
 def test_what_is_no_part_of_the_model_stays_here(folder: Path) -> None:
     expected = files_of(folder)
     assert expected == {name: len(content) for name, content in contents(folder).items()}
-    for name in (".git/config", ".cache/x", "optimizer.pt", "checkpoint-10/model.safetensors", "lion.pth", "tagger/.x"):
+    for name in (
+        ".git/config",
+        ".cache/x",
+        "optimizer.pt",
+        "training_args.bin",
+        "checkpoint-10/model.safetensors",
+        "lion.pth",
+        "tagger/.x",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     assert files_of(folder) == expected
@@ -247,6 +256,25 @@ def test_a_dry_run_shows_files_and_card_and_asks_nobody(
     assert ModelCard(shown[shown.index("---\n") :]).data.library_name == "transformers"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--repo", "lion"], "lion: the repository must be user/name"),
+        (["--repo", "some one/lion"], "'some one/lion'"),
+        (["--repo", "someone/lion.git"], "'someone/lion.git'"),
+        (["--repo", "someone/lion", "--base-model", "not a model"], "'not a model'"),
+        (["--repo", "someone/lion", "--revision", "not a..branch"], "not a..branch: is no name of a branch"),
+    ],
+)
+def test_names_that_the_hub_would_refuse_are_refused_by_a_dry_run_too(
+    options: list[str], message: str, lion_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(lion_folder), *options, "--dry-run"]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def remove(*names: str) -> Any:
     return lambda folder: [(folder / name).unlink() for name in names]
 
@@ -267,16 +295,19 @@ def broken_tagger(folder: Path) -> None:
 
 BROKEN = {
     "no configuration": (remove("config.json"), "config.json: there is no such file"),
+    "a part that is none": (rewrite("config.json", '{"model_type": "lion", "text_config": 3}'), "config.json: is not"),
+    "another size": (rewrite("config.json", '{"model_type": "lion"}'), "not those of its configuration"),
     "a configuration that is cut off": (rewrite("config.json", "{"), "config.json: not JSON"),
-    "another model": (rewrite("config.json", '{"model_type": "t5"}'), "holds no LION but a model of type 't5'"),
-    "no weights": (remove("model.safetensors"), "model.safetensors: is missing"),
+    "another model": (rewrite("config.json", '{"model_type": "t5"}'), "holds no model of type 'lion' but one of 't5'"),
+    "no weights": (remove("model.safetensors"), "model.safetensors: there is no such file"),
     "weights that are cut off": (cut_off, "model.safetensors: not a readable safetensors file"),
     "an index that is none": (rewrite("model.safetensors.index.json", "{}"), "has no weight_map"),
+    "a processor without prompts": (rewrite("processor_config.json", "{}"), "has no caption_prompt"),
     "no processor": (remove("processor_config.json"), "processor_config.json: there is no such file"),
     "no T5 tokenizer": (remove("tokenizer_config.json"), "tokenizer_config.json: there is no such file"),
     "no T5 vocabulary": (remove("tokenizer.json"), "the T5 tokenizer has no vocabulary"),
     "no Q-Former vocabulary": (remove("qformer_tokenizer/tokenizer.json"), "the Q-Former's tokenizer has no vocab"),
-    "a tagger that is none": (broken_tagger, "holds no tagger but a model of type 'lion'"),
+    "a tagger that is none": (broken_tagger, "holds no model of type 'ram' but one of 'lion'"),
 }
 
 
@@ -299,14 +330,34 @@ def test_a_missing_shard_is_refused(sharded: Path, capsys: pytest.CaptureFixture
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.unlink()
     assert main([str(sharded), "--repo", "someone/broken", "--dry-run"]) == 1
-    assert f"{shard.name}: is missing" in capsys.readouterr().err
+    assert f"{shard.name}: there is no such file" in capsys.readouterr().err
 
 
 def test_a_shard_without_its_tensors_is_refused(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = sorted(sharded.glob("*.safetensors"))[:2]
     shutil.copy(first, second)
     assert main([str(sharded), "--repo", "someone/broken", "--dry-run"]) == 1
-    assert f"{second.name}: does not hold " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{second.name}: holds " in error
+    assert "which the index does not place there" in error
+
+
+def test_a_shard_that_lost_a_tensor_is_refused(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = sorted(sharded.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, shard)
+    assert main([str(sharded), "--repo", "someone/broken", "--dry-run"]) == 1
+    assert f"{shard.name}: does not hold {name}, as the index says" in capsys.readouterr().err
+
+
+def test_weights_in_one_file_and_in_shards_are_refused(
+    sharded: Path, lion_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(lion_folder / "model.safetensors", sharded)
+    assert main([str(sharded), "--repo", "someone/broken", "--dry-run"]) == 1
+    assert "model.safetensors and shards" in capsys.readouterr().err
 
 
 def test_a_folder_that_lost_its_code_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

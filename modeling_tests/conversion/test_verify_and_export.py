@@ -55,7 +55,9 @@ def test_one_changed_number_is_found_in_its_part(
 
     edit(folder, change)
     assert verify([str(folder), *sources(lion_files)]) == 1
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("aggregator")).split()
+    printed = capsys.readouterr()
+    assert "error: 1 tensors are not their sources': aggregator.layers.1.output.dense.bias." in printed.err
+    row = next(line for line in printed.out.splitlines() if line.startswith("aggregator")).split()
     assert int(row[1]) - int(row[2]) == 1
     assert float(row[4]) == pytest.approx(0.25, rel=1e-3)
 
@@ -64,6 +66,47 @@ def test_tensors_on_one_side_only_are_named(lion_files: Path, folder: Path, caps
     edit(folder, lambda tensors: tensors.pop("soft_prompt.weight"))
     assert verify([str(folder), *sources(lion_files)]) == 1
     assert "soft_prompt.weight" in capsys.readouterr().err
+
+
+BIAS = "aggregator.layers.1.output.dense.bias"
+
+
+def rewrite(name: str, old: str, new: str) -> Any:
+    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new))
+
+
+def write(name: str, content: str) -> Any:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def cut_off(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+BROKEN = {
+    "integers": (lambda folder: edit(folder, lambda tensors: tensors.update({BIAS: tensors[BIAS].int()})), [BIAS]),
+    "weights that are cut off": (cut_off, ["model.safetensors", "cut off"]),
+    "an index of nothing": (write("model.safetensors.index.json", "[]"), ["index.json", "list"]),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), ["config.json", "no such file"]),
+    "another configuration": (
+        rewrite("config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"'), ["hidden_act", "'relu'", "'gelu'"]
+    ),
+    "another tokenizer": (rewrite("tokenizer.json", "extra_id_7", "extra_id_x"), ["another vocabulary"]),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["holds no tokenizer"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_folder_that_is_not_what_the_conversion_writes_is_told(
+    what: str, lion_files: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, words = BROKEN[what]
+    change(folder)
+    assert verify([str(folder), *sources(lion_files)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert all(word in error for word in words), error
 
 
 def test_a_folder_in_bfloat16_is_compared_in_bfloat16(lion_files: Path, folder: Path) -> None:
@@ -113,3 +156,32 @@ def test_an_export_overwrites_nothing_and_names_foreign_tensors(
     assert export([str(folder), "--output", str(tmp_path / "other.pth")]) == 1
     assert "foreign.weight" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.pth", "lion"]
+
+
+INCOMPLETE = {
+    "a part that is missing": (lambda tensors: tensors.pop(BIAS), [BIAS, "missing"]),
+    "another shape": (lambda tensors: tensors.update({BIAS: torch.ones(5)}), [BIAS, "(5,)", "(32,)"]),
+    "NaN": (lambda tensors: tensors[BIAS].fill_(torch.nan), [BIAS, "32 NaN"]),
+    "integers": (lambda tensors: tensors.update({BIAS: tensors[BIAS].int()}), [BIAS, "int32"]),
+    "no embedding table": (lambda tensors: tensors.pop("language_model.shared.weight"), ["shared.weight", "missing"]),
+}
+
+
+@pytest.mark.parametrize("what", INCOMPLETE)
+def test_what_is_not_the_whole_of_a_lion_is_not_exported(
+    what: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, words = INCOMPLETE[what]
+    edit(folder, change)
+    assert export([str(folder), "--output", str(tmp_path / "deep" / "back.pth")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1
+    assert all(word in error for word in words), error
+    assert [path.name for path in tmp_path.iterdir()] == ["lion"]
+
+
+def test_what_is_no_lion_is_not_exported(lion_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (("llm", "'t5'"), ("lion.pth", "no such folder"), ("bert", "'bert'")):
+        assert export([str(lion_files / name), "--output", str(tmp_path / "back.pth")]) == 1
+        assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

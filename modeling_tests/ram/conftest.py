@@ -13,7 +13,7 @@ from ram.recipe import RAM_GOLDENS, write_ram_files
 from transformers_lion.ram import RamForImageTagging
 
 
-def convert_ram(files: Path, output: Path, **others: Path) -> int:
+def convert_ram(files: Path, output: Path, overwrite: bool = False, **others: Path) -> int:
     """Run the conversion's command; `others` replace the small RAM's own files."""
     arguments = {
         "ram": files / "ram.pth",
@@ -22,7 +22,8 @@ def convert_ram(files: Path, output: Path, **others: Path) -> int:
         "overrides": files / "overrides.json",
         "output": output,
     }
-    return convert([text for name, path in {**arguments, **others}.items() for text in (f"--{name}", str(path))])
+    command = [text for name, path in {**arguments, **others}.items() for text in (f"--{name}", str(path))]
+    return convert([*command, *(["--overwrite"] if overwrite else [])])
 
 
 @pytest.fixture(scope="session")

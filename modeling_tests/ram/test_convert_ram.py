@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
-from convert_ram_checkpoint import infer_fields, override
-from infer_config import build_config
+from convert_ram_checkpoint import infer_fields
+from infer_config import build_config, merge
 from key_map import convert as apply
 from key_map import revert
 from ram.conftest import convert_ram
@@ -173,6 +173,9 @@ KEY = "encoder.layer.0.crossattention.self.key.weight"
         (with_tensor(PROJECTION, 32, 31), [PROJECTION, "(32, 31)", "(32, 32)"]),
         (with_tensor("label_embed", 35, 512), ["35 tags", "36 lines"]),
         (with_tensor("visual_encoder.layers.0.blocks.0.attn.relative_position_bias_table", 24, 1), ["24 rows"]),
+        (with_tensor("label_embed", 36), ["label_embed", "(36,)", "2 dimensions"]),
+        (lambda tensors: {**tensors, PROJECTION: tensors[PROJECTION].int()}, [PROJECTION, "int32"]),
+        (lambda tensors: {**tensors, PROJECTION: tensors[PROJECTION] / 0}, [PROJECTION, "1024 NaN or infinite"]),
         (lambda tensors: [1, 2], ["list"]),
         (lambda tensors: {"model": {"label_embed": 3}}, ["label_embed"]),
     ],
@@ -272,6 +275,29 @@ def test_wrong_overrides_are_refused(
     refused(capsys, named, tmp_path / "out")
 
 
+def test_an_output_that_exists_is_replaced_on_request_only(
+    ram_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert convert_ram(ram_files, tmp_path / "out") == 0
+    (tmp_path / "out" / "mine").touch()
+    assert convert_ram(ram_files, tmp_path / "out") == 1
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "mine").exists()
+    assert convert_ram(ram_files, tmp_path / "out", overwrite=True) == 0
+    assert not (tmp_path / "out" / "mine").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_that_holds_a_source_is_refused(
+    ram_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "config.json").touch()
+    Path(tmp_path / "tags.txt").write_text((ram_files / "tag_list.txt").read_text())
+    assert convert_ram(ram_files, tmp_path, tags=tmp_path / "tags.txt", overwrite=True) == 1
+    assert "tags.txt, which is read" in capsys.readouterr().err
+    assert (tmp_path / "tags.txt").exists()
+
+
 def test_an_output_that_is_a_file_is_refused(ram_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "out").write_text("mine")
     assert convert_ram(ram_files, tmp_path / "out") == 1
@@ -281,7 +307,7 @@ def test_an_output_that_is_a_file_is_refused(ram_files: Path, tmp_path: Path, ca
 
 def test_an_override_goes_before_what_shapes_say() -> None:
     fields = {"hidden_size": 8, "vision_config": {"image_size": 384, "window_size": 12}}
-    assert override(fields, {"loss_clip": 0.1, "vision_config": {"image_size": 96}}) == {
+    assert merge(fields, {"loss_clip": 0.1, "vision_config": {"image_size": 96}}) == {
         "hidden_size": 8,
         "loss_clip": 0.1,
         "vision_config": {"image_size": 96, "window_size": 12},
