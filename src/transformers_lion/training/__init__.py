@@ -1,8 +1,10 @@
-"""Training LION: its stages, the models that they begin with, and checkpoints of what was trained."""
+"""Training LION: its stages, the models that they begin with, the recipe, and checkpoints of what was trained."""
 
+from .answer_metrics import AnswerMetrics
 from .augmentation import ImageAugmentation
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import load_records, mix_datasets
+from .recipe import last_checkpoint, make_trainer, parameter_groups, train, training_arguments
 from .records import RecordError
 from .report import RecordReport
 from .stage_models import StageModel, combine_stages, start_stage
@@ -11,6 +13,7 @@ from .trainable_checkpoints import load_trainable, save_trainable
 
 __all__ = [
     "STAGES",
+    "AnswerMetrics",
     "CollatorEpochCallback",
     "ImageAugmentation",
     "LionDataCollator",
@@ -22,9 +25,14 @@ __all__ = [
     "apply_stage",
     "combine_stages",
     "get_stage",
+    "last_checkpoint",
     "load_records",
     "load_trainable",
+    "make_trainer",
     "mix_datasets",
+    "parameter_groups",
     "save_trainable",
     "start_stage",
+    "train",
+    "training_arguments",
 ]

@@ -1,0 +1,149 @@
+"""Callbacks of the stock Trainer.
+
+`CheckpointLogCallback`: logs that a resumed run continues exactly. `EvaluationConfigCallback`: evaluations that leave
+the model's settings alone. `TrainableCheckpointCallback`: checkpoints of what is trained.
+"""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..modeling_lion import LionForConditionalGeneration
+from .stages import Stage
+from .trainable_checkpoints import INDEX, TENSORS, save_trainable
+
+WEIGHTS = "model.safetensors"
+"""What the Trainer calls the tensors of a checkpoint."""
+
+
+class CheckpointLogCallback(TrainerCallback):
+    """Has the Trainer log before each checkpoint.
+
+    A logged loss is the mean since the last one, and what was summed up for the next is not in a checkpoint. With this,
+    nothing is pending there, and the log of a resumed run is that of one that was never stopped.
+    """
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log if this step is saved, or may be after it was evaluated."""
+        control.should_log |= control.should_save or control.should_evaluate
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The same for the step that ends an epoch."""
+        control.should_log |= control.should_save or control.should_evaluate
+
+
+class EvaluationConfigCallback(TrainerCallback):
+    """Keeps the model's generation settings through evaluations, and has `generation_max_length` count in them.
+
+    The Trainer fills up the settings of the model with transformers' defaults, which would be saved with it. And
+    settings with `max_new_tokens`, as LION has, go before the Trainer's `generation_max_length`.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[str, Any] = {}
+        self._evaluating = False
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Note the settings."""
+        self._own = copy.deepcopy(vars(model.generation_config))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Change the settings for an evaluation before the first step."""
+        self._reset(model, args, evaluating=args.eval_on_start)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Change the settings for the evaluation that follows."""
+        self._reset(model, args, evaluating=control.should_evaluate)
+
+    on_epoch_end = on_step_end
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Put back what the Trainer changed."""
+        self._reset(model, args, self._evaluating)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Have the model's own settings saved with it."""
+        self._reset(model, args, evaluating=False)
+
+    def _reset(self, model: Any, args: TrainingArguments, evaluating: bool) -> None:
+        self._evaluating = evaluating
+        settings = vars(model.generation_config)
+        settings.clear()
+        settings.update(copy.deepcopy(self._own))
+        if evaluating and getattr(args, "generation_max_length", None) is not None:
+            settings["max_new_tokens"] = None
+
+
+class TrainableCheckpointCallback(TrainerCallback):
+    """Has the Trainer write only what is trained into its checkpoints, and resume from them.
+
+    Each has the files of `save_trainable`, which `load_trainable` reads, in the place of `model.safetensors`, so that
+    nobody takes it for a whole model. Resume with `recipe.train`, which checks that the model is on the same base.
+
+    Args:
+        stage: to be noted down in the checkpoints.
+    """
+
+    def __init__(self, stage: str | int | Stage | None = None):
+        self.stage = stage
+        self._restored: set[str] | list[str] | None = None
+        self._model: LionForConditionalGeneration | None = None
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Have transformers leave out what is frozen whenever it saves the model.
+
+        Raises:
+            ValueError: if it is no LION (checkpoints of PEFT models hold only what is trained anyway), or the Trainer
+                is to load its best checkpoint, which it looks for under another name.
+        """
+        if args.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end needs checkpoints of the whole model, not trainable_only.")
+        if not isinstance(model, LionForConditionalGeneration):
+            raise ValueError(f"trainable_only is for LionForConditionalGeneration, not for {type(model).__name__}.")
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._model, self._restored = model, model._keys_to_ignore_on_save
+        model._keys_to_ignore_on_save = set(model.state_dict()) - trained
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Have the files of `save_trainable` in the new checkpoint, which is complete at any moment."""
+        if not args.should_save or self._model is None:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        unfinished = folder / "trainable.unfinished"
+        save_trainable(self._model, unfinished, self.stage)
+        for name in (TENSORS, INDEX):
+            os.replace(unfinished / name, folder / name)
+        unfinished.rmdir()
+        (folder / WEIGHTS).unlink()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the model saved as a whole again."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Have the model saved as a whole again."""
+        if self._model is not None:
+            self._model._keys_to_ignore_on_save = self._restored
+            self._model = None
+
+
+__all__ = ["CheckpointLogCallback", "EvaluationConfigCallback", "TrainableCheckpointCallback"]

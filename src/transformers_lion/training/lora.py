@@ -1,0 +1,73 @@
+"""LoRA on LION through PEFT: which linear layers take it, and which of LION's own parts train beside it as they are.
+
+    model = get_peft_model(model, lora_config(model))
+
+LoRA goes onto what is large and, but for the Q-Former, frozen in LION's stages; the parts that LION adds are small and
+are trained whole, as `modules_to_save`.
+"""
+
+from collections.abc import Collection
+
+from peft import LoraConfig
+from torch import nn
+
+LANGUAGE_MODEL_ATTENTION = r"language_model\..*\.(SelfAttention|EncDecAttention)\.(q|k|v|o)"
+LANGUAGE_MODEL_FEED_FORWARD = r"language_model\..*\.DenseReluDense\.(wi_0|wi_1|wo)"
+QFORMER_ATTENTION = r"qformer\..*\.(attention|crossattention)\.attention\.(query|key|value)"
+"""Expressions for `LoraConfig.target_modules`; join them with `|`. They find no adapter and no vision block."""
+
+TARGETS = {"language_model": LANGUAGE_MODEL_ATTENTION, "qformer": QFORMER_ATTENTION}
+"""The targets of `lora_config`."""
+
+MODULES_TO_SAVE = (
+    "adapter", "soft_prompt", "query_tokens", "post_layernorm", "language_projection", "aggregator",
+    "aggregator_projection",
+)  # fmt: skip
+"""LION's own parts, by module name: adapters with their router, and what the stages train beside the Q-Former."""
+
+
+def lora_config(
+    model: nn.Module,
+    rank: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.05,
+    targets: Collection[str] = ("language_model", "qformer"),
+    modules_to_save: Collection[str] = MODULES_TO_SAVE,
+) -> LoraConfig:
+    """A configuration of LoRA for a LION of any stage.
+
+    Args:
+        model: whose parts are looked up; those that it does not have are left out.
+        rank, alpha, dropout: as in `LoraConfig`.
+        targets: keys of `TARGETS`.
+        modules_to_save: of LION's own parts, those that are trained as they are.
+
+    Raises:
+        ValueError: if there is no such target, or the model has none of the targets.
+    """
+    for target in targets:
+        if target not in TARGETS:
+            raise ValueError(f"LoRA knows no target {target!r}, but {', '.join(TARGETS)}.")
+    names = [name for name, _ in model.named_modules()]
+    present = [target for target in targets if any(name.split(".")[0] == target for name in names)]
+    if not present:
+        raise ValueError(f"The model has none of {', '.join(targets)}.")
+    own = {name.split(".")[-1] for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    return LoraConfig(
+        task_type="SEQ_2_SEQ_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="|".join(TARGETS[target] for target in present),
+        modules_to_save=[name for name in modules_to_save if name in own],
+    )
+
+
+__all__ = [
+    "LANGUAGE_MODEL_ATTENTION",
+    "LANGUAGE_MODEL_FEED_FORWARD",
+    "MODULES_TO_SAVE",
+    "QFORMER_ATTENTION",
+    "TARGETS",
+    "lora_config",
+]

@@ -1,0 +1,311 @@
+"""The recipe: LION's optimizer and schedule on transformers' own `Seq2SeqTrainer`, and going on after a kill.
+
+Source: LION's reference code: AdamW with betas 0.9 and 0.999, weight decay 0.05 but for biases, norms and vectors, a
+linear warm-up and a cosine, bfloat16, and a learning rate of its own for the aggregator. Reading order:
+`training_arguments`, `parameter_groups`, `make_trainer`, `train`.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerState
+
+from ..processing_lion import LionProcessor
+from .answer_metrics import AnswerMetrics
+from .callbacks import WEIGHTS, CheckpointLogCallback, EvaluationConfigCallback, TrainableCheckpointCallback
+from .collator import CollatorEpochCallback, LionDataCollator
+from .data import FEATURES
+from .stages import AGGREGATOR_PARTS, Stage
+from .trainable_checkpoints import INDEX, TENSORS, load_trainable
+
+logger = logging.getLogger(__name__)
+
+STATE = "trainer_state.json"
+"""What the Trainer writes last into a checkpoint."""
+
+ARGUMENTS: dict[str, Any] = {
+    "per_device_train_batch_size": 16,
+    "learning_rate": 1e-5,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "weight_decay": 0.05,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.02,
+    "bf16": True,
+    "seed": 0,
+    "predict_with_generate": True,
+    "logging_steps": 10,
+    "save_total_limit": 2,
+    "report_to": [],
+    # the collator needs the records' own columns, and its batches must not be cut
+    "remove_unused_columns": False,
+    "accelerator_config": {"dispatch_batches": False},
+    "label_names": ["labels"],
+    "ddp_find_unused_parameters": False,
+}
+"""The recipe's own defaults of `Seq2SeqTrainingArguments`; a warm-up below 1 is a share of all steps."""
+
+ARGUMENT_NAMES = {field.name for field in fields(Seq2SeqTrainingArguments) if field.init}
+
+
+def training_arguments(
+    output_dir: str | os.PathLike, activation_checkpointing: bool = False, **options: Any
+) -> Seq2SeqTrainingArguments:
+    """Arguments of the Trainer with the recipe's defaults, `ARGUMENTS`.
+
+    Args:
+        output_dir: for checkpoints.
+        activation_checkpointing: compute activations twice instead of keeping them.
+        **options: any of `Seq2SeqTrainingArguments`, which go before the defaults.
+
+    Raises:
+        ValueError: if there is no such option.
+    """
+    for name in options:
+        if name not in ARGUMENT_NAMES:
+            close = " or ".join(get_close_matches(name, ARGUMENT_NAMES, 2))
+            raise ValueError(f"The Trainer has no argument {name!r}{f'; it has {close}' if close else ''}.")
+    chosen = {**ARGUMENTS, **options}
+    chosen.setdefault("data_seed", chosen["seed"])
+    if activation_checkpointing:
+        new = "activation_checkpointing"  # transformers calls it so from 5.20 on
+        name = new if new in ARGUMENT_NAMES else "gradient_checkpointing"
+        chosen[name] = True
+        chosen.setdefault(f"{name}_kwargs", {"use_reentrant": False})  # the other kind needs inputs that train
+    return Seq2SeqTrainingArguments(str(output_dir), **chosen)
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float = 0.05, aggregator_lr_multiplier: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimizer. Frozen parameters are in none.
+
+    Args:
+        model: a LION, also within PEFT's model.
+        learning_rate: of all but the aggregator and its projection.
+        weight_decay: of matrices; biases, norms and other vectors have none.
+        aggregator_lr_multiplier: of the learning rate, for the aggregator and its projection.
+
+    Returns:
+        Up to four groups with `params`, `lr` and `weight_decay`; the first has the learning rate itself, if any does.
+
+    Raises:
+        ValueError: if no parameter requires a gradient.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (is_aggregators(name), not decays(name, parameter))
+            groups.setdefault(key, []).append(parameter)
+    if not groups:
+        raise ValueError("No parameter of the model requires a gradient: apply_stage first.")
+    return [
+        {
+            "params": groups[key],
+            "lr": learning_rate * (aggregator_lr_multiplier if key[0] else 1.0),
+            "weight_decay": 0.0 if key[1] else weight_decay,
+        }
+        for key in sorted(groups)
+    ]
+
+
+def is_aggregators(name: str) -> bool:
+    """Whether a parameter is the aggregator's or its projection's."""
+    return not AGGREGATOR_SET.isdisjoint(name.split("."))
+
+
+AGGREGATOR_SET = frozenset(AGGREGATOR_PARTS)
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay draws a parameter towards zero."""
+    return parameter.ndim > 1 and not any(word in name.lower() for word in ("bias", "norm"))
+
+
+def build_optimizer(
+    model: nn.Module, arguments: Seq2SeqTrainingArguments, aggregator_lr_multiplier: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimizer that `arguments.optim` names (AdamW by default), on the recipe's groups.
+
+    Raises:
+        ValueError: if nothing is trained, or the optimizer takes no groups.
+    """
+    groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, aggregator_lr_multiplier)
+    optimizer_class, options = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(arguments, model)
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)) or (
+        options.keys() & {"params", "model", "optimizer_dict"}
+    ):
+        raise ValueError(f"optim={arguments.optim.value!r} makes groups of its own, which the recipe's cannot replace.")
+    return optimizer_class(groups, **options)
+
+
+def make_trainer(
+    model: nn.Module,
+    processor: LionProcessor,
+    arguments: Seq2SeqTrainingArguments,
+    train_dataset: Dataset | IterableDataset,
+    eval_dataset: Dataset | None = None,
+    *,
+    collator: LionDataCollator | None = None,
+    stage: str | int | Stage | None = None,
+    trainable_only: bool = False,
+    aggregator_lr_multiplier: float = 1.0,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Seq2SeqTrainer:
+    """The stock Trainer with the recipe's optimizer, collator, figures and callbacks.
+
+    Args:
+        model: as it is to be trained: `apply_stage` freezes it, PEFT may wrap it.
+        processor: saved with each checkpoint.
+        arguments: from `training_arguments`.
+        train_dataset, eval_dataset: from `load_records` or `mix_datasets`.
+        collator: with options of its own; by default `LionDataCollator(processor)`.
+        stage: to be noted down in `trainable_only` checkpoints.
+        trainable_only: write checkpoints of what is trained alone; see `TrainableCheckpointCallback`.
+        aggregator_lr_multiplier: see `parameter_groups`.
+        callbacks: further ones.
+
+    Raises:
+        ValueError: if nothing is trained.
+    """
+    collator = LionDataCollator(processor) if collator is None else collator
+    own = [CheckpointLogCallback(), EvaluationConfigCallback(), CollatorEpochCallback(collator)]
+    if trainable_only:
+        own.append(TrainableCheckpointCallback(stage))
+    metrics = None
+    if eval_dataset is not None:
+        eval_dataset = one_question_each(eval_dataset)
+        if arguments.predict_with_generate:
+            metrics = AnswerMetrics(processor, num_samples=len(eval_dataset))
+    noted = dict(vars(model.config))
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=processor,
+        compute_metrics=metrics,
+        optimizers=(build_optimizer(model, arguments, aggregator_lr_multiplier), None),
+        callbacks=[*own, *callbacks],
+    )
+    if "use_cache" not in noted:  # the Trainer notes it here, where LION does not read it, and it would be saved
+        vars(model.config).pop("use_cache", None)
+    return trainer
+
+
+def one_question_each(dataset: Dataset) -> Dataset:
+    """Records of one question each: the Trainer's evaluation takes a row for a record."""
+    if not any(questions is not None for questions in dataset["questions"]):
+        return dataset
+    return dataset.map(split_questions, batched=True, features=FEATURES)
+
+
+def split_questions(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The rows of a batch, those with several questions as one row for each."""
+    result: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    for index, questions in enumerate(batch["questions"]):
+        row = {name: batch[name][index] for name in FEATURES}
+        for position in range(len(questions or [None])):
+            single = dict(row)
+            if questions is not None:
+                for name in ("question", "answer", "task_type"):
+                    single[name], single[f"{name}s"] = row[f"{name}s"][position], None
+            for name, values in result.items():
+                values.append(single[name])
+    return result
+
+
+def train(trainer: Seq2SeqTrainer) -> None:
+    """Train, from the newest complete checkpoint in the Trainer's folder on if there is one.
+
+    On a CPU in float32 the result is bit for bit that of a run that was never stopped. A checkpoint of the last step
+    is only loaded.
+
+    Raises:
+        ValueError: if the checkpoint is one of what was trained alone, on another base.
+    """
+    checkpoint = last_checkpoint(trainer.args.output_dir)
+    if checkpoint is None:
+        trainer.train()
+        return
+    logger.info("Going on from %s.", checkpoint)
+    if (checkpoint / INDEX).exists():
+        load_trainable(trainer.model, checkpoint)
+    with trainer_view(checkpoint) as view:
+        if not is_finished(trainer, view):
+            trainer.train(resume_from_checkpoint=str(view))
+            return
+        trainer._load_from_checkpoint(str(view))  # `train` would make a step too many
+    trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TrainableCheckpointCallback):
+            callback.restore()
+
+
+@contextmanager
+def trainer_view(checkpoint: Path) -> Iterator[Path]:
+    """A checkpoint as the Trainer knows it: one of what is trained alone has its tensors under the usual name."""
+    if (checkpoint / WEIGHTS).exists() or not (checkpoint / INDEX).exists():
+        yield checkpoint
+        return
+    with TemporaryDirectory(prefix="lion-checkpoint-") as folder:
+        for entry in checkpoint.resolve().iterdir():
+            Path(folder, WEIGHTS if entry.name == TENSORS else entry.name).symlink_to(entry)
+        yield Path(folder)
+
+
+def last_checkpoint(folder: str | os.PathLike) -> Path | None:
+    """The newest checkpoint of the Trainer in `folder` that was written to its end."""
+    numbered = [
+        (int(path.name.removeprefix("checkpoint-")), path)
+        for path in Path(folder).glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdecimal()
+    ]
+    for _, path in sorted(numbered, reverse=True):
+        if read_state(path) is not None:
+            return path
+        logger.warning("%s is passed over: it was not written to its end.", path)
+    return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any] | None:
+    """The state of the Trainer in a checkpoint, `None` if writing it was stopped."""
+    if not (checkpoint / STATE).exists():
+        return None
+    text = (checkpoint / STATE).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # half of it was written
+        return None
+
+
+def is_finished(trainer: Seq2SeqTrainer, checkpoint: Path) -> bool:
+    """Whether a checkpoint is that of the last step."""
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    if trainer.args.max_steps > 0:
+        return state.global_step >= trainer.args.max_steps
+    return state.global_step >= state.max_steps and state.num_train_epochs >= math.ceil(trainer.args.num_train_epochs)
+
+
+__all__ = [
+    "ARGUMENTS",
+    "build_optimizer",
+    "last_checkpoint",
+    "make_trainer",
+    "parameter_groups",
+    "train",
+    "training_arguments",
+]

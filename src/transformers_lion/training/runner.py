@@ -1,0 +1,290 @@
+"""What `lion train` does: the stages of a run one after the other, each from where it was stopped.
+
+Each stage has a folder in the output: `settings.yaml`, the Trainer's checkpoints, `records.jsonl` with the records
+that were left out, and when it is finished `model` (with its processor), `log.json` and `curves.png`. `model` comes
+last, and at once as a whole: where it is, the stage is finished.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
+
+from ..configuration_lion import LionConfig
+from ..modeling_lion import LionForConditionalGeneration
+from ..processing_lion import LionProcessor
+from ..ram import ImageTagger
+from .augmentation import ImageAugmentation
+from .collator import LionDataCollator
+from .curves import draw_curves
+from .data import load_records, mix_datasets
+from .recipe import make_trainer, train, training_arguments
+from .report import RecordReport
+from .settings import DataSettings, RunSettings, StageSettings
+from .stage_models import combine_stages, start_stage
+from .stages import STAGES, Stage, apply_stage, check_fits, get_stage
+
+MODEL, SETTINGS, LOG, CURVES, RECORDS = "model", "settings.yaml", "log.json", "curves.png", "records.jsonl"
+
+Say = Callable[[str], None]
+"""Where messages go."""
+
+
+def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> None:
+    """Run all stages that are not finished.
+
+    Args:
+        settings: from `load_settings`.
+        say: gets a report of each stage.
+        progress_bar: whether the Trainer shows one; otherwise it prints a line for each log.
+
+    Raises:
+        ValueError: if something in the settings cannot be; as far as possible before anything is trained.
+        OSError: if a file or folder is missing.
+    """
+    check_reporters(settings.report_to)
+    origins = [origin_of(settings, index) for index in range(len(settings.stages))]
+    for stage, origin in zip(settings.stages, origins, strict=True):
+        check_files(settings, stage, origin)
+        check_unchanged(settings, stage, origin)
+    for stage, origin in zip(settings.stages, origins, strict=True):
+        if (folder_of(settings, stage) / MODEL).exists():
+            say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
+        else:
+            run_stage(settings, stage, origin, say, progress_bar)
+
+
+def folder_of(settings: RunSettings, stage: StageSettings) -> Path:
+    """The folder of a stage."""
+    return Path(settings.output) / stage.name
+
+
+# --- checks before anything is trained ----------------------------------------------------------------------------
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Raise `ValueError` if there is a reporter that the Trainer cannot use here."""
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in available:
+            has = ", ".join(sorted(available)) or "none"
+            raise ValueError(f"report_to has {name!r}, which is unknown or not installed; installed are: {has}.")
+
+
+def origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
+    """The folder that a stage's model comes from, or the two that it is combined of.
+
+    Raises:
+        ValueError: if the settings have none.
+    """
+    stage, kind = settings.stages[index], get_stage(settings.stages[index].stage)
+    earlier = {other.name: other for other in settings.stages[:index]}
+    last = {get_stage(other.stage).name: other.name for other in settings.stages[:index]}
+    pair = (last.get("image_level"), last.get("region_level"))
+    chosen: list[str | None]
+    if stage.model is not None:
+        chosen = list(stage.model) if isinstance(stage.model, list) else [stage.model]
+    elif kind is STAGES["mixture"] and None not in pair:
+        chosen = list(pair)
+    else:
+        before = last.get("released", last.get("mixture"))
+        chosen = [before if kind is STAGES["released"] and before is not None else settings.model]
+    if len(chosen) != 1 and (len(chosen) != 2 or kind is not STAGES["mixture"]):
+        raise ValueError(f"Stage {stage.name}: model lists {len(chosen)} folders; only the mixture combines two.")
+    if chosen[0] is None:
+        raise ValueError(f"Stage {stage.name} has no model to begin with: set model, for the run or for the stage.")
+    return tuple(str(folder_of(settings, earlier[x]) / MODEL) if x in earlier else str(x) for x in chosen)
+
+
+def check_files(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
+    """Raise `FileNotFoundError` if files of the records, or a folder, are not there."""
+    made_here = {str(folder_of(settings, other) / MODEL) for other in settings.stages}
+    for source in (*stage.data, *stage.evaluation):
+        for path in (*as_list(source.records), *([source.images] if source.images else [])):
+            check_exists(Path(path))
+    for folder in (*origin, *([stage.tagger] if stage.tagger else [])):
+        if folder not in made_here:
+            check_exists(Path(folder) / "config.json")
+
+
+def check_exists(path: Path) -> None:
+    """Raise `FileNotFoundError` if there is no such file or folder."""
+    if not path.exists():
+        raise FileNotFoundError(2, os.strerror(2), str(path))
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    """One or several as several."""
+    return [value] if isinstance(value, str) else value
+
+
+def noted_settings(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> dict[str, Any]:
+    """What a stage's result depends on."""
+    return {**asdict(stage), "model": list(origin), "seed": settings.seed}
+
+
+def check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
+    """Raise `ValueError` if a stage was begun with other settings."""
+    file = folder_of(settings, stage) / SETTINGS
+    if not file.exists():
+        return
+    before, now = yaml.safe_load(file.read_text(encoding="utf-8")), noted_settings(settings, stage, origin)
+    for key, value in now.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"Stage {stage.name} was begun with {key} {before.get(key)!r}, but now it is {value!r}. Take the old "
+                f"setting or another output, or delete {file.parent} to begin the stage again."
+            )
+
+
+# --- one stage ----------------------------------------------------------------------------------------------------
+
+
+def run_stage(
+    settings: RunSettings, stage: StageSettings, origin: tuple[str, ...], say: Say, progress_bar: bool
+) -> None:
+    """Train one stage, and save it."""
+    kind, folder = get_stage(stage.stage), folder_of(settings, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = stage_arguments(settings, stage, folder, progress_bar)
+    if arguments.should_save:
+        write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
+    set_seed(settings.seed)
+    model = begin_model(kind, origin, stage.reuse)
+    say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
+    processor = LionProcessor.from_pretrained(origin[0])
+    report = RecordReport(folder / RECORDS)
+    run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
+    data = mix_datasets(
+        [load_source(source, stage, kind, report, say) for source in stage.data],
+        [source.sample_ratio for source in stage.data],
+        run_length=run_length,
+        seed=settings.seed,
+    )
+    evaluation = [load_source(source, stage, kind, report, say) for source in stage.evaluation]
+    trainer = make_trainer(
+        model,
+        processor,
+        arguments,
+        data,
+        mix_datasets(evaluation, shuffle=False, stopping_strategy="all_exhausted_without_replacement")
+        if evaluation
+        else None,
+        collator=make_collator(processor, stage, settings.seed, report),
+        stage=kind,
+        trainable_only=stage.trainable_only,
+        aggregator_lr_multiplier=stage.aggregator_lr_multiplier,
+    )
+    train(trainer)
+    save_stage(trainer, folder, stage.name)
+    say(f"{stage.name}: finished, in {folder / MODEL}")
+
+
+def stage_arguments(
+    settings: RunSettings, stage: StageSettings, folder: Path, progress_bar: bool
+) -> Seq2SeqTrainingArguments:
+    """The Trainer's arguments of a stage; `stage.arguments` go before all others."""
+    chosen: dict[str, Any] = {
+        "max_steps": stage.steps or -1,
+        "num_train_epochs": stage.epochs,
+        "learning_rate": stage.learning_rate,
+        "warmup_steps": stage.warmup_steps,
+        "weight_decay": stage.weight_decay,
+        "per_device_train_batch_size": stage.batch_size,
+        "per_device_eval_batch_size": stage.batch_size,
+        "gradient_accumulation_steps": stage.gradient_accumulation,
+        "train_sampling_strategy": "sequential" if stage.one_source_per_batch else "random",
+        "bf16": stage.bf16,
+        "torch_compile": stage.compile,
+        "save_steps": stage.save_steps,
+        "eval_strategy": "steps" if stage.evaluation else "no",
+        "eval_steps": stage.save_steps,
+        "seed": settings.seed,
+        "dataloader_num_workers": settings.num_workers,
+        "report_to": settings.report_to,
+        "run_name": f"{Path(settings.output).name}-{stage.name}",
+        "disable_tqdm": not progress_bar,
+        **stage.arguments,
+    }
+    return training_arguments(folder, activation_checkpointing=stage.activation_checkpointing, **chosen)
+
+
+def begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -> LionForConditionalGeneration:
+    """The model that a stage begins with: combined of two, one that fits as it is, or a base with new parts.
+
+    Raises:
+        ValueError: if it cannot be made of what is there.
+    """
+    if len(origin) == 2:
+        return combine_stages(*origin, dtype="float32").model
+    config = LionConfig.from_pretrained(origin[0])
+    is_base = (config.visual_branch, config.text_config.num_adapters) != (kind.visual_branch, kind.num_adapters)
+    if kind.num_adapters == 1 and (is_base or reuse is not None):
+        return start_stage(kind, origin[0], reuse=reuse, dtype="float32").model
+    check_fits(config, kind)
+    if reuse is not None:
+        raise ValueError(f"reuse is for the first two stages, not for {kind.name}.")
+    return LionForConditionalGeneration.from_pretrained(origin[0], dtype="float32")
+
+
+def load_source(source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, say: Say) -> Dataset:
+    """The records of a source that are of the stage's task types.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    records = load_records(source.records, source.images, on_error=stage.on_error, report=report)
+    chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
+    name = ", ".join(as_list(source.records))
+    say(f"{name}: {len(chosen)} of {len(records)} records are {' or '.join(kind.task_types)}")
+    if not len(chosen):
+        raise ValueError(f"Stage {stage.name}: none of the {len(records)} records of {name} is {kind.task_types[0]}.")
+    return chosen
+
+
+def make_collator(processor: LionProcessor, stage: StageSettings, seed: int, report: RecordReport) -> LionDataCollator:
+    """The collator of a stage."""
+    if stage.tagger is not None:
+        processor.tagger = ImageTagger.from_pretrained(stage.tagger)
+    return LionDataCollator(
+        processor,
+        None if stage.tags == "none" else stage.tags,
+        augmentation=ImageAugmentation(seed=seed) if stage.augment else None,
+        on_error=stage.on_error,
+        report=report,
+    )
+
+
+def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
+    """Write the log, its curves and the model; the model's folder appears at once as a whole."""
+    unfinished = folder / f"{MODEL}.unfinished"
+    if trainer.args.should_save:
+        log = trainer.state.log_history
+        write_text(folder / LOG, json.dumps(log, indent=1) + "\n")
+        draw_curves(log, folder / CURVES, name)
+        shutil.rmtree(unfinished, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer.save_model(str(unfinished))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        (unfinished / "training_args.bin").unlink()
+        unfinished.rename(folder / MODEL)
+    trainer.accelerator.wait_for_everyone()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there as a whole or not at all."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+__all__ = ["run"]

@@ -1,0 +1,285 @@
+"""The settings of `lion train`: a YAML file, and changes of it, -> typed settings, or an error that names the key.
+
+The file holds the keys of `RunSettings`, with `stages` as a list of `StageSettings`. A key of a stage may also stand at
+the top of the file: it then holds for all stages that do not have it themselves.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .stages import get_stage
+
+NAME = re.compile(r"\w[\w-]*")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where records come from.
+
+    Attributes:
+        records: a file of records, or several; see `load_records`.
+        images: the folder that their images' paths begin in; by default that of the file.
+        sample_ratio: how often they are drawn, relative to other sources.
+    """
+
+    records: str | list[str]
+    images: str | None = None
+    sample_ratio: float = 1.0
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One stage. Defaults are those of the released recipe, but for the length.
+
+    Attributes:
+        stage: which of `STAGES`, by name or number.
+        data: what it trains on; of each source the records of the stage's task types.
+        name: of its folder; the stage's by default.
+        model: what it begins with: a folder, or the name of a stage further up in the file; for the mixture a list of
+            two, the image-level and the region-level one. By default the mixture combines those two stages of the file,
+            the released stage goes on from the mixture, and else it is the run's `model`.
+        reuse: parts of that model that the first or second stage keeps; see `start_stage`.
+        evaluation: records that answers are generated for at each checkpoint.
+        steps: of the optimizer; they go before `epochs`.
+        epochs: how often all data are gone through.
+        learning_rate: at its height.
+        aggregator_lr_multiplier: of the learning rate, for the aggregator.
+        warmup_steps: until it is there; below 1 a share of all steps.
+        weight_decay: of matrices.
+        batch_size: records on a device.
+        gradient_accumulation: batches before a step.
+        one_source_per_batch: as in the reference, where no batch mixes sources.
+        bf16: compute in bfloat16; weights stay in float32.
+        activation_checkpointing: less memory, more time.
+        compile: `torch.compile` the model.
+        tags: those of the records, "auto" for those of the `tagger`, or none.
+        tagger: a tagger's folder.
+        augment: crop and mirror image-level pictures.
+        on_error: whether a record that cannot be used stops the run, or is left out and reported.
+        save_steps: steps from checkpoint to checkpoint.
+        trainable_only: whether checkpoints hold only what is trained.
+        arguments: any further ones of `Seq2SeqTrainingArguments`.
+    """
+
+    stage: str | int
+    data: list[DataSettings]
+    name: str = ""
+    model: str | list[str] | None = None
+    reuse: list[str] | None = None
+    evaluation: list[DataSettings] = field(default_factory=list)
+    steps: int | None = None
+    epochs: float = 1.0
+    learning_rate: float = 1e-5
+    aggregator_lr_multiplier: float = 1.0
+    warmup_steps: float = 0.02
+    weight_decay: float = 0.05
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    one_source_per_batch: bool = False
+    bf16: bool = True
+    activation_checkpointing: bool = False
+    compile: bool = False
+    tags: Literal["record", "auto", "none"] = "record"
+    tagger: str | None = None
+    augment: bool = False
+    on_error: Literal["raise", "skip"] = "raise"
+    save_steps: int = 500
+    trainable_only: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epochs", "learning_rate", "batch_size", "gradient_accumulation", "save_steps"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"Stage {self.name}: {name} is {value}, but must be above 0.")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """A whole run.
+
+    Attributes:
+        output: the folder of everything; each stage has one in it.
+        stages: run one after the other.
+        model: the folder that stages begin with.
+        seed: of new parts, of the data's order and of dropout.
+        num_workers: processes that load images, on each device.
+        report_to: "tensorboard", "wandb" and others that the Trainer knows.
+    """
+
+    output: str
+    stages: list[StageSettings]
+    model: str | None = None
+    seed: int = 0
+    num_workers: int = 0
+    report_to: list[str] = field(default_factory=list)
+
+
+RUN_KEYS, STAGE_KEYS = ([entry.name for entry in fields(kind)] for kind in (RunSettings, StageSettings))
+SHARED_KEYS = [key for key in STAGE_KEYS if key not in ("stage", "name", *RUN_KEYS)]
+"""Keys of stages that may stand at the top."""
+
+
+def load_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
+    """Read settings.
+
+    Args:
+        path: of a YAML file.
+        changes: `KEY=VALUE`, with a key of the file, `STAGE.KEY` for one stage, or a stage's key for all stages; also
+            `arguments.KEY`. The value is YAML.
+
+    Raises:
+        ValueError: that names the key which is unknown or missing, or whose value does not fit.
+    """
+    raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    check_keys(str(path), raw, RUN_KEYS + SHARED_KEYS)
+    if not isinstance(raw.get("stages"), list) or not raw["stages"]:
+        raise ValueError(f"{path}: stages must be a list of one stage or more.")
+    stages = []
+    for index, stage in enumerate(raw["stages"]):
+        check_keys(f"{path}: stages[{index}]", stage, STAGE_KEYS)
+        stages.append({**{key: raw[key] for key in SHARED_KEYS if key in raw}, **stage})
+        if "stage" in stage:
+            stages[-1].setdefault("name", get_stage(stage["stage"]).name)
+    run = {key: value for key, value in raw.items() if key in RUN_KEYS}
+    run["stages"] = stages
+    for change in changes:
+        apply_change(run, change)
+    settings = build(RunSettings, run, str(path))
+    check_names(settings)
+    return settings
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        ValueError: if it is no YAML; with the line.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where}{line}: this is no YAML: {getattr(error, 'problem', error)}.") from error
+
+
+def apply_change(run: dict[str, Any], change: str) -> None:
+    """Change one key of `run`, whose stages are complete.
+
+    Raises:
+        ValueError: if it is no `KEY=VALUE`, or there is no such key.
+    """
+    key, equals, text = change.partition("=")
+    if not equals:
+        raise ValueError(f"{change!r} must be KEY=VALUE.")
+    value = parse_yaml(text, change)
+    names = [str(stage.get("name")) for stage in run["stages"]]
+    first, *rest = key.split(".")
+    if first in names and rest:
+        chosen = [run["stages"][names.index(first)]]
+        first, *rest = rest
+    else:
+        chosen = run["stages"]
+    if rest and (first != "arguments" or len(rest) > 1):
+        raise ValueError(f"{change}: {first!r} is no stage; stages are {', '.join(names)}.")
+    check_keys(change, {first: value}, STAGE_KEYS if chosen is not run["stages"] else RUN_KEYS + SHARED_KEYS)
+    if chosen is run["stages"] and first in RUN_KEYS:
+        run[first] = value
+        return
+    for stage in chosen:
+        stage[first] = {**(stage.get(first) or {}), rest[0]: value} if rest else value
+
+
+def check_names(settings: RunSettings) -> None:
+    """Raise `ValueError` unless stages have names of their own that can be folders."""
+    names = [stage.name for stage in settings.stages]
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"The name {name!r} of a stage must consist of letters, digits, _ and -.")
+        if names.count(name) > 1:
+            raise ValueError(f"{names.count(name)} stages are called {name!r}: give each a name of its own.")
+
+
+def check_keys(where: str, raw: Any, known: Iterable[str]) -> None:
+    """Raise `ValueError` if `raw` is no mapping, or has a key that is not known."""
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{where} must hold keys with values, but holds {raw!r}.")
+    known = list(known)
+    for key in raw:
+        if key not in known:
+            close = get_close_matches(str(key), known, 1)
+            hint = f" Do you mean {close[0]}?" if close else ""
+            raise ValueError(f"{where}: there is no key {key!r}.{hint} The keys are {', '.join(known)}.")
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """`value`, as YAML has it, as a `kind`: a dataclass, a list of one, or a plain type or a choice of such.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if is_dataclass(kind):
+        return build_dataclass(kind, value, where)
+    if get_origin(kind) is list and is_dataclass(get_args(kind)[0]):
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {value!r}, but must be a list.")
+        return [build(get_args(kind)[0], entry, f"{where}[{index}]") for index, entry in enumerate(value)]
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for option in options:
+        if fits(option, value):
+            return float(value) if option is float else value
+    raise ValueError(f"{where} is {value!r}, but must be {' or '.join(map(describe, options))}.")
+
+
+def build_dataclass(kind: Any, value: Any, where: str) -> Any:
+    """A dataclass from a mapping of its fields."""
+    types = get_type_hints(kind)
+    check_keys(where, value, types)
+    for entry in fields(kind):
+        if entry.name not in value and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{where}: the key {entry.name} is missing.")
+    return kind(**{name: build(types[name], item, f"{where}: {name}") for name, item in value.items()})
+
+
+def fits(kind: Any, value: Any) -> bool:
+    """Whether `value` is a `kind`; a text like 1e-4, which is no number to YAML, is a float."""
+    if kind in (None, type(None)):
+        return value is None
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(get_args(kind)[0], entry) for entry in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+    if kind is float:
+        return is_number(value)
+    return type(value) is kind
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number, or a text that says one."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value) is not None
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def describe(kind: Any) -> str:
+    """A kind in an error message."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"a list of {describe(get_args(kind)[0]).removeprefix('a ')}s"
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    return names.get(kind, "keys with values")
+
+
+__all__ = ["DataSettings", "RunSettings", "StageSettings", "load_settings"]
