@@ -136,4 +136,8 @@ def convert(entries: Iterable[Entry], source: Callable[[str], torch.Tensor]) -> 
 def revert(entries: Iterable[Entry], source: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Each original name with its tensor, read one at a time from `source` by converted name."""
     for entry in entries:
-        yield from zip(entry.originals, entry.rule.backward(source(entry.converted)), strict=True)
+        try:
+            tensors = entry.rule.backward(source(entry.converted))
+        except ValueError as error:
+            raise ValueError(f"{entry.converted}: {error}") from error
+        yield from zip(entry.originals, tensors, strict=True)

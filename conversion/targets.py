@@ -109,7 +109,8 @@ def parents(target: Path) -> Iterator[None]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise TargetError(f"{target}: cannot be written ({error.strerror}).") from error
+            above = "it lies below a file" if isinstance(error, FileExistsError) else error.strerror
+            raise TargetError(f"{target}: cannot be written ({above}).") from error
         yield
     finally:
         with contextlib.suppress(OSError):  # the first that is not empty

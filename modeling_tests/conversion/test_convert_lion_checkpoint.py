@@ -387,18 +387,24 @@ def test_an_index_that_leads_nowhere_is_refused_by_name(
     assert_refused(files, ["b.safetensors" if "b." in content else "model.safetensors.index.json"], capsys)
 
 
-@pytest.mark.parametrize(("change", "words"), [("twice", "another shard holds, too"), ("lost", "as the index says")])
-def test_shards_that_are_not_what_their_index_says_are_refused(
-    change: str, words: str, files: Files, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = files.folder / "llm"
-    tensors = load_file(folder / "model.safetensors")
+def in_shards(folder: Path, more: dict[str, torch.Tensor]) -> None:
+    """Put a folder's weights in one shard, `more` in another, and an index beside them that names a copy, too."""
+    names = load_file(folder / "model.safetensors").keys()
     (folder / "model.safetensors").rename(folder / "first.safetensors")
-    index = {"weight_map": dict.fromkeys(tensors, "first.safetensors") | {"more": "second.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    name = "shared.weight" if change == "twice" else "other"
-    save_file({name: torch.ones(1)}, folder / "second.safetensors")
-    assert_refused(files, ["second.safetensors", "shared.weight" if change == "twice" else "more", words], capsys)
+    save_file(more, folder / "second.safetensors")
+    weight_map = dict.fromkeys((*names, "encoder.embed_tokens.weight"), "first.safetensors")
+    weight_map.update(dict.fromkeys(more, "second.safetensors"))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_an_index_may_name_copies_of_the_embedding_that_its_shards_are_without(files: Files) -> None:
+    in_shards(files.folder / "llm", {})
+    assert files.convert() == 0
+
+
+def test_a_tensor_in_two_shards_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    in_shards(files.folder / "llm", {"shared.weight": torch.ones(1)})
+    assert_refused(files, ["second.safetensors", "shared.weight", "another shard"], capsys)
 
 
 def test_a_file_saved_inside_of_a_parallel_wrapper_is_read(
