@@ -246,7 +246,7 @@ def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
     processor = build_processor(language_model, qformer_tokenizer)
     check_overrides(LionConfig, overrides)
     num_blocks = overrides.get("vision_config", {}).get("num_hidden_layers", NUM_VISION_BLOCKS)
-    if type(num_blocks) is not int or num_blocks < 1:
+    if type(num_blocks) is not int:
         raise ValueError(f"overrides: vision_config.num_hidden_layers is {num_blocks!r}, not a number of blocks.")
     found = read_sources(options.lion, options.vision, language_model, num_blocks)
     bert_config = qformer_tokenizer / "config.json"

@@ -20,10 +20,10 @@ import torch
 
 from command import run_command
 from infer_config import Shapes, build_config, check_overrides, merge
-from key_map import KeyMapError, revert
+from key_map import KeyMapError, enumerated, revert
 from ram_bias_tables import resize_bias_table
 from ram_keys import RAM_KEYS, kept_names
-from sources import SourceError, check_weight, count_nonfinite, load_file, load_json
+from sources import SourceError, check_file, check_weight, count_nonfinite, load_file, load_json
 from targets import check_room, replacing
 from transformers_lion.ram import RamConfig, RamForImageTagging, RamImageProcessor
 from transformers_lion.ram.configuration_ram import SWIN_LARGE_384
@@ -37,8 +37,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         SourceError: if it is missing, is not UTF-8, is empty, or has an empty line.
     """
-    if not path.is_file():
-        raise SourceError(f"{path}: there is no such file.")
+    check_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -161,7 +160,7 @@ def convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> d
     wanted = {entry.converted for entry in RAM_KEYS.from_originals(expected)}
     for problem, names in (("missing", wanted - set(tensors)), ("not expected", set(tensors) - wanted)):
         if names:
-            raise KeyMapError(f"{len(names)} tensors are {problem}: {', '.join(sorted(names))}.")
+            raise KeyMapError(f"{len(names)} tensors are {problem}: {enumerated(sorted(names))}")
 
     def source(name: str) -> torch.Tensor:
         tensor = tensors[name].float()
@@ -229,11 +228,11 @@ def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[st
     content = load_file(ram)
     try:
         tensors = {name: content[key] for name, key in kept_names(content).items()}
+        fields = merge(infer_fields(tensors), overrides)
         for name, tensor in tensors.items():
             check_weight(name, tensor)
             if count_nonfinite(tensor):
                 raise ValueError(f"{name} holds {count_nonfinite(tensor)} NaN or infinite values.")
-        fields = merge(infer_fields(tensors), overrides)
         if len(names) != tensors["label_embed"].shape[0]:
             raise ValueError(
                 f"it knows {tensors['label_embed'].shape[0]} tags, but there are {len(names)} lines of tags."

@@ -6,7 +6,7 @@ Tools for any model (`Shapes`, `build_config`, `merge`, `check_overrides`), and 
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from key_map import KeyMapError
 from lion_keys import EMBEDDING
+from sources import first_fault
 from transformers_lion.configuration_lion import LionConfig
 
 Config = TypeVar("Config", bound=Any)
@@ -28,6 +29,10 @@ SETTINGS_OF_T5 = (
 
 DECIDED = {"dtype", "architectures", "transformers_version"}
 """Fields that no override may set, since the conversion does."""
+
+
+SIZE = re.compile(r"^(num_|d_|depths)|_(size|dim|layers|heads)$")
+"""How the names of fields begin or end that count something."""
 
 
 class Shapes:
@@ -124,7 +129,7 @@ def build_config(config_class: type[Config], fields: Mapping[str, Any]) -> Confi
     try:
         return config_class(**fields)
     except (StrictDataclassError, TypeError) as error:  # no ValueErrors
-        raise ValueError(f"The configuration is not valid: {' '.join(str(error).split())}.") from error
+        raise ValueError(f"The configuration is not valid: {first_fault(error)}.") from error
 
 
 def vision_fields(shapes: Shapes) -> dict[str, Any]:
@@ -214,11 +219,14 @@ def check_overrides(config_class: type, overrides: Mapping[str, Any]) -> None:
         check_fields(config_class.sub_configs[name], overrides[name], f"{name}.")  # type: ignore[attr-defined]
 
 
-def check_fields(config_class: type, names: Iterable[str], prefix: str = "") -> None:
-    """Raise `ValueError` if a name is none of the configuration's fields that may be given."""
+def check_fields(config_class: type, overrides: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `ValueError` if a name is none of the configuration's fields that may be given, or a size is below 1."""
     fields = {field.name for field in dataclasses.fields(config_class)}
-    for name in names:
+    for name, value in overrides.items():
         if name in DECIDED:
             raise ValueError(f"overrides: {prefix + name!r} is decided by the conversion.")
         if name not in fields:
             raise ValueError(f"overrides: {config_class.__name__} has no field {prefix + name!r}.")
+        sizes = value if isinstance(value, list) else [value]
+        if SIZE.search(name) and any(isinstance(size, int) and size < 1 for size in sizes):
+            raise ValueError(f"overrides: {prefix + name} is {value}, but must be 1 or more.")

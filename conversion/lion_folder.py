@@ -7,7 +7,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from shards import FolderReader
-from sources import SourceError, load_config
+from sources import SourceError, first_fault, load_config
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.modeling_lion import LionForConditionalGeneration
 
@@ -24,7 +24,7 @@ def load_lion_config(folder: Path) -> LionConfig:
     try:
         return LionConfig.from_pretrained(folder)
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise SourceError(f"{folder / 'config.json'}: is not valid ({' '.join(str(error).split())}).") from error
+        raise SourceError(f"{folder / 'config.json'}: is not valid ({first_fault(error)}).") from error
 
 
 def parameter_shapes(config: LionConfig) -> dict[str, tuple[int, ...]]:

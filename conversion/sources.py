@@ -197,3 +197,8 @@ def reason_of(error: BaseException) -> str:
     """The first sentence of an error's text."""
     line = (str(error).strip() or type(error).__name__).split("\n", 1)[0]
     return re.split(r"(?<=\S)\. (?=[A-Z])", line, maxsplit=1)[0].rstrip(".")
+
+
+def first_fault(error: BaseException) -> str:
+    """What a configuration's check says first, on one line."""
+    return " ".join(str(error).split()).split(" Errors: ")[0].rstrip(".")
