@@ -14,8 +14,7 @@ import torch
 from transformers import Seq2SeqTrainer, TrainerCallback
 
 from transformers_lion import LionForConditionalGeneration, LionProcessor
-from transformers_lion.training import apply_stage, load_records, mix_datasets
-from transformers_lion.training.recipe import make_trainer, train, training_arguments
+from transformers_lion.training import apply_stage, load_records, make_trainer, mix_datasets, train, training_arguments
 
 NUM_STEPS = 7
 

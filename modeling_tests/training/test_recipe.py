@@ -21,6 +21,7 @@ from transformers_lion import LionForConditionalGeneration, LionProcessor
 from transformers_lion.training import (
     AnswerMetrics,
     apply_stage,
+    last_checkpoint,
     load_records,
     load_trainable,
     make_trainer,
@@ -28,7 +29,7 @@ from transformers_lion.training import (
     train,
     training_arguments,
 )
-from transformers_lion.training.recipe import build_optimizer, last_checkpoint, one_question_each
+from transformers_lion.training.recipe import build_optimizer, one_question_each
 
 SCRIPT = Path(__file__).parent / "recipe_run.py"
 TESTS = Path(__file__).parents[1]

@@ -4,9 +4,10 @@ from .answer_metrics import AnswerMetrics
 from .augmentation import ImageAugmentation
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import load_records, mix_datasets
-from .recipe import last_checkpoint, make_trainer, parameter_groups, train, training_arguments
+from .recipe import make_trainer, parameter_groups, training_arguments
 from .records import RecordError
 from .report import RecordReport
+from .resuming import last_checkpoint, train
 from .stage_models import StageModel, combine_stages, start_stage
 from .stages import STAGES, Stage, StageReport, apply_stage, get_stage
 from .trainable_checkpoints import load_trainable, save_trainable

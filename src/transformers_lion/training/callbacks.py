@@ -93,7 +93,7 @@ class TrainableCheckpointCallback(TrainerCallback):
     """Has the Trainer write only what is trained into its checkpoints, and resume from them.
 
     Each has the files of `save_trainable`, which `load_trainable` reads, in the place of `model.safetensors`, so that
-    nobody takes it for a whole model. Resume with `recipe.train`, which checks that the model is on the same base.
+    nobody takes it for a whole model. Resume with `train`, which checks that the model is on the same base.
 
     Args:
         stage: to be noted down in the checkpoints.

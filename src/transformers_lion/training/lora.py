@@ -11,6 +11,8 @@ from collections.abc import Collection
 from peft import LoraConfig
 from torch import nn
 
+from .trainable_checkpoints import is_plain
+
 LANGUAGE_MODEL_ATTENTION = r"language_model\..*\.(SelfAttention|EncDecAttention)\.(q|k|v|o)"
 LANGUAGE_MODEL_FEED_FORWARD = r"language_model\..*\.DenseReluDense\.(wi_0|wi_1|wo)"
 QFORMER_ATTENTION = r"qformer\..*\.(attention|crossattention)\.attention\.(query|key|value)"
@@ -24,6 +26,10 @@ MODULES_TO_SAVE = (
     "aggregator_projection",
 )  # fmt: skip
 """LION's own parts, by module name: adapters with their router, and what the stages train beside the Q-Former."""
+
+
+NOT_QUANTISED = ("language_model.lm_head", "language_projection", "aggregator", "aggregator_projection")
+"""Modules that a quantiser must skip where LoRA trains on a quantised base: what is trained whole, and `lm_head`."""
 
 
 def lora_config(
@@ -43,7 +49,8 @@ def lora_config(
         modules_to_save: of LION's own parts, those that are trained as they are.
 
     Raises:
-        ValueError: if there is no such target, or the model has none of the targets.
+        ValueError: if there is no such target, the model has none of the targets, or what is to be trained whole is
+            quantised.
     """
     for target in targets:
         if target not in TARGETS:
@@ -52,14 +59,20 @@ def lora_config(
     present = [target for target in targets if any(name.split(".")[0] == target for name in names)]
     if not present:
         raise ValueError(f"The model has none of {', '.join(targets)}.")
-    own = {name.split(".")[-1] for name, module in model.named_modules() if any(True for _ in module.parameters())}
+    own: dict[str, list[nn.Parameter]] = {}
+    for name, module in model.named_modules():
+        own.setdefault(name.split(".")[-1], list(module.parameters()))
+    chosen = [name for name in modules_to_save if own.get(name)]
+    for name in chosen:
+        if not all(is_plain(parameter) for parameter in own[name]):
+            raise ValueError(f"{name} is to be trained whole, but is quantised: have the quantiser skip NOT_QUANTISED.")
     return LoraConfig(
         task_type="SEQ_2_SEQ_LM",
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules="|".join(TARGETS[target] for target in present),
-        modules_to_save=[name for name in modules_to_save if name in own],
+        modules_to_save=chosen,
     )
 
 
@@ -67,6 +80,7 @@ __all__ = [
     "LANGUAGE_MODEL_ATTENTION",
     "LANGUAGE_MODEL_FEED_FORWARD",
     "MODULES_TO_SAVE",
+    "NOT_QUANTISED",
     "QFORMER_ATTENTION",
     "TARGETS",
     "lora_config",

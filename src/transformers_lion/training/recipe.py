@@ -1,39 +1,27 @@
-"""The recipe: LION's optimizer and schedule on transformers' own `Seq2SeqTrainer`, and going on after a kill.
+"""The recipe: LION's optimizer, schedule and figures on transformers' own `Seq2SeqTrainer`.
 
 Source: LION's reference code: AdamW with betas 0.9 and 0.999, weight decay 0.05 but for biases, norms and vectors, a
 linear warm-up and a cosine, bfloat16, and a learning rate of its own for the aggregator. Reading order:
-`training_arguments`, `parameter_groups`, `make_trainer`, `train`.
+`training_arguments`, `parameter_groups`, `make_trainer`; then `train` in `resuming.py`.
 """
 
-import json
-import logging
-import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, TrainerState
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
 
 from ..processing_lion import LionProcessor
 from .answer_metrics import AnswerMetrics
-from .callbacks import WEIGHTS, CheckpointLogCallback, EvaluationConfigCallback, TrainableCheckpointCallback
+from .callbacks import CheckpointLogCallback, EvaluationConfigCallback, TrainableCheckpointCallback
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import FEATURES
 from .stages import AGGREGATOR_PARTS, Stage
-from .trainable_checkpoints import INDEX, TENSORS, load_trainable
-
-logger = logging.getLogger(__name__)
-
-STATE = "trainer_state.json"
-"""What the Trainer writes last into a checkpoint."""
 
 ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
@@ -228,84 +216,4 @@ def split_questions(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return result
 
 
-def train(trainer: Seq2SeqTrainer) -> None:
-    """Train, from the newest complete checkpoint in the Trainer's folder on if there is one.
-
-    On a CPU in float32 the result is bit for bit that of a run that was never stopped. A checkpoint of the last step
-    is only loaded.
-
-    Raises:
-        ValueError: if the checkpoint is one of what was trained alone, on another base.
-    """
-    checkpoint = last_checkpoint(trainer.args.output_dir)
-    if checkpoint is None:
-        trainer.train()
-        return
-    logger.info("Going on from %s.", checkpoint)
-    if (checkpoint / INDEX).exists():
-        load_trainable(trainer.model, checkpoint)
-    with trainer_view(checkpoint) as view:
-        if not is_finished(trainer, view):
-            trainer.train(resume_from_checkpoint=str(view))
-            return
-        trainer._load_from_checkpoint(str(view))  # `train` would make a step too many
-    trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TrainableCheckpointCallback):
-            callback.restore()
-
-
-@contextmanager
-def trainer_view(checkpoint: Path) -> Iterator[Path]:
-    """A checkpoint as the Trainer knows it: one of what is trained alone has its tensors under the usual name."""
-    if (checkpoint / WEIGHTS).exists() or not (checkpoint / INDEX).exists():
-        yield checkpoint
-        return
-    with TemporaryDirectory(prefix="lion-checkpoint-") as folder:
-        for entry in checkpoint.resolve().iterdir():
-            Path(folder, WEIGHTS if entry.name == TENSORS else entry.name).symlink_to(entry)
-        yield Path(folder)
-
-
-def last_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The newest checkpoint of the Trainer in `folder` that was written to its end."""
-    numbered = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in Path(folder).glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdecimal()
-    ]
-    for _, path in sorted(numbered, reverse=True):
-        if read_state(path) is not None:
-            return path
-        logger.warning("%s is passed over: it was not written to its end.", path)
-    return None
-
-
-def read_state(checkpoint: Path) -> dict[str, Any] | None:
-    """The state of the Trainer in a checkpoint, `None` if writing it was stopped."""
-    if not (checkpoint / STATE).exists():
-        return None
-    text = (checkpoint / STATE).read_text(encoding="utf-8")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:  # half of it was written
-        return None
-
-
-def is_finished(trainer: Seq2SeqTrainer, checkpoint: Path) -> bool:
-    """Whether a checkpoint is that of the last step."""
-    state = TrainerState.load_from_json(str(checkpoint / STATE))
-    if trainer.args.max_steps > 0:
-        return state.global_step >= trainer.args.max_steps
-    return state.global_step >= state.max_steps and state.num_train_epochs >= math.ceil(trainer.args.num_train_epochs)
-
-
-__all__ = [
-    "ARGUMENTS",
-    "build_optimizer",
-    "last_checkpoint",
-    "make_trainer",
-    "parameter_groups",
-    "train",
-    "training_arguments",
-]
+__all__ = ["ARGUMENTS", "build_optimizer", "make_trainer", "parameter_groups", "training_arguments"]

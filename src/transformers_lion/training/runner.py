@@ -26,8 +26,9 @@ from .augmentation import ImageAugmentation
 from .collator import LionDataCollator
 from .curves import draw_curves
 from .data import load_records, mix_datasets
-from .recipe import make_trainer, train, training_arguments
+from .recipe import make_trainer, training_arguments
 from .report import RecordReport
+from .resuming import train
 from .settings import DataSettings, RunSettings, StageSettings
 from .stage_models import combine_stages, start_stage
 from .stages import STAGES, Stage, apply_stage, check_fits, get_stage
