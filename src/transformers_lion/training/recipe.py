@@ -6,7 +6,7 @@ linear warm-up and a cosine, bfloat16, and a learning rate of its own for the ag
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -61,10 +61,7 @@ def training_arguments(
     Raises:
         ValueError: if there is no such option.
     """
-    for name in options:
-        if name not in ARGUMENT_NAMES:
-            close = " or ".join(get_close_matches(name, ARGUMENT_NAMES, 2))
-            raise ValueError(f"The Trainer has no argument {name!r}{f'; it has {close}' if close else ''}.")
+    check_argument_names(options)
     chosen = {**ARGUMENTS, **options}
     chosen.setdefault("data_seed", chosen["seed"])
     if activation_checkpointing:
@@ -73,6 +70,14 @@ def training_arguments(
         chosen[name] = True
         chosen.setdefault(f"{name}_kwargs", {"use_reentrant": False})  # the other kind needs inputs that train
     return Seq2SeqTrainingArguments(str(output_dir), **chosen)
+
+
+def check_argument_names(names: Iterable[str]) -> None:
+    """Raise `ValueError` if one of `names` is none of `Seq2SeqTrainingArguments`."""
+    for name in names:
+        if name not in ARGUMENT_NAMES:
+            close = " or ".join(get_close_matches(name, ARGUMENT_NAMES, 2))
+            raise ValueError(f"The Trainer has no argument {name!r}{f'; it has {close}' if close else ''}.")
 
 
 def parameter_groups(

@@ -20,7 +20,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration_lion import LionConfig
 from ..modeling_lion import LionForConditionalGeneration
-from ..processing_lion import LionProcessor
+from ..processing_lion import AUTO, LionProcessor
 from ..ram import ImageTagger
 from .augmentation import ImageAugmentation
 from .collator import LionDataCollator
@@ -54,7 +54,7 @@ def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> N
     check_reporters(settings.report_to)
     origins = [origin_of(settings, index) for index in range(len(settings.stages))]
     for stage, origin in zip(settings.stages, origins, strict=True):
-        check_files(settings, stage, origin)
+        check_inputs(settings, stage, origin)
         check_unchanged(settings, stage, origin)
     for stage, origin in zip(settings.stages, origins, strict=True):
         if (folder_of(settings, stage) / MODEL).exists():
@@ -105,15 +105,38 @@ def origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
     return tuple(str(folder_of(settings, earlier[x]) / MODEL) if x in earlier else str(x) for x in chosen)
 
 
-def check_files(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
-    """Raise `FileNotFoundError` if files of the records, or a folder, are not there."""
-    made_here = {str(folder_of(settings, other) / MODEL) for other in settings.stages}
+def check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
+    """Check what a stage needs, as far as that is there already.
+
+    Raises:
+        FileNotFoundError: if records, or a folder, are not there.
+        ValueError: if the model that it begins with does not fit, or settings do not go together.
+    """
     for source in (*stage.data, *stage.evaluation):
         for path in (*as_list(source.records), *([source.images] if source.images else [])):
             check_exists(Path(path))
-    for folder in (*origin, *([stage.tagger] if stage.tagger else [])):
-        if folder not in made_here:
-            check_exists(Path(folder) / "config.json")
+    made_here = {str(folder_of(settings, other) / MODEL): get_stage(other.stage) for other in settings.stages}
+    kind, configs = get_stage(stage.stage), []
+    for folder in origin:
+        if folder in made_here:
+            made = made_here[folder]
+            fields = {"visual_branch": made.visual_branch, "text_config": {"num_adapters": made.num_adapters}}
+            configs.append(LionConfig(**fields))
+        else:
+            for name in ("config.json", "processor_config.json"):
+                check_exists(Path(folder) / name)
+            configs.append(LionConfig.from_pretrained(folder))
+    if stage.tagger is not None:
+        check_exists(Path(stage.tagger) / "config.json")
+    if len(configs) == 2:
+        check_fits(configs[0], STAGES["image_level"])
+        check_fits(configs[1], STAGES["region_level"])
+    elif kind.num_adapters > 1:
+        check_fits(configs[0], kind)
+    if stage.reuse is not None and kind.num_adapters > 1:
+        raise ValueError(f"Stage {stage.name}: reuse is for the first two stages, not for {kind.name}.")
+    if (stage.tags == AUTO) != (stage.tagger is not None):
+        raise ValueError(f'Stage {stage.name}: tags "auto" and a tagger need each other.')
 
 
 def check_exists(path: Path) -> None:
@@ -219,20 +242,13 @@ def stage_arguments(
 
 
 def begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -> LionForConditionalGeneration:
-    """The model that a stage begins with: combined of two, one that fits as it is, or a base with new parts.
-
-    Raises:
-        ValueError: if it cannot be made of what is there.
-    """
+    """The model that a stage begins with: combined of two, one that fits as it is, or a base with new parts."""
     if len(origin) == 2:
         return combine_stages(*origin, dtype="float32").model
     config = LionConfig.from_pretrained(origin[0])
     is_base = (config.visual_branch, config.text_config.num_adapters) != (kind.visual_branch, kind.num_adapters)
     if kind.num_adapters == 1 and (is_base or reuse is not None):
         return start_stage(kind, origin[0], reuse=reuse, dtype="float32").model
-    check_fits(config, kind)
-    if reuse is not None:
-        raise ValueError(f"reuse is for the first two stages, not for {kind.name}.")
     return LionForConditionalGeneration.from_pretrained(origin[0], dtype="float32")
 
 

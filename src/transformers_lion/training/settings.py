@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .recipe import check_argument_names
 from .stages import get_stage
 
 NAME = re.compile(r"\w[\w-]*")
@@ -33,6 +34,9 @@ class DataSettings:
     records: str | list[str]
     images: str | None = None
     sample_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("data: ", self, ("sample_ratio",))
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,9 @@ class StageSettings:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epochs", "learning_rate", "batch_size", "gradient_accumulation", "save_steps"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"Stage {self.name}: {name} is {value}, but must be above 0.")
+        names = ("steps", "epochs", "learning_rate", "batch_size", "gradient_accumulation", "save_steps")
+        check_positive(f"Stage {self.name}: ", self, names)
+        check_argument_names(self.arguments)
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,14 @@ def check_names(settings: RunSettings) -> None:
             raise ValueError(f"The name {name!r} of a stage must consist of letters, digits, _ and -.")
         if names.count(name) > 1:
             raise ValueError(f"{names.count(name)} stages are called {name!r}: give each a name of its own.")
+
+
+def check_positive(where: str, settings: Any, names: Iterable[str]) -> None:
+    """Raise `ValueError` if one of these fields is given and not above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{where}{name} is {value}, but must be above 0.")
 
 
 def check_keys(where: str, raw: Any, known: Iterable[str]) -> None:
