@@ -58,6 +58,13 @@ def several(*answers: str, **fields: Any) -> dict[str, Any]:
     return {**record, "questions": questions, "answers": list(answers)}
 
 
+def half_picture() -> Image.Image:
+    """A picture that is dark on the left and bright on the right."""
+    array = np.zeros((40, 60, 3), dtype=np.uint8)
+    array[:, 30:] = 255
+    return Image.fromarray(array)
+
+
 def test_a_batch_is_what_the_processor_makes_of_its_records(folder: Path, lion_processor: LionProcessor) -> None:
     records = [
         good_record(0, answer="a long answer of noise", tags=["dog", "grass"], category="ref"),
@@ -91,19 +98,34 @@ def test_tags_may_be_left_out(folder: Path, lion_processor: LionProcessor) -> No
 
 
 def test_tags_may_come_from_the_tagger(folder: Path, processor: LionProcessor) -> None:
+    seen: list[Image.Image] = []
+
+    def tagger(images: list[Image.Image]) -> list[list[str]]:
+        seen.extend(images)
+        return [["dark" if image.getpixel((0, 0))[0] < 128 else "bright", f"{image.width} wide"] for image in images]
+
+    processor.tagger = tagger
+    left, right = half_picture(), half_picture().rotate(180)
+    records = [several("1", "2", image=left, tags=["dog"]), good_record(1, image=right)]
+    batch = LionDataCollator(processor, tags="auto", augmentation=ALWAYS)(records)
+    tagged = [{**records[0], "tags": ["dark", "60 wide"]}, {**records[1], "tags": ["bright", "60 wide"]}]
+    expected = LionDataCollator(processor)(tagged)
+    assert torch.equal(batch["input_ids"], expected["input_ids"])
+    assert not torch.equal(batch["pixel_values"], expected["pixel_values"])
+    assert len(seen) == 2
+
+
+def test_a_picture_is_tagged_once_in_all_epochs(processor: LionProcessor) -> None:
     processor.tagger = tiny_tagger()
     sizes: list[int] = []
     processor.tagger.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    names = processor.tag([picture(0), picture(1)])
-    records = [several("1", "2", image=str(folder / "a0.png"), tags=["dog"]), good_record(1)]
-    batch = LionDataCollator(processor, tags="auto", image_folder=folder, augmentation=ALWAYS)(records)
-    tagged = [{**records[0], "tags": names[0]}, {**records[1], "tags": names[1]}]
-    expected = LionDataCollator(processor, image_folder=folder)(tagged)
-    assert torch.equal(batch["input_ids"], expected["input_ids"])
-    assert not torch.equal(batch["pixel_values"], expected["pixel_values"])
-    assert sum(sizes) == 2  # the collator's pictures, not cropped, were seen before
+    collator = LionDataCollator(processor, tags="auto", augmentation=ALWAYS)
+    for epoch in range(3):
+        collator.set_epoch(epoch)
+        collator([good_record(0, image=picture(0)), good_record(1, image=picture(1))])
+    assert sum(sizes) == 2
 
 
 def test_a_missing_tagger_is_missed_at_once(processor: LionProcessor) -> None:
@@ -256,13 +278,6 @@ def pixels(processor: LionProcessor, record: Any, epoch: int = 0, **augmentation
     collator = LionDataCollator(processor, augmentation=ImageAugmentation(**settings))
     collator.set_epoch(epoch)
     return collator([record])["pixel_values"]
-
-
-def half_picture() -> Image.Image:
-    """A picture that is dark on the left and bright on the right."""
-    array = np.zeros((40, 60, 3), dtype=np.uint8)
-    array[:, 30:] = 255
-    return Image.fromarray(array)
 
 
 def test_pictures_are_not_changed_unless_that_is_wished(lion_processor: LionProcessor) -> None:

@@ -494,12 +494,13 @@ def test_batches_are_of_several_datasets_unless_that_is_wished(sources: tuple[Pa
     assert any(len({question[8] for question in batch}) == 2 for batch in batches(mixture, 2))
 
 
-def test_without_shuffling_records_keep_their_order(sources: tuple[Path, Path]) -> None:
-    for kind in ("map", "stream"):
-        mixture = mix_datasets(both(sources, kind)[1:], shuffle=False)
-        drawn = questions(mixture)
-        assert drawn == EVERYTHING[-9:] or kind == "stream"
-        assert sorted(drawn) == EVERYTHING[-9:]
+@pytest.mark.parametrize("kind", ["map", "stream"])
+def test_each_dataset_is_shuffled_unless_that_is_not_wished(kind: str, sources: tuple[Path, Path]) -> None:
+    dataset = both(sources, kind)[1]
+    kept, shuffled = (questions(mix_datasets([dataset], shuffle=shuffle)) for shuffle in (False, True))
+    assert kept == questions(dataset)
+    assert shuffled != kept
+    assert sorted(shuffled) == sorted(kept) == EVERYTHING[-9:]
 
 
 @pytest.mark.parametrize(
