@@ -274,6 +274,12 @@ def test_embedded_pictures_are_kept_as_they_are(kind: str, streaming: bool) -> N
     assert report.counts == {"unreadable image": 2, "wrong type": 1}  # without a picture the image_id 1 is none either
 
 
+def test_pictures_of_a_table_are_not_copied_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("transformers_lion.training.data.store_image")
+    table = embedded_table().select([0, 4]).flatten_indices()
+    assert is_picture(load_records(table)[1], 2)
+
+
 def test_a_table_may_hold_pictures_and_paths(folder: Path) -> None:
     images = [{"bytes": png(1), "path": None}, {"bytes": None, "path": str(folder / "a2.png")}]
     table = Dataset.from_dict(
