@@ -47,12 +47,20 @@ def small_config(visual_branch: str = "both") -> LionConfig:
 def small_tagger_config() -> RamConfig:
     """The configuration of the small tagger."""
     vision = SwinConfig(
-        image_size=96, patch_size=4, embed_dim=32, depths=[2, 2, 2], num_heads=[1, 2, 4], window_size=6, mlp_ratio=2.0
+        image_size=96,
+        patch_size=4,
+        embed_dim=32,
+        depths=[2, 2, 2],
+        num_heads=[1, 2, 4],
+        window_size=6,
+        mlp_ratio=2.0,
+        initializer_range=0.1,
     )
     return RamConfig(
         vision_config=vision, id2label=dict(enumerate(TAGS)), default_threshold=0.5, label_embed_dim=64,
         encoder_hidden_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.1, loss_gamma_negative=0.0,
+        loss_clip=0.0,  # a third of the tags are present: nothing to play down
     )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ from ...processing_lion import LionProcessor
 from ..collator import LionDataCollator
 from ..stage_models import combine_stages, start_stage
 from ..stages import Stage, apply_stage
+from .alignment import align
 from .architecture import IMAGE_SIZE, small_config
 from .records import KINDS, SceneRecords
 from .vocabulary import language_model_tokenizer, qformer_tokenizer
 
 BATCH_IMAGES, NUM_QUESTIONS = 12, 8
 FIRST_SCENE = {"image_level": 2_000_000, "region_level": 3_000_000, "mixture": 4_000_000}
-NUM_STEPS = {"image_level": 800, "region_level": 700, "mixture": 700}
+NUM_STEPS = {"image_level": 520, "region_level": 120, "mixture": 300}
 LEARNING_RATE = {"image_level": 2e-3, "region_level": 2e-3, "mixture": 1.2e-3}
 
 
@@ -35,7 +36,7 @@ def make_processor() -> LionProcessor:
 
 
 def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
-    """A LION whose vision tower and language model are those of stage 0, and whose other parts are new."""
+    """A LION whose vision tower and language model are those of stage 0, and its aggregator the aligned one, if any."""
     torch.manual_seed(seed)
     model = LionForConditionalGeneration(small_config())
     model.vision_model.load_state_dict(torch.load(folder / "tower.pt", weights_only=True))
@@ -45,6 +46,8 @@ def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
     )
     assert not unexpected, unexpected
     assert all(".adapter." in name for name in missing), missing
+    if (folder / "aggregator.pt").exists():
+        model.load_state_dict(torch.load(folder / "aggregator.pt", weights_only=True), strict=False)
     model.generation_config.update(
         num_beams=5, max_new_tokens=64, repetition_penalty=1.0, pad_token_id=0, eos_token_id=1
     )
@@ -56,7 +59,7 @@ def start_model(stage: str, folder: Path, seed: int = 0) -> LionForConditionalGe
     torch.manual_seed(seed)
     if stage == "mixture":
         return combine_stages(folder / "image_level", folder / "region_level").model
-    return start_stage(stage, make_base(folder, seed), reuse=() if stage == "region_level" else None).model
+    return start_stage(stage, make_base(folder, seed)).model
 
 
 def train(
@@ -105,7 +108,10 @@ def train_stage(stage: str, folder: Path, seed: int = 0) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=list(NUM_STEPS))
+    parser.add_argument("stage", choices=["alignment", *NUM_STEPS])
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    train_stage(options.stage, options.folder)
+    if options.stage == "alignment":
+        align(options.folder, make_base(options.folder))
+    else:
+        train_stage(options.stage, options.folder)
