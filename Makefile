@@ -8,7 +8,7 @@ BIN = $(VENV)/bin/python
 .PHONY: demo test test-oldest lint format common-suite clean
 
 demo: $(VENV)/.ready
-	$(BIN) conversion/demo.py
+	$(BIN) -m transformers_lion.example demo
 
 test: $(VENV)/.ready
 	$(BIN) -m pytest $(PYTEST_OPTIONS)
