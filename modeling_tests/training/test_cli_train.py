@@ -207,6 +207,8 @@ def test_the_command_line_goes_before_the_file(workplace: Path) -> None:
     assert [stage.steps for stage in settings.stages] == [2, 2, 9]
     assert [stage.arguments["logging_steps"] for stage in settings.stages] == [1, 1, 4]
     assert all(stage.arguments["use_cpu"] for stage in settings.stages)
+    (stage,) = load_settings(Path("recipe.yaml"), ["stages=[{stage: mixture, steps: 5}]", "batch_size=3"]).stages
+    assert (stage.steps, stage.batch_size, stage.learning_rate) == (5, 3, 1e-3)
 
 
 BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {

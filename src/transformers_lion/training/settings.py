@@ -144,6 +144,8 @@ def load_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
     """
     raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     check_keys(str(path), raw, RUN_KEYS + SHARED_KEYS)
+    pairs = {change: parse_change(change) for change in changes}
+    raw.update(pair for pair in pairs.values() if pair[0] in RUN_KEYS)
     if not isinstance(raw.get("stages"), list) or not raw["stages"]:
         raise ValueError(f"{path}: stages must be a list of one stage or more.")
     stages = []
@@ -152,11 +154,11 @@ def load_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
         stages.append({**{key: raw[key] for key in SHARED_KEYS if key in raw}, **stage})
         if "stage" in stage:
             stages[-1].setdefault("name", get_stage(stage["stage"]).name)
+    for change, (key, value) in pairs.items():
+        if key not in RUN_KEYS:
+            change_stages(stages, change, key, value)
     run = {key: value for key, value in raw.items() if key in RUN_KEYS}
-    run["stages"] = stages
-    for change in changes:
-        apply_change(run, change)
-    settings = build(RunSettings, run, str(path))
+    settings = build(RunSettings, {**run, "stages": stages}, str(path))
     check_names(settings)
     return settings
 
@@ -175,29 +177,33 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ValueError(f"{where}{line}: this is no YAML: {getattr(error, 'problem', error)}.") from error
 
 
-def apply_change(run: dict[str, Any], change: str) -> None:
-    """Change one key of `run`, whose stages are complete.
+def parse_change(change: str) -> tuple[str, Any]:
+    """Key and value of a change.
 
     Raises:
-        ValueError: if it is no `KEY=VALUE`, or there is no such key.
+        ValueError: if it is no `KEY=VALUE`.
     """
     key, equals, text = change.partition("=")
     if not equals:
         raise ValueError(f"{change!r} must be KEY=VALUE.")
-    value = parse_yaml(text, change)
-    names = [str(stage.get("name")) for stage in run["stages"]]
+    return key, parse_yaml(text, change)
+
+
+def change_stages(stages: list[dict[str, Any]], change: str, key: str, value: Any) -> None:
+    """Change a key of the stage that `key` begins with, or of all of them.
+
+    Raises:
+        ValueError: if there is no such key.
+    """
+    names = [str(stage.get("name")) for stage in stages]
     first, *rest = key.split(".")
+    chosen, known = stages, RUN_KEYS + SHARED_KEYS
     if first in names and rest:
-        chosen = [run["stages"][names.index(first)]]
+        chosen, known = [stages[names.index(first)]], STAGE_KEYS
         first, *rest = rest
-    else:
-        chosen = run["stages"]
     if rest and (first != "arguments" or len(rest) > 1):
         raise ValueError(f"{change}: {first!r} is no stage; stages are {', '.join(names)}.")
-    check_keys(change, {first: value}, STAGE_KEYS if chosen is not run["stages"] else RUN_KEYS + SHARED_KEYS)
-    if chosen is run["stages"] and first in RUN_KEYS:
-        run[first] = value
-        return
+    check_keys(change, {first: value}, known)
     for stage in chosen:
         stage[first] = {**(stage.get(first) or {}), rest[0]: value} if rest else value
 
