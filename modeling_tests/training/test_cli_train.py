@@ -222,7 +222,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
         {"data": [{"records": "records.json", "image": "."}]},
         r"data\[0\]: there is no key 'image'. Do you mean images\? The keys are records, images, sample_ratio",
     ),
-    "an argument of the Trainer": ({"arguments": {"save_step": 1}}, "no argument 'save_step'; it has save_steps"),
+    "an argument of the Trainer": ({"arguments": {"save_step": 1}}, "'save_step' is no argument of the Trainer"),
     "no output": ({"output": ...}, "the key output is missing"),
     "no data": ({"data": ...}, "the key data is missing"),
     "no stage": ({"stages": [{}]}, "the key stage is missing"),

@@ -45,7 +45,7 @@ ARGUMENTS: dict[str, Any] = {
 }
 """The recipe's own defaults of `Seq2SeqTrainingArguments`; a warm-up below 1 is a share of all steps."""
 
-ARGUMENT_NAMES = {field.name for field in fields(Seq2SeqTrainingArguments) if field.init}
+ARGUMENT_NAMES = {field.name for field in fields(Seq2SeqTrainingArguments) if field.init} - {"output_dir"}
 
 
 def training_arguments(
@@ -76,8 +76,9 @@ def check_argument_names(names: Iterable[str]) -> None:
     """Raise `ValueError` if one of `names` is none of `Seq2SeqTrainingArguments`."""
     for name in names:
         if name not in ARGUMENT_NAMES:
-            close = " or ".join(get_close_matches(name, ARGUMENT_NAMES, 2))
-            raise ValueError(f"The Trainer has no argument {name!r}{f'; it has {close}' if close else ''}.")
+            close = " and ".join(get_close_matches(name, ARGUMENT_NAMES, 2))
+            hint = f"; such are {close}" if close else ""
+            raise ValueError(f"{name!r} is no argument of the Trainer that can be given{hint}.")
 
 
 def parameter_groups(

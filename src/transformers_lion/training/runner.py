@@ -5,35 +5,35 @@ that were left out, and when it is finished `model` (with its processor), `log.j
 last, and at once as a whole: where it is, the stage is finished.
 """
 
+import gc
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
-from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration_lion import LionConfig
 from ..modeling_lion import LionForConditionalGeneration
-from ..processing_lion import AUTO, LionProcessor
+from ..processing_lion import LionProcessor
 from ..ram import ImageTagger
 from .augmentation import ImageAugmentation
 from .collator import LionDataCollator
 from .curves import draw_curves
 from .data import load_records, mix_datasets
+from .preflight import MODEL, SETTINGS, as_list, check_run, folder_of, noted_settings
 from .recipe import make_trainer, training_arguments
 from .report import RecordReport
 from .resuming import train
 from .settings import DataSettings, RunSettings, StageSettings
 from .stage_models import combine_stages, start_stage
-from .stages import STAGES, Stage, apply_stage, check_fits, get_stage
+from .stages import Stage, apply_stage, get_stage
 
-MODEL, SETTINGS, LOG, CURVES, RECORDS = "model", "settings.yaml", "log.json", "curves.png", "records.jsonl"
+LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
 
 Say = Callable[[str], None]
 """Where messages go."""
@@ -51,125 +51,13 @@ def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> N
         ValueError: if something in the settings cannot be; as far as possible before anything is trained.
         OSError: if a file or folder is missing.
     """
-    check_reporters(settings.report_to)
-    origins = [origin_of(settings, index) for index in range(len(settings.stages))]
-    for stage, origin in zip(settings.stages, origins, strict=True):
-        check_inputs(settings, stage, origin)
-        check_unchanged(settings, stage, origin)
-    for stage, origin in zip(settings.stages, origins, strict=True):
+    for stage, origin in zip(settings.stages, check_run(settings), strict=True):
         if (folder_of(settings, stage) / MODEL).exists():
             say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
         else:
             run_stage(settings, stage, origin, say, progress_bar)
-
-
-def folder_of(settings: RunSettings, stage: StageSettings) -> Path:
-    """The folder of a stage."""
-    return Path(settings.output) / stage.name
-
-
-# --- checks before anything is trained ----------------------------------------------------------------------------
-
-
-def check_reporters(names: Sequence[str]) -> None:
-    """Raise `ValueError` if there is a reporter that the Trainer cannot use here."""
-    available = get_available_reporting_integrations()
-    for name in names:
-        if name not in available:
-            has = ", ".join(sorted(available)) or "none"
-            raise ValueError(f"report_to has {name!r}, which is unknown or not installed; installed are: {has}.")
-
-
-def origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
-    """The folder that a stage's model comes from, or the two that it is combined of.
-
-    Raises:
-        ValueError: if the settings have none.
-    """
-    stage, kind = settings.stages[index], get_stage(settings.stages[index].stage)
-    earlier = {other.name: other for other in settings.stages[:index]}
-    last = {get_stage(other.stage).name: other.name for other in settings.stages[:index]}
-    pair = (last.get("image_level"), last.get("region_level"))
-    chosen: list[str | None]
-    if stage.model is not None:
-        chosen = list(stage.model) if isinstance(stage.model, list) else [stage.model]
-    elif kind is STAGES["mixture"] and None not in pair:
-        chosen = list(pair)
-    else:
-        before = last.get("released", last.get("mixture"))
-        chosen = [before if kind is STAGES["released"] and before is not None else settings.model]
-    if len(chosen) != 1 and (len(chosen) != 2 or kind is not STAGES["mixture"]):
-        raise ValueError(f"Stage {stage.name}: model lists {len(chosen)} folders; only the mixture combines two.")
-    if chosen[0] is None:
-        raise ValueError(f"Stage {stage.name} has no model to begin with: set model, for the run or for the stage.")
-    return tuple(str(folder_of(settings, earlier[x]) / MODEL) if x in earlier else str(x) for x in chosen)
-
-
-def check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
-    """Check what a stage needs, as far as that is there already.
-
-    Raises:
-        FileNotFoundError: if records, or a folder, are not there.
-        ValueError: if the model that it begins with does not fit, or settings do not go together.
-    """
-    for source in (*stage.data, *stage.evaluation):
-        for path in (*as_list(source.records), *([source.images] if source.images else [])):
-            check_exists(Path(path))
-    made_here = {str(folder_of(settings, other) / MODEL): get_stage(other.stage) for other in settings.stages}
-    kind, configs = get_stage(stage.stage), []
-    for folder in origin:
-        if folder in made_here:
-            made = made_here[folder]
-            fields = {"visual_branch": made.visual_branch, "text_config": {"num_adapters": made.num_adapters}}
-            configs.append(LionConfig(**fields))
-        else:
-            for name in ("config.json", "processor_config.json"):
-                check_exists(Path(folder) / name)
-            configs.append(LionConfig.from_pretrained(folder))
-    if stage.tagger is not None:
-        check_exists(Path(stage.tagger) / "config.json")
-    if len(configs) == 2:
-        check_fits(configs[0], STAGES["image_level"])
-        check_fits(configs[1], STAGES["region_level"])
-    elif kind.num_adapters > 1:
-        check_fits(configs[0], kind)
-    if stage.reuse is not None and kind.num_adapters > 1:
-        raise ValueError(f"Stage {stage.name}: reuse is for the first two stages, not for {kind.name}.")
-    if (stage.tags == AUTO) != (stage.tagger is not None):
-        raise ValueError(f'Stage {stage.name}: tags "auto" and a tagger need each other.')
-
-
-def check_exists(path: Path) -> None:
-    """Raise `FileNotFoundError` if there is no such file or folder."""
-    if not path.exists():
-        raise FileNotFoundError(2, os.strerror(2), str(path))
-
-
-def as_list(value: str | list[str]) -> list[str]:
-    """One or several as several."""
-    return [value] if isinstance(value, str) else value
-
-
-def noted_settings(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> dict[str, Any]:
-    """What a stage's result depends on."""
-    return {**asdict(stage), "model": list(origin), "seed": settings.seed}
-
-
-def check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
-    """Raise `ValueError` if a stage was begun with other settings."""
-    file = folder_of(settings, stage) / SETTINGS
-    if not file.exists():
-        return
-    before, now = yaml.safe_load(file.read_text(encoding="utf-8")), noted_settings(settings, stage, origin)
-    for key, value in now.items():
-        if before.get(key) != value:
-            raise ValueError(
-                f"Stage {stage.name} was begun with {key} {before.get(key)!r}, but now it is {value!r}. Take the old "
-                f"setting or another output, or delete {file.parent} to begin the stage again."
-            )
-
-
-# --- one stage ----------------------------------------------------------------------------------------------------
+            end_reports(settings.report_to)
+            gc.collect()  # the Trainer holds its model in a cycle
 
 
 def run_stage(
@@ -199,9 +87,7 @@ def run_stage(
         processor,
         arguments,
         data,
-        mix_datasets(evaluation, shuffle=False, stopping_strategy="all_exhausted_without_replacement")
-        if evaluation
-        else None,
+        concatenate_datasets(evaluation) if evaluation else None,
         collator=make_collator(processor, stage, settings.seed, report),
         stage=kind,
         trainable_only=stage.trainable_only,
@@ -287,7 +173,8 @@ def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
         log = trainer.state.log_history
         write_text(folder / LOG, json.dumps(log, indent=1) + "\n")
         draw_curves(log, folder / CURVES, name)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(unfinished))
     trainer.accelerator.wait_for_everyone()
@@ -295,6 +182,14 @@ def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
         (unfinished / "training_args.bin").unlink()
         unfinished.rename(folder / MODEL)
     trainer.accelerator.wait_for_everyone()
+
+
+def end_reports(names: Sequence[str]) -> None:
+    """Have the next stage begin a run of its own where the Trainer would go on with the last one's."""
+    if "wandb" in names:
+        import wandb
+
+        wandb.finish()
 
 
 def write_text(path: Path, text: str) -> None:

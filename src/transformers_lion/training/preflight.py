@@ -1,0 +1,142 @@
+"""What of a run can be known before anything is trained: where models come from, and whether all is there and fits."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.integrations import get_available_reporting_integrations
+
+from ..configuration_lion import LionConfig
+from ..processing_lion import AUTO
+from .settings import RunSettings, StageSettings
+from .stages import STAGES, check_fits, get_stage
+
+MODEL, SETTINGS = "model", "settings.yaml"
+"""In a stage's folder: the finished model, and the settings that it was begun with."""
+
+
+def check_run(settings: RunSettings) -> list[tuple[str, ...]]:
+    """Check a run, as far as can be.
+
+    Returns:
+        For each stage the folder that its model comes from, or the two that it is combined of.
+
+    Raises:
+        ValueError: if something in the settings cannot be.
+        FileNotFoundError: if a file or folder is missing.
+    """
+    check_reporters(settings.report_to)
+    origins = [origin_of(settings, index) for index in range(len(settings.stages))]
+    for stage, origin in zip(settings.stages, origins, strict=True):
+        check_inputs(settings, stage, origin)
+        check_unchanged(settings, stage, origin)
+    return origins
+
+
+def folder_of(settings: RunSettings, stage: StageSettings) -> Path:
+    """The folder of a stage."""
+    return Path(settings.output) / stage.name
+
+
+def check_reporters(names: Sequence[str]) -> None:
+    """Raise `ValueError` if there is a reporter that the Trainer cannot use here."""
+    available = get_available_reporting_integrations()
+    for name in names:
+        if name not in available:
+            has = ", ".join(sorted(available)) or "none"
+            raise ValueError(f"report_to has {name!r}, which is unknown or not installed; installed are: {has}.")
+
+
+def origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
+    """The folder that a stage's model comes from, or the two that it is combined of.
+
+    Raises:
+        ValueError: if the settings have none.
+    """
+    stage, kind = settings.stages[index], get_stage(settings.stages[index].stage)
+    earlier = {other.name: other for other in settings.stages[:index]}
+    last = {get_stage(other.stage).name: other.name for other in settings.stages[:index]}
+    pair = (last.get("image_level"), last.get("region_level"))
+    chosen: list[str | None]
+    if stage.model is not None:
+        chosen = list(stage.model) if isinstance(stage.model, list) else [stage.model]
+    elif kind is STAGES["mixture"] and None not in pair:
+        chosen = list(pair)
+    else:
+        before = last.get("released", last.get("mixture"))
+        chosen = [before if kind is STAGES["released"] and before is not None else settings.model]
+    if len(chosen) != 1 and (len(chosen) != 2 or kind is not STAGES["mixture"]):
+        raise ValueError(f"Stage {stage.name}: model lists {len(chosen)} folders; only the mixture combines two.")
+    if chosen[0] is None:
+        raise ValueError(f"Stage {stage.name} has no model to begin with: set model, for the run or for the stage.")
+    return tuple(str(folder_of(settings, earlier[x]) / MODEL) if x in earlier else str(x) for x in chosen)
+
+
+def check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
+    """Check what a stage needs, as far as that is there already.
+
+    Raises:
+        FileNotFoundError: if records, or a folder, are not there.
+        ValueError: if the model that it begins with does not fit, or settings do not go together.
+    """
+    for source in (*stage.data, *stage.evaluation):
+        for path in (*as_list(source.records), *([source.images] if source.images else [])):
+            check_exists(Path(path))
+    made_here = {str(folder_of(settings, other) / MODEL): get_stage(other.stage) for other in settings.stages}
+    kind, configs = get_stage(stage.stage), []
+    for folder in origin:
+        if folder in made_here:
+            made = made_here[folder]
+            fields = {"visual_branch": made.visual_branch, "text_config": {"num_adapters": made.num_adapters}}
+            configs.append(LionConfig(**fields))
+        else:
+            for name in ("config.json", "processor_config.json"):
+                check_exists(Path(folder) / name)
+            configs.append(LionConfig.from_pretrained(folder))
+    if stage.tagger is not None:
+        check_exists(Path(stage.tagger) / "config.json")
+    if len(configs) == 2:
+        check_fits(configs[0], STAGES["image_level"])
+        check_fits(configs[1], STAGES["region_level"])
+    elif kind.num_adapters > 1:
+        check_fits(configs[0], kind)
+    if stage.reuse is not None and kind.num_adapters > 1:
+        raise ValueError(f"Stage {stage.name}: reuse is for the first two stages, not for {kind.name}.")
+    if (stage.tags == AUTO) != (stage.tagger is not None):
+        raise ValueError(f'Stage {stage.name}: tags "auto" and a tagger need each other.')
+
+
+def check_exists(path: Path) -> None:
+    """Raise `FileNotFoundError` if there is no such file or folder."""
+    if not path.exists():
+        raise FileNotFoundError(2, os.strerror(2), str(path))
+
+
+def as_list(value: str | list[str]) -> list[str]:
+    """One or several as several."""
+    return [value] if isinstance(value, str) else value
+
+
+def noted_settings(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> dict[str, Any]:
+    """What a stage's result depends on."""
+    return {**asdict(stage), "model": list(origin), "seed": settings.seed}
+
+
+def check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
+    """Raise `ValueError` if a stage was begun with other settings."""
+    file = folder_of(settings, stage) / SETTINGS
+    if not file.exists():
+        return
+    before, now = yaml.safe_load(file.read_text(encoding="utf-8")), noted_settings(settings, stage, origin)
+    for key, value in now.items():
+        if key in before and before[key] != value:
+            raise ValueError(
+                f"Stage {stage.name} was begun with {key} {before[key]!r}, but now it is {value!r}. Take the old "
+                f"setting or another output, or delete {file.parent} to begin the stage again."
+            )
+
+
+__all__ = ["MODEL", "SETTINGS", "as_list", "check_run", "folder_of", "noted_settings"]
