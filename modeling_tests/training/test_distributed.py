@@ -1,0 +1,230 @@
+"""Two processes compute what one does: with DistributedDataParallel, accelerate's FSDP2 and `shard_model`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import distributed_run as runs
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from factories import tiny_inputs, tiny_labels
+from transformers_lion import LionForConditionalGeneration
+from transformers_lion.training import STAGES, load_trainable
+from transformers_lion.training.distributed import (
+    UNITS,
+    check_sharded,
+    check_trained_dtypes,
+    prepare_for_fsdp,
+    use_float32_reductions,
+)
+
+TESTS = Path(__file__).parents[1]
+CONFIGS = TESTS.parent / "docs" / "configs"
+SAVED = ("model", "after_predictions")
+STAGE_NAMES = ("image_level", "region_level", "mixture")
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--mixed_precision", "no", "--config_file"]
+
+Results = dict[str, Any]
+
+
+def launch(launcher: list[str], *arguments: str | Path) -> Results:
+    """The results of two processes that `launcher` starts."""
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    process = subprocess.run(
+        [sys.executable, "-m", *launcher, str(TESTS / "training" / "distributed_run.py"), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    line = next(line for line in process.stdout.splitlines() if line.startswith("RESULT "))
+    return json.loads(line.removeprefix("RESULT "))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("distributed")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Results:
+    """One process, with the whole batch."""
+    return {stage: runs.train_stage(stage, folder / "alone" / stage) for stage in STAGE_NAMES}
+
+
+@pytest.fixture(scope="module")
+def data_parallel(folder: Path) -> Results:
+    return launch([*ACCELERATE, str(CONFIGS / "ddp_8_gpus.yaml")], "trainer", folder / "ddp", *STAGE_NAMES)
+
+
+@pytest.fixture(scope="module")
+def fully_sharded(folder: Path) -> Results:
+    """accelerate's FSDP2, by the configuration for GPUs, on CPUs that accelerate is told are GPUs."""
+    launcher = [*ACCELERATE, str(CONFIGS / "fsdp2_8_gpus.yaml")]
+    return launch(launcher, "fsdp", folder / "fsdp", "image_level", "mixture")
+
+
+@pytest.fixture(scope="module")
+def loop(folder: Path) -> Results:
+    return launch(TORCHRUN, "loop", folder / "loop")
+
+
+def flat(figures: list[list[float]]) -> list[float]:
+    return [number for step in figures for number in step]
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_data_parallel_steps_are_those_of_one_process(stage: str, data_parallel: Results, alone: Results) -> None:
+    found = data_parallel[stage]
+    assert (found["class"], found["held"], found["changed"]) == ("DistributedDataParallel", 1.0, [])
+    assert flat(found["figures"]) == pytest.approx(flat(alone[stage]["figures"]), rel=1e-5)
+
+
+def test_fsdp2_that_would_be_something_else_is_refused_by_name(data_parallel: Results) -> None:
+    assert "accelerate runs DistributedDataParallel (MULTI_CPU)" in data_parallel["refusal"]
+
+
+@pytest.mark.parametrize("stage", ["image_level", "mixture"])
+def test_fsdp2_steps_are_those_of_one_process(stage: str, fully_sharded: Results, alone: Results) -> None:
+    found = fully_sharded[stage]
+    assert found["class"] == "FSDPLionForConditionalGeneration"
+    assert found["held"] == pytest.approx(0.5, abs=0.01)
+    assert found["changed"] == []
+    expected = flat(alone[stage]["figures"])
+    assert flat(found["figures"][:1]) == pytest.approx(expected[:2], rel=1e-6)
+    assert flat(found["figures"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_fsdp2_goes_on_from_a_checkpoint_and_saves_the_same(fully_sharded: Results, folder: Path) -> None:
+    assert fully_sharded["again"]["figures"] == fully_sharded["mixture"]["figures"]
+    first, again = (load_file(folder / "fsdp" / "mixture" / name / "model.safetensors") for name in SAVED)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+
+def test_a_model_that_fsdp2_trained_is_saved_like_any_other(
+    fully_sharded: Results, alone: Results, folder: Path
+) -> None:
+    saved, expected = folder / "fsdp" / "mixture" / "model", folder / "alone" / "mixture" / "model"
+    config = json.loads((saved / "config.json").read_text())
+    assert config == json.loads((expected / "config.json").read_text())
+    model, reference = map(LionForConditionalGeneration.from_pretrained, (saved, expected))
+    batch = {**tiny_inputs(), "labels": tiny_labels()}
+    assert model(**batch).loss.item() == pytest.approx(reference(**batch).loss.item(), rel=1e-5)
+
+
+def test_fsdp2_generates_what_the_model_alone_does_though_lengths_differ(fully_sharded: Results, folder: Path) -> None:
+    model = LionForConditionalGeneration.from_pretrained(folder / "fsdp" / "mixture" / "model")
+    inputs = tiny_inputs()
+    for row, found in enumerate(fully_sharded["again"]["predictions"]):
+        own = {name: column[row : row + 1] for name, column in inputs.items()}
+        expected = model.generate(**own, max_new_tokens=4 + 4 * (row // 2))[0].tolist()
+        assert found == expected + [0] * (len(found) - len(expected))
+
+
+def test_a_sharded_loop_is_that_of_one_process(loop: Results) -> None:
+    assert loop["held"] == pytest.approx(0.5, abs=0.01)
+    assert loop["changed"] == []
+    assert loop["losses"] == pytest.approx(runs.run_steps(runs.stage_model("mixture")), rel=1e-5)
+
+
+@pytest.mark.parametrize("when", ["first_answers", "answers"])
+def test_a_sharded_model_generates_what_it_does_as_a_whole(when: str, loop: Results, folder: Path) -> None:
+    model = runs.stage_model("mixture").eval()
+    if when == "answers":
+        model = LionForConditionalGeneration.from_pretrained(folder / "loop" / "whole")
+    inputs = tiny_inputs()
+    for rank, found in enumerate(loop[when]):
+        own = {name: column.chunk(2)[rank] for name, column in inputs.items()}
+        assert found == model.generate(**own, num_beams=2, max_new_tokens=4 + 4 * rank).tolist()
+
+
+def test_what_was_trained_sharded_fits_onto_the_base(loop: Results, folder: Path) -> None:
+    base = runs.stage_model("mixture")
+    assert load_trainable(base, folder / "loop" / "trainable") == "mixture"
+    whole = LionForConditionalGeneration.from_pretrained(folder / "loop" / "whole")
+    for (name, found), wanted in zip(base.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(found, wanted), name
+
+
+def test_a_bfloat16_base_is_sharded_beside_adapters_in_float32(loop: Results) -> None:
+    assert loop["kept_dtypes"] == ["torch.bfloat16", "torch.float32"]
+    assert loop["bfloat16_losses"] == pytest.approx(loop["losses"], rel=0.02)
+
+
+def test_a_model_that_is_not_sharded_is_found_out_by_name() -> None:
+    model = runs.stage_model("mixture")
+    with pytest.raises(ValueError, match=r"298 parameters of this LionForConditionalGeneration as a whole, vision_"):
+        check_sharded(model)
+    with pytest.raises(ValueError, match=r"298 of the 298 parameters of this DataParallel as a whole, module.vision_"):
+        check_sharded(nn.DataParallel(model))
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_accelerate_is_told_of_the_units_that_the_stage_has(stage: str) -> None:
+    model = runs.stage_model(stage)
+    before = list(model.state_dict())
+    prepare_for_fsdp(model, "cpu")
+    absent = {
+        "image_level": {"LionAggregatorLayer", "LionAggregatorProjection"},
+        "region_level": {"InstructBlipQFormerEmbeddings", "InstructBlipQFormerLayer"},
+        "mixture": set(),
+    }
+    assert model._no_split_modules == [name for name in UNITS if name not in absent[stage]]
+    tied = [f"language_model.{part}.embed_tokens.weight" for part in ("encoder", "decoder")]
+    assert list(model.state_dict()) == [name for name in before if name not in tied]
+    model.load_state_dict(model.state_dict())
+
+
+def test_a_unit_that_trains_two_dtypes_is_refused() -> None:
+    model = runs.bfloat16_base(runs.stage_model("mixture"))
+    check_trained_dtypes(model)
+    model.language_model.encoder.block[0].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"LionT5Block trains layer\.0.* in torch.bfloat16, but .* in torch.float32"):
+        check_trained_dtypes(model)
+
+
+def test_gradients_are_summed_up_in_float32() -> None:
+    policy = SimpleNamespace(param_dtype=torch.bfloat16, reduce_dtype=torch.bfloat16, output_dtype=torch.bfloat16)
+    plugin = SimpleNamespace(mixed_precision_policy=policy)
+    use_float32_reductions(plugin)
+    found = plugin.mixed_precision_policy
+    assert (found.param_dtype, found.reduce_dtype, found.output_dtype) == (torch.bfloat16, torch.float32, None)
+
+
+@pytest.mark.parametrize("name", ["ddp_8_gpus", "fsdp2_8_gpus", "fsdp2_2_nodes"])
+def test_accelerate_knows_each_key_of_a_configuration(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert {*config.fsdp_config, *config.parallelism_config} <= options
+    shape = config.parallelism_config or {"": config.num_processes}
+    assert torch.tensor(list(shape.values())).prod() == config.num_processes == 8 * config.num_machines
+
+
+def test_deepspeeds_configuration_is_stage_three_and_leaves_the_trainer_its_own() -> None:
+    from accelerate.utils.deepspeed import HfDeepSpeedConfig
+
+    config = HfDeepSpeedConfig(str(CONFIGS / "deepspeed_zero3.json"))
+    assert config.is_zero3()
+    assert not config.is_offload()
+    automatic = {name for name, value in config.config.items() if value == "auto"}
+    assert automatic == {
+        "gradient_clipping", "gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu",
+    }  # fmt: skip
+
+
+def test_the_stages_are_those_that_are_trained_here() -> None:
+    assert {stage.name for stage in STAGES.values() if stage.number < 4} == set(STAGE_NAMES)
