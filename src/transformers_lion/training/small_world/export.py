@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from ...example import FOLDER
+from ...example import FOLDER, TAGGER
 
 MAX_BYTES = 12_000_000
 
@@ -42,7 +42,7 @@ def export(folder: Path, output: Path = FOLDER) -> int:
     """
     shutil.rmtree(output, ignore_errors=True)
     shutil.copytree(folder / "mixture", output)
-    shutil.copytree(folder / "tagger", output / "tagger")
+    shutil.copytree(folder / "tagger", output / TAGGER)
     for file in output.rglob("*.safetensors"):
         halve(file)
         file.chmod(0o644)

@@ -25,8 +25,8 @@ from .vocabulary import language_model_tokenizer, qformer_tokenizer
 
 BATCH_IMAGES, NUM_QUESTIONS = 12, 8
 FIRST_SCENE = {"image_level": 2_000_000, "region_level": 3_000_000, "mixture": 4_000_000}
-NUM_STEPS = {"image_level": 520, "region_level": 120, "mixture": 300}
-LEARNING_RATE = {"image_level": 2e-3, "region_level": 2e-3, "mixture": 1.2e-3}
+NUM_STEPS = {"image_level": 520, "region_level": 60, "mixture": 200}
+LEARNING_RATE = {"image_level": 2e-3, "region_level": 5e-5, "mixture": 1e-4}
 
 
 def make_processor() -> LionProcessor:
@@ -85,8 +85,8 @@ def train(
     processor = make_processor()
     arguments = TrainingArguments(
         f"{output}-training", per_device_train_batch_size=BATCH_IMAGES, max_steps=num_steps,
-        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=50, adam_beta2=0.98,
-        weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True, logging_steps=50, save_steps=save_steps,
+        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=max(10, num_steps // 10), adam_beta2=0.98,
+        weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True, logging_steps=20, save_steps=save_steps,
         save_total_limit=1, report_to=[], disable_tqdm=True, remove_unused_columns=False, seed=seed, data_seed=seed,
         label_names=["labels"],
     )  # fmt: skip
