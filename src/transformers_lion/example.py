@@ -85,7 +85,7 @@ def main() -> None:
         ("sketch", sketch(), SKETCH_QUESTIONS, SKETCH_PHRASES),
     ):
         print(f"{name}, {image.width} x {image.height}")
-        print(f"  tags     {', '.join(tagger([image])[0])}")
+        print(f"  tags     {', '.join(tagger([image])[0] or [])}")
         print(f"  caption  {pipe(image)[0]['generated_text']}")
         for question in questions:
             print(f"  ask      {question}  {pipe(image, text=question)[0]['generated_text']}")
