@@ -10,6 +10,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from training.record_files import good_record, png, write_json, write_pictures
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
-from transformers_lion.training import STAGES
+from transformers_lion.training import STAGES, preflight, runner
 from transformers_lion.training.settings import DataSettings, StageSettings, load_settings
 from transformers_lion.training.stages import check_fits
 
@@ -165,6 +166,16 @@ def test_a_model_that_is_half_written_is_written_again(workplace: Path) -> None:
     found = weights("mixture")
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert [step for step, *_ in losses("mixture")] == [1, 2]
+
+
+def test_each_stage_is_a_run_of_its_own_for_wandb(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda: ended.append(ran[-1])))
+    monkeypatch.setattr(preflight, "get_available_reporting_integrations", lambda: ["wandb"])
+    ran: list[str] = []
+    monkeypatch.setattr(runner, "run_stage", lambda settings, stage, *rest: ran.append(stage.name))
+    assert lion("report_to=[wandb]").exit_code == 0
+    assert ended == ran == ["image_level", "region_level", "mixture"]
 
 
 def test_bad_records_are_reported_in_the_stages_folder(workplace: Path) -> None:
