@@ -107,9 +107,7 @@ def test_an_optimizer_that_takes_no_groups_is_refused(
 
 
 def test_an_unknown_argument_is_refused_with_one_like_it(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"'warmup_step' is no argument .*; such are warmup_steps"
-    ):
+    with pytest.raises(ValueError, match=r"'warmup_step' is no argument .*; such are warmup_steps"):
         training_arguments(tmp_path, warmup_step=3)
 
 
