@@ -21,6 +21,7 @@ from transformers_lion.training.distributed import (
     UNITS,
     check_sharded,
     check_trained_dtypes,
+    gather_model,
     prepare_for_fsdp,
     use_float32_reductions,
 )
@@ -168,6 +169,11 @@ def test_a_model_that_is_not_sharded_is_found_out_by_name() -> None:
         check_sharded(model)
     with pytest.raises(ValueError, match=r"298 of the 298 parameters of this DataParallel as a whole, module.vision_"):
         check_sharded(nn.DataParallel(model))
+
+
+def test_a_model_that_is_not_sharded_is_its_own_whole() -> None:
+    model = runs.stage_model("mixture")
+    assert gather_model(model) is model
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)

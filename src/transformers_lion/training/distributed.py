@@ -287,13 +287,15 @@ def check_sharded(model: nn.Module) -> None:
 
 
 def gather_model(model: LionForConditionalGeneration) -> LionForConditionalGeneration | None:
-    """A whole copy of a sharded model, in the first process's CPU memory; to be saved by `save_pretrained`.
+    """A whole copy of a sharded model, in the first process's CPU memory; to be saved like any other.
 
     All processes must call this.
 
     Returns:
-        The copy, with the same parameters frozen; `None` in other processes.
+        The copy, with the same parameters frozen; `None` in other processes. A model that is not sharded itself.
     """
+    if not any(is_shard(parameter) for parameter in model.parameters()):
+        return model
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

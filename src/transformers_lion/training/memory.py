@@ -1,0 +1,248 @@
+"""What a training needs in memory on each device, computed from a configuration, without weights and without a GPU.
+
+Weights, gradients and the optimizer's numbers follow from counts of parameters. What a step adds is found by running
+one, forward and backward, on tensors that have shapes but no numbers, and summing up what is alive at each moment.
+
+Legend: n all parameters, t those that train, W devices that share a model.
+"""
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..configuration_lion import LionConfig
+from ..modeling_lion import LionForConditionalGeneration
+from .distributed import fsdp_units
+from .stages import Stage, apply_stage
+
+METHODS = ("ddp", "fsdp2", "zero3")
+
+FLOAT32, BFLOAT16 = 4, 2
+
+ZERO3_LIVE_PARAMETERS, ZERO3_BUCKETS = 500_000_000, 200_000_000
+"""Numbers of parameters, as in `docs/configs/deepspeed_zero3.json`: gathered at most, and in two buckets."""
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on one device.
+
+    Attributes:
+        weights: those that the device keeps, and float32 copies of trained ones where there are any.
+        gradients: of trained parameters.
+        optimizer: AdamW's two moments.
+        communication: buckets of gradients, and parameters that are gathered for the moment.
+        step: what a step keeps for the backward pass and needs to compute, at its highest.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    communication: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        """All of it; a GPU's libraries and gaps between tensors come on top."""
+        return sum(getattr(self, entry.name) for entry in fields(self))
+
+
+def training_memory(
+    config: LionConfig,
+    stage: str | int | Stage,
+    method: str = "ddp",
+    num_devices: int = 1,
+    *,
+    batch_size: int = 16,
+    prompt_length: int = 128,
+    question_length: int = 32,
+    answer_length: int = 32,
+    activation_checkpointing: bool = False,
+    compute_dtype: torch.dtype = torch.bfloat16,
+) -> TrainingMemory:
+    """Compute what a training with AdamW needs on each device. Weights are float32, as the recipe loads them.
+
+    Args:
+        config: of a model of the stage.
+        stage: name or number.
+        method: "ddp", "fsdp2" (as accelerate does it, sharded over all devices) or "zero3" (DeepSpeed, in bfloat16).
+        num_devices: that share one model under "fsdp2" and "zero3".
+        batch_size: on each device.
+        prompt_length: tokens of the tag sentence and the question.
+        question_length: tokens of the question for the Q-Former.
+        answer_length: tokens.
+        activation_checkpointing: compute activations twice instead of keeping them.
+        compute_dtype: float32, or what autocast (ddp) or gathered parameters (fsdp2) have.
+
+    Raises:
+        ValueError: if there is no such method; if the model is not the one that the stage trains.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, but must be one of {METHODS}.")
+    with torch.device("meta"):
+        model = ShapesOnly(config)
+    apply_stage(model, stage)
+    all_, trained = count(model), count(model, trained_only=True)
+    share = 1 if method == "ddp" else num_devices
+    gathered_dtype = torch.float32 if method == "ddp" else compute_dtype
+    weights = FLOAT32 * all_
+    if method == "zero3":
+        weights = BFLOAT16 * all_ + FLOAT32 * trained
+    communication = {"ddp": ddp_buckets, "fsdp2": fsdp2_gathered, "zero3": zero3_gathered}[method]
+    give_shapes = {
+        "input_ids": (batch_size, prompt_length),
+        "attention_mask": (batch_size, prompt_length),
+        "qformer_input_ids": (batch_size, question_length),
+        "qformer_attention_mask": (batch_size, question_length),
+        "labels": (batch_size, answer_length),
+        "task_type_ids": (batch_size,),
+    }
+    moments = 2 * FLOAT32 * trained
+    communicated = communication(model, gathered_dtype.itemsize)
+    step = step_bytes(model, give_shapes, gathered_dtype, compute_dtype, activation_checkpointing)
+    return TrainingMemory(
+        weights=math.ceil(weights / share),
+        gradients=math.ceil(FLOAT32 * trained / share),
+        optimizer=math.ceil(moments / share),
+        communication=communicated,
+        step=step,
+    )
+
+
+def count(module: nn.Module, trained_only: bool = False) -> int:
+    """Number of a module's parameters."""
+    return sum(value.numel() for value in module.parameters() if value.requires_grad or not trained_only)
+
+
+def ddp_buckets(model: LionForConditionalGeneration, itemsize: int) -> int:
+    """DistributedDataParallel copies all gradients into buckets."""
+    return FLOAT32 * count(model, trained_only=True)
+
+
+def fsdp2_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
+    """The unit that runs and the one that is fetched, `lm_head`, which stays, and gradients on their way to shards."""
+    sizes = sorted((count(unit) for unit in fsdp_units(model)), reverse=True)
+    trained = max(count(unit, trained_only=True) for unit in fsdp_units(model))
+    gathered = sum(sizes[:2]) + count(model.get_output_embeddings())
+    return itemsize * gathered + (itemsize + FLOAT32) * trained
+
+
+def zero3_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
+    """What the configuration allows."""
+    return BFLOAT16 * (min(ZERO3_LIVE_PARAMETERS, count(model)) + ZERO3_BUCKETS)
+
+
+# --- a step without numbers ---------------------------------------------------------------------------------------
+
+
+class ShapesOnly(LionForConditionalGeneration):
+    """LION without the check of task numbers: there are none to look at."""
+
+    def _embed_prompt(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        task_type_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        assert input_ids is not None
+        return self.embed_text(input_ids)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive.
+
+    Attributes:
+        now: of what was seen since the beginning.
+        peak: the most that it ever was.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def see(self, tensor: torch.Tensor) -> None:
+        """Count a tensor, unless it shares what is counted already."""
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._sizes:
+            return
+        self._sizes[storage._cdata] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.see(leaf)
+        return result
+
+
+def step_bytes(
+    model: ShapesOnly,
+    shapes: dict[str, tuple[int, ...]],
+    weights_dtype: torch.dtype,
+    compute_dtype: torch.dtype,
+    activation_checkpointing: bool,
+) -> int:
+    """The most that a forward and a backward pass need beside weights and gradients.
+
+    Args:
+        model: on the meta device, with a stage applied; it is used up.
+        shapes: of the inputs that are not pixels.
+    """
+    size = model.config.vision_config.image_size
+    with FakeTensorMode():
+        materialise(model, weights_dtype)
+        model.train()
+        if activation_checkpointing:
+            enable_activation_checkpointing(model)
+        inputs = {name: torch.ones(shape, dtype=torch.long) for name, shape in shapes.items()}
+        inputs["pixel_values"] = torch.ones(shapes["task_type_ids"] + (3, size, size), dtype=weights_dtype)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        counter = LiveBytes()
+        for tensor in (*model.parameters(), *model.buffers(), *gradients, *inputs.values()):
+            counter.see(tensor)
+        before = counter.now
+        with counter:
+            with torch.autocast("cpu", torch.bfloat16, enabled=compute_dtype is torch.bfloat16):
+                loss = model(**inputs).loss
+            loss.backward()
+    return counter.peak - before
+
+
+def materialise(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the parameters and buffers of a model on the meta device by ones on the CPU, with their gradients."""
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if parameter not in replaced:
+                new = nn.Parameter(torch.zeros(parameter.shape, dtype=dtype), requires_grad=parameter.requires_grad)
+                new.grad = torch.zeros_like(new) if new.requires_grad else None
+                replaced[parameter] = new
+            setattr(module, name, replaced[parameter])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+
+
+def enable_activation_checkpointing(model: Any) -> None:
+    """As the Trainer does it; transformers calls it so from 5.20 on."""
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
+
+
+__all__ = ["METHODS", "TrainingMemory", "training_memory"]
