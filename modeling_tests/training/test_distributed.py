@@ -19,6 +19,7 @@ from transformers_lion import LionForConditionalGeneration
 from transformers_lion.training import STAGES, load_trainable
 from transformers_lion.training.distributed import (
     UNITS,
+    check_processes,
     check_sharded,
     check_trained_dtypes,
     gather_model,
@@ -32,7 +33,7 @@ SAVED = ("model", "after_predictions")
 STAGE_NAMES = ("image_level", "region_level", "mixture")
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--mixed_precision", "no", "--config_file"]
+ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--config_file"]
 
 Results = dict[str, Any]
 
@@ -169,6 +170,13 @@ def test_a_model_that_is_not_sharded_is_found_out_by_name() -> None:
         check_sharded(model)
     with pytest.raises(ValueError, match=r"298 of the 298 parameters of this DataParallel as a whole, module.vision_"):
         check_sharded(nn.DataParallel(model))
+
+
+def test_processes_that_do_not_know_of_each_other_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it; the Trainer in this process finds no other
+    with pytest.raises(ValueError, match=r"2 processes were started, but the Trainer knows of 1\."):
+        check_processes(SimpleNamespace(world_size=1))
+    check_processes(SimpleNamespace(world_size=2))
 
 
 def test_a_model_that_is_not_sharded_is_its_own_whole() -> None:

@@ -32,11 +32,11 @@ FORWARD_METHODS = ("generate", "get_image_features")
 
 
 class FsdpCallback(TrainerCallback):
-    """Has the stock Trainer's FSDP2 run on LION as it should, or not at all. Without FSDP2 it does nothing.
+    """Has the stock Trainer's FSDP2 run on LION as it should, or not at all. Without FSDP2 it only checks processes.
 
     What it sees to: accelerate finds LION's units in each stage; tied embeddings are one module, without which FSDP2
-    stops; gradients are summed up in float32, and the loss is not rounded, when computing in bfloat16; processes that
-    generate shorter answers wait for the others; all processes begin with the same parameters.
+    stops; gradients are summed up in float32, and the loss is not rounded, when computing in bfloat16; all processes
+    begin with the same parameters.
 
     The Trainer takes no `optimizers=` together with FSDP: set `trainer.optimizer` afterwards.
     """
@@ -47,8 +47,9 @@ class FsdpCallback(TrainerCallback):
         """Prepare the model.
 
         Raises:
-            ValueError: if FSDP2 was asked for, but is not what accelerate would do.
+            ValueError: if FSDP2 was asked for, but is not what accelerate would do; if processes run side by side.
         """
+        check_processes(args)
         if fsdp_is_requested(args):
             use_float32_reductions(fsdp_plugin())
             prepare_for_fsdp(model, args.device)
@@ -63,6 +64,19 @@ class FsdpCallback(TrainerCallback):
         """
         if fsdp_is_requested(args):
             check_sharded(model)
+
+
+def check_processes(arguments: TrainingArguments) -> None:
+    """Raise `ValueError` if a launcher started several processes, of which the Trainer in each does not know.
+
+    It does not where there is no GPU, unless `use_cpu` is set: each process would train alone, into the same folder.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.world_size != started:
+        raise ValueError(
+            f"{started} processes were started, but the Trainer knows of {arguments.world_size}. On CPUs it needs "
+            "use_cpu=True to find the others."
+        )
 
 
 def fsdp_is_requested(arguments: TrainingArguments) -> bool:
@@ -116,9 +130,7 @@ def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
     units = [name for name in UNITS if name in present]
     for module in (model, lion):
         module._no_split_modules = units  # accelerate stops at a name that it does not find
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        for module in (model, lion, lion.language_model):
-            module._is_fsdp_managed_module = True  # generate waits for all processes
+    if dist.is_initialized():
         broadcast_trained(model, device)
 
 
@@ -320,6 +332,7 @@ __all__ = [
     "FORWARD_METHODS",
     "UNITS",
     "FsdpCallback",
+    "check_processes",
     "check_sharded",
     "fsdp_is_requested",
     "gather_model",

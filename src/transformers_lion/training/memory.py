@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..configuration_lion import LionConfig
 from ..modeling_lion import LionForConditionalGeneration
-from .distributed import fsdp_units
+from .distributed import fsdp_units, share_embeddings
 from .stages import Stage, apply_stage
 
 METHODS = ("ddp", "fsdp2", "zero3")
@@ -89,6 +89,7 @@ def training_memory(
         raise ValueError(f"method is {method!r}, but must be one of {METHODS}.")
     with torch.device("meta"):
         model = ShapesOnly(config)
+    share_embeddings(model.language_model)  # one unit
     apply_stage(model, stage)
     all_, trained = count(model), count(model, trained_only=True)
     share = 1 if method == "ddp" else num_devices
