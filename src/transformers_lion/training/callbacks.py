@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..modeling_lion import LionForConditionalGeneration
+from .distributed import gather_model
 from .stages import Stage
 from .trainable_checkpoints import INDEX, TENSORS, save_trainable
 
@@ -123,11 +124,14 @@ class TrainableCheckpointCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Have the files of `save_trainable` in the new checkpoint, which is complete at any moment."""
-        if not args.should_save or self._model is None:
+        if self._model is None:
+            return
+        model = gather_model(self._model)  # of what is sharded every process has a part
+        if not args.should_save or model is None:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         unfinished = folder / "trainable.unfinished"
-        save_trainable(self._model, unfinished, self.stage)
+        save_trainable(model, unfinished, self.stage)
         for name in (TENSORS, INDEX):
             os.replace(unfinished / name, folder / name)
         unfinished.rmdir()

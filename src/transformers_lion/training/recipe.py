@@ -21,6 +21,7 @@ from .answer_metrics import AnswerMetrics
 from .callbacks import CheckpointLogCallback, EvaluationConfigCallback, TrainableCheckpointCallback
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import FEATURES
+from .distributed import FsdpCallback
 from .stages import AGGREGATOR_PARTS, Stage
 
 ARGUMENTS: dict[str, Any] = {
@@ -175,7 +176,7 @@ def make_trainer(
         ValueError: if nothing is trained.
     """
     collator = LionDataCollator(processor) if collator is None else collator
-    own = [CheckpointLogCallback(), EvaluationConfigCallback(), CollatorEpochCallback(collator)]
+    own = [CheckpointLogCallback(), EvaluationConfigCallback(), CollatorEpochCallback(collator), FsdpCallback()]
     if trainable_only:
         own.append(TrainableCheckpointCallback(stage))
     metrics = None
@@ -192,9 +193,9 @@ def make_trainer(
         eval_dataset=eval_dataset,
         processing_class=processor,
         compute_metrics=metrics,
-        optimizers=(build_optimizer(model, arguments, aggregator_lr_multiplier), None),
         callbacks=[*own, *callbacks],
     )
+    trainer.optimizer = build_optimizer(model, arguments, aggregator_lr_multiplier)  # with FSDP it takes none above
     if "use_cache" not in noted:  # the Trainer notes it here, where LION does not read it, and it would be saved
         vars(model.config).pop("use_cache", None)
     return trainer

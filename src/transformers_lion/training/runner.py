@@ -25,6 +25,7 @@ from .augmentation import ImageAugmentation
 from .collator import LionDataCollator
 from .curves import draw_curves
 from .data import load_records, mix_datasets
+from .distributed import check_processes
 from .preflight import MODEL, SETTINGS, as_list, check_run, folder_of, noted_settings
 from .recipe import make_trainer, training_arguments
 from .report import RecordReport
@@ -67,6 +68,7 @@ def run_stage(
     kind, folder = get_stage(stage.stage), folder_of(settings, stage)
     folder.mkdir(parents=True, exist_ok=True)
     arguments = stage_arguments(settings, stage, folder, progress_bar)
+    check_processes(arguments)
     if arguments.should_save:
         write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
     set_seed(settings.seed)
