@@ -307,6 +307,15 @@ def test_a_trainable_checkpoint_holds_only_what_is_trained(trainable_run: Seq2Se
     assert type(AutoProcessor.from_pretrained(checkpoint)) is LionProcessor
 
 
+def test_for_a_trainable_checkpoint_the_trainer_never_writes_the_whole_model(
+    folder: Path, lion_folder: Path, tmp_path: Path
+) -> None:
+    trainer = build(folder, lion_folder, tmp_path / "output", trainable_only=True)
+    trainer.save_model(str(tmp_path / "saved"))
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == trained
+
+
 def test_a_trainable_checkpoint_goes_onto_its_base(
     trainable_run: Seq2SeqTrainer, lion_model: LionForConditionalGeneration
 ) -> None:
@@ -320,6 +329,18 @@ def test_nobody_takes_a_trainable_checkpoint_for_a_model(trainable_run: Seq2SeqT
     checkpoint = Path(trainable_run.args.output_dir) / f"checkpoint-{NUM_STEPS}"
     with pytest.raises(OSError, match=r"no file named model\.safetensors"):
         LionForConditionalGeneration.from_pretrained(checkpoint)
+
+
+def test_the_best_of_trainable_checkpoints_cannot_be_loaded(folder: Path, lion_folder: Path, tmp_path: Path) -> None:
+    options = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+    }
+    records = load_records(folder / "b.json")
+    with pytest.raises(ValueError, match="load_best_model_at_end needs checkpoints of the whole model"):
+        build(folder, lion_folder, tmp_path, arguments=options, trainable_only=True, eval_dataset=records)
 
 
 @pytest.mark.parametrize("again", [False, True])
