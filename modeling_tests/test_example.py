@@ -8,10 +8,10 @@ from transformers import AutoProcessor, pipeline
 from transformers_lion import ImageTagger, LionForConditionalGeneration, example_checkpoint
 from transformers_lion.drawing import draw_boxes
 from transformers_lion.example import EXAMPLE_SCENE, TAGGER, example_image, sketch
+from transformers_lion.grounding import box_iou
 from transformers_lion.training.small_world.evaluation import evaluate
 from transformers_lion.training.small_world.language import full_description
 from transformers_lion.training.small_world.scenes import sample_scene
-from transformers_lion.training.small_world.scoring import box_iou
 
 SCENE = sample_scene("test", EXAMPLE_SCENE)
 

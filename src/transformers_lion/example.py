@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 FOLDER = Path(__file__).parent / "example_checkpoint"
 TAGGER = "ram"
+EXAMPLE_SCENE = 3
 
 
 def example_checkpoint() -> str:
@@ -31,7 +32,7 @@ def example_checkpoint() -> str:
 
 
 def example_image(size: int = 400) -> Image.Image:
-    """A scene of the small world that no training saw: five objects, some alike.
+    """A scene of the small world that no training saw, with two objects of one colour.
 
     Args:
         size: width and height in pixels.
@@ -39,9 +40,6 @@ def example_image(size: int = 400) -> Image.Image:
     from .training.small_world.scenes import render, sample_scene
 
     return render(sample_scene("test", EXAMPLE_SCENE), size)
-
-
-EXAMPLE_SCENE = 3
 
 
 def sketch(width: int = 640, height: int = 480) -> Image.Image:

@@ -52,6 +52,20 @@ def scale_box(box: Box, image_size: tuple[int, int] | None) -> Box:
     return box[0] * width, box[1] * height, box[2] * width, box[3] * height
 
 
+def box_iou(first: Box, second: Box) -> float:
+    """Intersection over union of two boxes, 0 to 1; 0 for two without an area."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second))
+    return shared / (areas - shared) if areas > shared else 0.0
+
+
+def extract_boxes(text: str) -> list[Box]:
+    """All boxes of a text in their order, as fractions of the image."""
+    return [box for _, _, boxes in extract_entities(text)[1] for box in boxes]
+
+
 def extract_entities(text: str, image_size: tuple[int, int] | None = None) -> tuple[str, list[Entity]]:
     """Take the boxes out of a text.
 
@@ -83,4 +97,4 @@ def extract_entities(text: str, image_size: tuple[int, int] | None = None) -> tu
     return "".join([*pieces, text[done:].rstrip()]), entities
 
 
-__all__ = ["Box", "Entity", "extract_entities", "format_boxes", "parse_boxes", "scale_box"]
+__all__ = ["Box", "Entity", "box_iou", "extract_boxes", "extract_entities", "format_boxes", "parse_boxes", "scale_box"]

@@ -3,11 +3,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from transformers_lion.grounding import box_iou
 from transformers_lion.training.small_world.evaluation import caption_attributes, is_right, summarize
 from transformers_lion.training.small_world.language import Sample
 from transformers_lion.training.small_world.records import KINDS, SceneRecords, noisy_tags
 from transformers_lion.training.small_world.scenes import TAGS, sample_scene
-from transformers_lion.training.small_world.scoring import box_iou
 
 
 def test_iou_by_hand() -> None:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import EvalPrediction
 
-from ..grounding import Box, extract_entities
+from ..grounding import box_iou, extract_boxes
 from ..processing_lion import LionProcessor
-from .small_world.scoring import box_iou
 
 IGNORED = -100
 """What labels, and the Trainer's batches of ids, are padded with."""
@@ -68,13 +67,10 @@ class AnswerMetrics:
 
 def box_hits(answer: str, label: str, threshold: float) -> list[bool]:
     """For each box of a label, whether the answer's box at its place has an IoU of `threshold` or more with it."""
-    found = boxes_of(answer)
-    return [index < len(found) and box_iou(found[index], box) >= threshold for index, box in enumerate(boxes_of(label))]
-
-
-def boxes_of(text: str) -> list[Box]:
-    """All boxes of a text in their order."""
-    return [box for _, _, boxes in extract_entities(text)[1] for box in boxes]
+    found = extract_boxes(answer)
+    return [
+        index < len(found) and box_iou(found[index], box) >= threshold for index, box in enumerate(extract_boxes(label))
+    ]
 
 
 def mean(values: Sequence[bool]) -> float:

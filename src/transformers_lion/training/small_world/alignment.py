@@ -14,7 +14,7 @@ from torch import nn
 
 from ...modeling_lion import LionForConditionalGeneration
 from . import vision_pretraining
-from .language_pretraining import BACKGROUND, FIELDS, SceneWords
+from .language_pretraining import BACKGROUND, FIELDS, OBJECT, SceneWords
 from .loop import LoopSettings, run_loop
 from .pretrain import NUM_TOWER_SCENES, NUM_VALIDATION_SCENES, SymbolicLanguageModel, load_scenes
 
@@ -26,7 +26,7 @@ def cell_words(labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     """Labels of cells -> what `SceneWords` takes: (B, 1 + G * G, FIELDS) and (B, 1 + G * G, 4)."""
     shape = labels["shape"].flatten(1)
     fields = torch.zeros(*shape.shape, FIELDS, dtype=torch.long)
-    fields[..., 0] = (shape > 0) * 2
+    fields[..., 0] = (shape > 0) * OBJECT
     for index, name in enumerate(("color", "shape", "size"), start=1):
         fields[..., index] = labels[name].flatten(1)
     first = torch.zeros(len(shape), 1, FIELDS, dtype=torch.long)

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...grounding import extract_entities
+from ...grounding import box_iou, extract_boxes
 from ...modeling_lion import LionForConditionalGeneration
 from ...processing_lion import LionProcessor
 from ...ram import ImageTagger
 from .language import ASKERS, KIND_WEIGHTS, Sample
 from .records import noisy_tags
 from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, render, sample_scene
-from .scoring import box_iou
 
 THING = re.compile(rf"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 GROUND = re.compile(rf"({'|'.join(BACKGROUNDS)}) background")
@@ -44,9 +43,8 @@ def is_right(sample: Sample, answer: str) -> bool:
 
 def locate_iou(sample: Sample, answer: str) -> float:
     """IoU of the first box of an answer, 0 if it has none."""
-    truth = extract_entities(sample.answer)[1][0][2][0]
-    boxes = [box for _, _, found in extract_entities(answer)[1] for box in found]
-    return box_iou(boxes[0], truth) if boxes else 0.0
+    boxes = extract_boxes(answer)
+    return box_iou(boxes[0], extract_boxes(sample.answer)[0]) if boxes else 0.0
 
 
 def summarize(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:

@@ -8,7 +8,6 @@ no scene but a text that tells it.
 Shape letters: B samples, Q query slots, G cells on a side, D language-model width.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +24,8 @@ from .language import Sample, ask, full_description, roughen
 from .records import noisy_tags
 from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
 
-NOTHING, BACKGROUND = 0, 1
-"""Kinds of a vector of words beside an object's, which is 2."""
+BACKGROUND, OBJECT = 1, 2
+"""Kinds of a vector of words; 0 is of nothing."""
 
 FIELDS = 5
 """Kind, colour, shape, size and background of each vector; classes count from 1, 0 is unsaid."""
@@ -67,7 +66,7 @@ class SceneWords(nn.Module):
             embeds = embeds + embed(self.get_buffer(f"word_ids_{index}")[column]) * (column > 0).unsqueeze(-1)
         angles = boxes[..., None] * self.get_buffer("frequencies")  # (B, N, 4, frequencies)
         waves = torch.cat([boxes[..., None] * 4, angles.sin(), angles.cos()], dim=-1).flatten(-2)
-        embeds = embeds + self.box(waves) * (fields[..., 0] == 2).unsqueeze(-1)
+        embeds = embeds + self.box(waves) * (fields[..., 0] == OBJECT).unsqueeze(-1)
         return embeds + self.place.weight if on_grid else embeds
 
 
@@ -108,7 +107,7 @@ class SymbolicBatch:
 def object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Fields and boxes of the scene's objects, and of the background in the last row."""
     rows = [
-        (2, list(COLORS).index(x.color) + 1, SHAPES.index(x.shape) + 1, list(SIZES).index(x.size) + 1, 0)
+        (OBJECT, list(COLORS).index(x.color) + 1, SHAPES.index(x.shape) + 1, list(SIZES).index(x.size) + 1, 0)
         for x in scene.objects
     ]
     fields = np.array([*rows, (BACKGROUND, 0, 0, 0, BACKGROUNDS.index(scene.background) + 1)])
@@ -127,7 +126,7 @@ def blur(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a tower is unsure of: words left unsaid, a few of them wrong, boxes a little off."""
     fields = fields.copy()
-    is_object = fields[..., 0] == 2
+    is_object = fields[..., 0] == OBJECT
     for column, count in ((1, len(COLORS)), (2, len(SHAPES)), (3, len(SIZES))):
         wrong = generator.random(is_object.shape) < 0.03
         fields[..., column] = np.where(
@@ -227,29 +226,26 @@ def embed_batch(batch: SymbolicBatch, words: SceneWords, embed: nn.Module) -> tu
     return torch.cat([*parts, embed(batch.input_ids)], dim=1), torch.cat([ones, batch.attention_mask], dim=1)
 
 
-def batches(
+def step_batch(
     scenes: list[SymbolicScene],
     tokenizer: PreTrainedTokenizerBase,
     forms: dict[str, float],
     batch_size: int,
     num_slots: int,
     seed: int,
-    first_step: int = 0,
-) -> Iterator[list[SymbolicBatch]]:
-    """Batches without end, each of one form; step k is the same whatever step was the first.
+    step: int,
+) -> list[SymbolicBatch]:
+    """The batch of one step, of one form, drawn by the weights in `forms`.
 
-    Each comes in two parts, captions and other answers, so that little of it is padding.
+    It comes in two parts, captions and other answers, so that little of it is padding.
     """
-    step = first_step
-    while True:
-        generator = np.random.default_rng([seed, step])
-        form = str(generator.choice(list(forms), p=np.array(list(forms.values())) / sum(forms.values())))
-        chosen = [scenes[index] for index in generator.integers(len(scenes), size=batch_size)]
-        samples = [ask(generator, item.scene) for item in chosen]
-        parts = [[row for row, x in enumerate(samples) if (x.kind == "caption") == long] for long in (True, False)]
-        yield [
-            make_batch(generator, [chosen[i] for i in rows], tokenizer, form, num_slots, [samples[i] for i in rows])
-            for rows in parts
-            if rows
-        ]
-        step += 1
+    generator = np.random.default_rng([seed, step])
+    form = str(generator.choice(list(forms), p=np.array(list(forms.values())) / sum(forms.values())))
+    chosen = [scenes[index] for index in generator.integers(len(scenes), size=batch_size)]
+    samples = [ask(generator, item.scene) for item in chosen]
+    parts = [[row for row, x in enumerate(samples) if (x.kind == "caption") == long] for long in (True, False)]
+    return [
+        make_batch(generator, [chosen[i] for i in rows], tokenizer, form, num_slots, [samples[i] for i in rows])
+        for rows in parts
+        if rows
+    ]

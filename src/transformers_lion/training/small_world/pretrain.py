@@ -14,14 +14,13 @@ import torch
 from torch import nn
 
 from ...adapters import LionT5ForConditionalGeneration
-from ...grounding import extract_entities
 from . import language_pretraining, vision_pretraining
 from .architecture import GRID, IMAGE_SIZE, NUM_QUERY_TOKENS, TAPS, small_config
 from .cells import CellLabels, labelled_scenes
+from .evaluation import is_right
 from .language import ask
 from .language_pretraining import SceneWords, SymbolicBatch, SymbolicScene
 from .loop import LoopSettings, run_loop
-from .scoring import box_iou
 from .tagger_training import train_tagger
 from .vocabulary import language_model_tokenizer
 
@@ -124,12 +123,7 @@ def evaluate_language(model: SymbolicLanguageModel, scenes: Sequence[SymbolicSce
         batch = language_pretraining.make_batch(generator, chosen, tokenizer, form, NUM_QUERY_TOKENS, samples)
         ids = model.language_model.generate(**model.embed(batch), max_new_tokens=64, num_beams=1, do_sample=False)
         for sample, text in zip(samples, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-            good = text == sample.answer
-            if sample.kind == "locate":
-                boxes = [box for _, _, found in extract_entities(text)[1] for box in found]
-                truth = extract_entities(sample.answer)[1][0][2][0]
-                good = bool(boxes) and box_iou(boxes[0], truth) >= 0.5
-            right.setdefault(sample.kind, []).append(good)
+            right.setdefault(sample.kind, []).append(is_right(sample, text))
     return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
 
 
@@ -148,7 +142,7 @@ def train_language(folder: Path, seed: int = 0) -> None:
         while True:
             forms, num_slots = (EASY_FORMS, EASY_NUM_SLOTS) if step < easy else (ALL_FORMS, NUM_QUERY_TOKENS)
             seen = few if step < easy // 2 else scenes
-            yield next(language_pretraining.batches(seen, tokenizer, forms, LANGUAGE_BATCH, num_slots, seed, step))
+            yield language_pretraining.step_batch(seen, tokenizer, forms, LANGUAGE_BATCH, num_slots, seed, step)
             step += 1
 
     run_loop(

@@ -5,17 +5,16 @@
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ...image_processing_lion import LionImageProcessor
 from ...modeling_lion import LionForConditionalGeneration
 from ...processing_lion import LionProcessor
 from ..collator import LionDataCollator
+from ..resuming import train as train_or_resume
 from ..stage_models import combine_stages, start_stage
 from ..stages import Stage, apply_stage
 from .alignment import align
@@ -47,7 +46,9 @@ def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
     assert not unexpected, unexpected
     assert all(".adapter." in name for name in missing), missing
     if (folder / "aggregator.pt").exists():
-        model.load_state_dict(torch.load(folder / "aggregator.pt", weights_only=True), strict=False)
+        aligned = torch.load(folder / "aggregator.pt", weights_only=True)
+        unexpected = model.load_state_dict(aligned, strict=False).unexpected_keys
+        assert not unexpected, unexpected
     model.generation_config.update(
         num_beams=5, max_new_tokens=64, repetition_penalty=1.0, pad_token_id=0, eos_token_id=1
     )
@@ -91,8 +92,7 @@ def train(
         label_names=["labels"],
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=records, data_collator=LionDataCollator(processor))
-    last = get_last_checkpoint(arguments.output_dir) if os.path.isdir(arguments.output_dir) else None
-    trainer.train(resume_from_checkpoint=last)
+    train_or_resume(trainer)
     trainer.state.save_to_json(f"{output}-training/log.json")
     model.set_attn_implementation("sdpa")
     model.save_pretrained(output)

@@ -22,7 +22,6 @@ from .scenes import BACKGROUNDS, COLORS, SHAPES, TAGS
 
 TAGGER = LoopSettings(num_steps=1000, save_every=250)
 BATCH, SHAPE_WEIGHT = 64, 5.0
-MEAN, STD = RamImageProcessor.image_mean, RamImageProcessor.image_std
 
 
 def tag_labels(labels: CellLabels) -> torch.Tensor:
@@ -40,8 +39,7 @@ def tag_labels(labels: CellLabels) -> torch.Tensor:
 def to_tagger_pixels(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """(B, 3, H, W) in 0 to 1 -> (B, 3, size, size), resized and normalised nearly as by `RamImageProcessor`."""
     resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return (resized - mean) / std
+    return vision_pretraining.normalize(resized, RamImageProcessor)
 
 
 def batches(
@@ -49,11 +47,8 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Pixels (B, 3, size, size), tags (B, L) and shapes (B, G, G) without end, augmented as for the vision tower."""
     tags = tag_labels(labels)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (vision_pretraining.MEAN, vision_pretraining.STD))
-    numbered = vision_pretraining.batches(images, labels, BATCH, seed, first_step)
-    for step, (pixels, targets) in enumerate(numbered, start=first_step):
-        rows = vision_pretraining.batch_rows(len(images), BATCH, seed, step)
-        yield to_tagger_pixels(pixels * std + mean, size), tags[rows], targets["shape"]
+    for rows, pixels, targets in vision_pretraining.augmented_batches(images, labels, BATCH, seed, first_step):
+        yield to_tagger_pixels(pixels, size), tags[rows], targets["shape"]
 
 
 class TaggerWithShapes(nn.Module):
@@ -84,7 +79,7 @@ def scores(model: RamForImageTagging, images: np.ndarray) -> torch.Tensor:
     """(N, L) probabilities."""
     size, found = model.config.image_size[0], []
     for low in range(0, len(images), 100):
-        pixels = torch.from_numpy(images[low : low + 100]).permute(0, 3, 1, 2).float() / 255
+        pixels = vision_pretraining.to_pixels(images[low : low + 100])
         found.append(model(to_tagger_pixels(pixels, size)).logits.float().sigmoid())
     return torch.cat(found)
 

@@ -15,12 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...configuration_lion import LionVisionConfig
+from ...image_processing_lion import LionImageProcessor
 from ...modeling_lion import LionVisionModel
 from .cells import CellLabels
 from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
 CLASSES = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1}
 BOX_WEIGHT = 6.0
 MIDDLE_WEIGHT = 0.3
@@ -150,41 +149,55 @@ def batch_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
     return np.sort(order[place * batch_size : (place + 1) * batch_size])
 
 
-def batches(
+def to_pixels(images: np.ndarray) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in 0 to 1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def normalize(pixels: torch.Tensor, processor: type[LionImageProcessor] = LionImageProcessor) -> torch.Tensor:
+    """(B, 3, H, W) in 0 to 1 -> the same with the statistics of an image processor."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    return (pixels - mean) / std
+
+
+def augmented_batches(
     images: np.ndarray, labels: CellLabels, batch_size: int, seed: int, first_step: int = 0
-) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """Normalised and augmented batches without end; step k is the same whatever step was the first.
+) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
+    """Augmented batches without end; step k is the same whatever step was the first.
 
     Yields:
-        (B, 3, H, W) pixels, and the labels.
+        (B,) numbers of the images, (B, 3, H, W) pixels in 0 to 1, and the labels.
     """
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     step = first_step
     while True:
         rows = batch_rows(len(images), batch_size, seed, step)
-        pixels = torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255
         chosen = labels[rows]
         generator = torch.Generator().manual_seed(hash((seed, step)) % 2**31)
         targets = {name: torch.from_numpy(getattr(chosen, name)) for name in (*CLASSES, "box", "background")}
-        pixels, targets = augment(pixels, targets, generator)
-        yield (pixels - mean) / std, targets
+        yield rows, *augment(to_pixels(images[rows]), targets, generator)
         step += 1
+
+
+def batches(
+    images: np.ndarray, labels: CellLabels, batch_size: int, seed: int, first_step: int = 0
+) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """As `augmented_batches`, the pixels (B, 3, H, W) normalised as for LION, without the numbers."""
+    for _, pixels, targets in augmented_batches(images, labels, batch_size, seed, first_step):
+        yield normalize(pixels), targets
 
 
 @torch.no_grad()
 def evaluate(model: DenseLabelModel, images: np.ndarray, labels: CellLabels, batch_size: int = 100) -> dict[str, float]:
     """Share of object cells whose class is right, of all cells that are told from the background, and box error."""
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     model.eval()
     sums: dict[str, float] = {}
     inside_total = 0
     for low in range(0, len(images), batch_size):
         rows = slice(low, low + batch_size)
-        pixels = (torch.from_numpy(images[rows]).permute(0, 3, 1, 2).float() / 255 - mean) / std
-        predictions, chosen = model(pixels)[0], labels[rows]
+        predictions, chosen = model(normalize(to_pixels(images[rows])))[0], labels[rows]
         inside = torch.from_numpy(chosen.shape).flatten(1) > 0
         inside_total += int(inside.sum())
-        scores = {"object": ((predictions["shape"].argmax(-1) > 0) == inside).float().mean(1).sum() * 1.0}
+        scores = {"object": ((predictions["shape"].argmax(-1) > 0) == inside).float().mean(1).sum()}
         for name in CLASSES:
             right = predictions[name].argmax(-1) == torch.from_numpy(getattr(chosen, name)).flatten(1)
             scores[name] = (right & inside).sum().float()
