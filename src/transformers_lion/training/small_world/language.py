@@ -4,7 +4,7 @@ All are true by construction: each is written from the scene's geometry, and an 
 one object alone. Wordings vary; answers are in one form. The kinds and how often they are asked are in `KIND_WEIGHTS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -417,14 +417,20 @@ ASKERS: dict[str, Callable[[np.random.Generator, Scene], Sample | None]] = {
 }  # fmt: skip
 
 
-def ask(generator: np.random.Generator, scene: Scene, kinds: Sequence[str] = tuple(KIND_WEIGHTS)) -> Sample:
+def ask(
+    generator: np.random.Generator,
+    scene: Scene,
+    kinds: Sequence[str] = tuple(KIND_WEIGHTS),
+    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+) -> Sample:
     """A sample of one of the kinds, drawn by their weights.
 
     Args:
         generator: decides on everything.
         kinds: to draw from. If a scene does not allow one (relations of a single object), another is drawn.
+        kind_weights: how often each kind is drawn, beside the others.
     """
-    weights = np.array([KIND_WEIGHTS[kind] for kind in kinds])
+    weights = np.array([kind_weights[kind] for kind in kinds])
     while True:
         kind = str(generator.choice(list(kinds), p=weights / weights.sum()))
         sample = ASKERS[kind](generator, scene)

@@ -8,6 +8,7 @@ no scene but a text that tells it.
 Shape letters: B samples, Q query slots, G cells on a side, D language-model width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from ...adapters import LionT5ForConditionalGeneration
 from ...grounding import format_boxes
 from ...processing_lion import TAG_PROMPT
 from .cells import cell_objects
-from .language import Sample, ask, full_description, roughen
+from .language import KIND_WEIGHTS, Sample, ask, full_description, roughen
 from .records import noisy_tags
 from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
 
@@ -92,6 +93,8 @@ class SymbolicBatch:
         labels: (B, L), padded with -100.
         asked: (B, Q + 1 + G * G) or what of it there is: 1 where a vector is of an object that the question is about, 0
             where it is not, -1 where the question is about none in particular.
+        first: of the same shape, for questions about how one object lies to another: 1 where a vector is of the one, 0
+            where it is of the other, -1 elsewhere.
     """
 
     slots: torch.Tensor | None
@@ -102,6 +105,7 @@ class SymbolicBatch:
     attention_mask: torch.Tensor
     labels: torch.Tensor
     asked: torch.Tensor
+    first: torch.Tensor
 
 
 def object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -173,7 +177,7 @@ def make_batch(
         tag_share: of the prompts, those that have a sentence of tags.
     """
     samples = samples or [ask(generator, item.scene) for item in scenes]
-    slots, slot_boxes, cells, cell_boxes, asked = [], [], [], [], []
+    slots, slot_boxes, cells, cell_boxes, asked, first = [], [], [], [], [], []
     for item, sample in zip(scenes, samples, strict=True):
         shown: list[np.ndarray] = []
         fields, boxes = object_table(item.scene)
@@ -192,8 +196,11 @@ def make_batch(
             cells.append(kept[0])
             cell_boxes.append(kept[1])
             shown.append(rows)
-        about = np.isin(np.concatenate([*shown, np.empty(0, dtype=int)]), sample.about or ()).astype(np.float32)
+        held = np.concatenate([*shown, np.empty(0, dtype=int)])
+        about = np.isin(held, sample.about or ()).astype(np.float32)
         asked.append(about - (2 * about + 1 if sample.about is None else 0))
+        pair = sample.about if sample.kind == "relation" and sample.about else (-2, -2)
+        first.append(np.where(held == pair[0], 1.0, np.where(held == pair[1], 0.0, -1.0)).astype(np.float32))
     questions = []
     for item, sample in zip(scenes, samples, strict=True):
         tags = ", ".join(noisy_tags(generator, item.scene))
@@ -211,6 +218,7 @@ def make_batch(
         stacked(cells, torch.long), stacked(cell_boxes, torch.float32),
         prompt["input_ids"], prompt["attention_mask"],
         labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100), torch.from_numpy(np.stack(asked)),
+        torch.from_numpy(np.stack(first)),
     )  # fmt: skip
 
 
@@ -234,6 +242,8 @@ def step_batch(
     num_slots: int,
     seed: int,
     step: int,
+    kind_weights: Mapping[str, float] = KIND_WEIGHTS,
+    tag_share: float = 0.35,
 ) -> list[SymbolicBatch]:
     """The batch of one step, of one form, drawn by the weights in `forms`.
 
@@ -242,10 +252,12 @@ def step_batch(
     generator = np.random.default_rng([seed, step])
     form = str(generator.choice(list(forms), p=np.array(list(forms.values())) / sum(forms.values())))
     chosen = [scenes[index] for index in generator.integers(len(scenes), size=batch_size)]
-    samples = [ask(generator, item.scene) for item in chosen]
+    samples = [ask(generator, item.scene, kind_weights=kind_weights) for item in chosen]
     parts = [[row for row, x in enumerate(samples) if (x.kind == "caption") == long] for long in (True, False)]
     return [
-        make_batch(generator, [chosen[i] for i in rows], tokenizer, form, num_slots, [samples[i] for i in rows])
+        make_batch(
+            generator, [chosen[i] for i in rows], tokenizer, form, num_slots, [samples[i] for i in rows], tag_share
+        )
         for rows in parts
         if rows
     ]

@@ -1,7 +1,8 @@
 """Stage 0 of the small world: `python -m transformers_lion.training.small_world.pretrain PART FOLDER`.
 
-The parts are the vision tower, the language model and the tagger. Each can be killed and started again. They are
-independent of each other, so they can run side by side, each on one core (`OMP_NUM_THREADS=1`).
+The parts are the vision tower, the language model (first `language`, then `tag_language`) and the tagger. Each can be
+killed and started again. The three are independent, so they can run side by side, each on one core
+(`OMP_NUM_THREADS=1`).
 """
 
 import argparse
@@ -34,7 +35,15 @@ ALL_FORMS = {"slots": 0.28, "cells": 0.42, "both": 0.22, "text": 0.08}
 EASY_SHARE, EASY_NUM_SLOTS = 0.5, 8
 """Share of the language model's steps that hold only the short forms of scenes, and the length of these."""
 
-POINTING_WEIGHT = 2.0
+TAG_LANGUAGE = LoopSettings(num_steps=3400, learning_rate=2.5e-3, decay=0.5, save_every=200)
+TAG_SHARE = 0.65
+TAG_KIND_WEIGHTS = {
+    "caption": 0.12, "existence": 0.12, "color": 0.07, "shape": 0.07, "count": 0.1, "relation": 0.16, "size": 0.04,
+    "background": 0.02, "locate": 0.18, "describe": 0.12,
+}  # fmt: skip
+"""The language model's second part: most prompts have tags, and what the first part left hardest is asked more."""
+
+POINTING_WEIGHT, ORDER_WEIGHT = 2.0, 1.0
 MAX_NUM_EASY = 3
 """Objects of the scenes in the first half of these steps."""
 
@@ -73,15 +82,20 @@ def train_tower(folder: Path, seed: int = 0) -> None:
 
 
 class SymbolicLanguageModel(nn.Module):
-    """The language model with what shows it scenes in words, and a read-out of where it looks; both are thrown away."""
+    """The language model with what shows it scenes in words, and read-outs of where it looks; all these are thrown away.
 
-    def __init__(self) -> None:
+    Args:
+        order: also read out which of two objects a question names first.
+    """
+
+    def __init__(self, order: bool = False) -> None:
         super().__init__()
         config = small_config("qformer").text_config
         config._attn_implementation = "eager"
         self.language_model = LionT5ForConditionalGeneration(config)
         self.scene_words = SceneWords(language_model_tokenizer(), config.d_model, GRID)
         self.pointer = nn.Linear(config.d_model, 1)
+        self.order_pointer = nn.Linear(config.d_model, 1) if order else None
         language_pretraining.prepare_small_language_model(self.language_model)
         for name, parameter in self.language_model.named_parameters():
             parameter.requires_grad_(".adapter." not in name)
@@ -102,39 +116,56 @@ class SymbolicLanguageModel(nn.Module):
             outputs = self.language_model(**self.embed(part), labels=part.labels)
             losses = nn.functional.cross_entropy(outputs.logits.float().transpose(1, 2), part.labels, reduction="none")
             total = total + (losses.sum(1) / (part.labels != -100).sum(1)).sum()
-            total = total + self.pointing_loss(outputs.encoder_last_hidden_state, part.asked) * len(part.labels)
+            states = outputs.encoder_last_hidden_state
+            pointing = POINTING_WEIGHT * read_out_loss(self.pointer, states, part.asked)
+            if self.order_pointer is not None:
+                pointing = pointing + ORDER_WEIGHT * read_out_loss(self.order_pointer, states, part.first)
+            total = total + pointing * len(part.labels)
         return total / sum(len(part.labels) for part in parts)
 
-    def pointing_loss(self, hidden_states: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of a linear read-out of (B, N, D) against `asked`, (B, N') with N' up to N."""
-        logits = self.pointer(hidden_states[:, : asked.shape[1]]).squeeze(-1).float()
-        known = (asked >= 0).float()
-        losses = nn.functional.binary_cross_entropy_with_logits(logits, asked.clamp(min=0), reduction="none")
-        return POINTING_WEIGHT * (losses * known).sum() / known.sum().clamp(min=1)
+
+def read_out_loss(read_out: nn.Module, hidden_states: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a linear read-out of (B, N, D) against 0 and 1, (B, N') with N' up to N; -1 is left out."""
+    logits = read_out(hidden_states[:, : expected.shape[1]]).squeeze(-1).float()
+    known = (expected >= 0).float()
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, expected.clamp(min=0), reduction="none")
+    return (losses * known).sum() / known.sum().clamp(min=1)
 
 
-def evaluate_language(model: SymbolicLanguageModel, scenes: Sequence[SymbolicScene], form: str) -> dict[str, Any]:
+def evaluate_language(
+    model: SymbolicLanguageModel, scenes: Sequence[SymbolicScene], form: str, tag_share: float = 0.35
+) -> dict[str, Any]:
     """Share of right answers of each kind; of boxes, those with an IoU of a half or more."""
     tokenizer, generator = language_model_tokenizer(), np.random.default_rng(7)
     right: dict[str, list[bool]] = {}
     for low in range(0, len(scenes), 100):
         chosen = list(scenes[low : low + 100])
         samples = [ask(generator, item.scene) for item in chosen]
-        batch = language_pretraining.make_batch(generator, chosen, tokenizer, form, NUM_QUERY_TOKENS, samples)
+        batch = language_pretraining.make_batch(generator, chosen, tokenizer, form, NUM_QUERY_TOKENS, samples, tag_share)
         ids = model.language_model.generate(**model.embed(batch), max_new_tokens=64, num_beams=1, do_sample=False)
         for sample, text in zip(samples, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             right.setdefault(sample.kind, []).append(is_right(sample, text))
     return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
 
 
+def language_scenes() -> tuple[list[SymbolicScene], list[SymbolicScene]]:
+    """Scenes for the language model: those to train on, and unseen ones."""
+    build, first = SymbolicScene.build, FIRST_LANGUAGE_SCENE
+    scenes = [build("train", index, 0, GRID) for index in range(first, first + NUM_LANGUAGE_SCENES)]
+    return scenes, [build("validation", index, 0, GRID) for index in range(300)]
+
+
+def is_language_matrix(name: str) -> bool:
+    """Whether a parameter of the language model belongs to Muon if it is a matrix."""
+    return ".block." in name and "relative" not in name
+
+
 def train_language(folder: Path, seed: int = 0) -> None:
     """Train the language model, and save it as `language.pt`."""
     torch.manual_seed(seed)
-    build, tokenizer = SymbolicScene.build, language_model_tokenizer()
-    first = FIRST_LANGUAGE_SCENE
-    scenes = [build("train", index, 0, GRID) for index in range(first, first + NUM_LANGUAGE_SCENES)]
+    tokenizer = language_model_tokenizer()
+    scenes, unseen = language_scenes()
     few = [item for item in scenes if len(item.scene.objects) <= MAX_NUM_EASY]
-    unseen = [build("validation", index, 0, GRID) for index in range(300)]
     model = SymbolicLanguageModel()
     easy = int(EASY_SHARE * LANGUAGE.num_steps)
 
@@ -146,22 +177,52 @@ def train_language(folder: Path, seed: int = 0) -> None:
             step += 1
 
     run_loop(
-        model, model.loss, batches_from, lambda name: ".block." in name and "relative" not in name, LANGUAGE,
-        folder / "language",
+        model, model.loss, batches_from, is_language_matrix, LANGUAGE, folder / "language",
         lambda: {form: evaluate_language(model, unseen, form) for form in ("slots", "cells")},
+    )  # fmt: skip
+    torch.save(model.language_model.state_dict(), folder / "language.pt")
+
+
+def train_tag_language(folder: Path, seed: int = 0) -> None:
+    """Go on with the language model, mostly with tags in its prompts, and save it as `language.pt`."""
+    torch.manual_seed(seed)
+    tokenizer = language_model_tokenizer()
+    scenes, unseen = language_scenes()
+    model = SymbolicLanguageModel(order=True)
+    saved = torch.load(folder / "language" / "checkpoint.pt", weights_only=True)["model"]
+    missing, unexpected = model.load_state_dict(saved, strict=False)
+    assert not unexpected, unexpected
+    assert all(name.startswith("order_pointer.") for name in missing), missing
+
+    def batches_from(step: int) -> Any:
+        while True:
+            yield language_pretraining.step_batch(
+                scenes, tokenizer, ALL_FORMS, LANGUAGE_BATCH, NUM_QUERY_TOKENS, seed + 1, step, TAG_KIND_WEIGHTS,
+                TAG_SHARE,
+            )  # fmt: skip
+            step += 1
+
+    run_loop(
+        model, model.loss, batches_from, is_language_matrix, TAG_LANGUAGE, folder / "tag_language",
+        lambda: {
+            f"{form}, {share:.0%} with tags": evaluate_language(model, unseen, form, share)
+            for form, share in (("cells", 0.0), ("cells", 1.0))
+        },
     )  # fmt: skip
     torch.save(model.language_model.state_dict(), folder / "language.pt")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("tower", "language", "tagger"))
+    parser.add_argument("part", choices=("tower", "language", "tag_language", "tagger"))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.part == "tower":
         train_tower(options.folder)
     elif options.part == "language":
         train_language(options.folder)
+    elif options.part == "tag_language":
+        train_tag_language(options.folder)
     else:
         seen, unseen = (
             load_scenes(options.folder, split, count)

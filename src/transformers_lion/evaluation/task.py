@@ -1,0 +1,86 @@
+"""What an evaluation is made of: examples, predictions, and a task that loads the first and scores the second.
+
+A task knows no model. `runner.py` turns examples into predictions with one; any other program may write them too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about an image, and what counts as its answer.
+
+    Attributes:
+        id: unlike those of all other examples of the file.
+        image: file, relative to the folder of images.
+        question: as it is put to the model.
+        references: what the task scores against, as JSON has it; each task says what it is.
+        task_type: "image_level" or "region_level".
+        candidates: answers to rank by their likelihood; none where an answer is generated.
+        group: of the file's examples, such as a split; "" where there is one alone.
+        tags: of the image, where the file has them.
+    """
+
+    id: str
+    image: str
+    question: str
+    references: Any
+    task_type: str = "image_level"
+    candidates: tuple[str, ...] = ()
+    group: str = ""
+    tags: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer to an example.
+
+    Attributes:
+        id: the example's.
+        answer: the text; for ranked candidates, the likeliest.
+        scores: log-likelihood of each candidate, in their order.
+    """
+
+    id: str
+    answer: str
+    scores: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What predictions are worth.
+
+    Attributes:
+        figures: by name; the task says which and in what unit.
+        per_example: by the example's id, higher is better: what the worst cases are found by.
+    """
+
+    figures: dict[str, float]
+    per_example: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way to evaluate.
+
+    Attributes:
+        name: on the command line.
+        load: from the data's file and the folder of images to examples.
+        score: from examples and predictions to figures. An example without a prediction is an error.
+        headline: the figure that the paper gives.
+        max_new_tokens: of a generated answer.
+        paper: by data set and model, the paper's value of `headline`, in the same unit.
+    """
+
+    name: str
+    load: Callable[[Path, Path | None], list[Example]]
+    score: Callable[[Sequence[Example], Sequence[Prediction]], Scores]
+    headline: str
+    max_new_tokens: int = 32
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+__all__ = ["Example", "Prediction", "Scores", "Task"]
