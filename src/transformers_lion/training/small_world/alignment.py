@@ -61,8 +61,9 @@ def align(folder: Path, model: LionForConditionalGeneration, seed: int = 0) -> N
     """Train the aggregator of `model`, and save aggregator and projection as `folder/aggregator.pt`."""
     images, labels = load_scenes(folder, "train", NUM_TOWER_SCENES)
     unseen = load_scenes(folder, "validation", NUM_VALIDATION_SCENES)
-    told = SymbolicLanguageModel(order=True)
-    saved = torch.load(folder / "tag_language" / "checkpoint.pt", weights_only=True)
+    file = folder / "tag_language" / "checkpoint.pt"
+    told = SymbolicLanguageModel(order=file.exists())
+    saved = torch.load(file if file.exists() else folder / "language" / "checkpoint.pt", weights_only=True)
     told.load_state_dict(saved["model"])
     model.set_attn_implementation("eager")
     learner = AlignedAggregator(model, told.scene_words, told.language_model.shared)

@@ -82,7 +82,7 @@ def train_tower(folder: Path, seed: int = 0) -> None:
 
 
 class SymbolicLanguageModel(nn.Module):
-    """The language model with what shows it scenes in words, and read-outs of where it looks; all these are thrown away.
+    """The language model with what shows it scenes in words and read-outs of where it looks, both thrown away.
 
     Args:
         order: also read out which of two objects a question names first.
@@ -141,7 +141,9 @@ def evaluate_language(
     for low in range(0, len(scenes), 100):
         chosen = list(scenes[low : low + 100])
         samples = [ask(generator, item.scene) for item in chosen]
-        batch = language_pretraining.make_batch(generator, chosen, tokenizer, form, NUM_QUERY_TOKENS, samples, tag_share)
+        batch = language_pretraining.make_batch(
+            generator, chosen, tokenizer, form, NUM_QUERY_TOKENS, samples, tag_share
+        )
         ids = model.language_model.generate(**model.embed(batch), max_new_tokens=64, num_beams=1, do_sample=False)
         for sample, text in zip(samples, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
             right.setdefault(sample.kind, []).append(is_right(sample, text))
