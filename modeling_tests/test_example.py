@@ -6,9 +6,8 @@ import torch
 from transformers import AutoProcessor, pipeline
 
 from transformers_lion import ImageTagger, LionForConditionalGeneration, example_checkpoint
-from transformers_lion.drawing import draw_boxes
 from transformers_lion.example import EXAMPLE_SCENE, TAGGER, example_image, sketch
-from transformers_lion.grounding import box_iou
+from transformers_lion.grounding import box_iou, draw_boxes
 from transformers_lion.training.small_world.evaluation import evaluate
 from transformers_lion.training.small_world.language import full_description
 from transformers_lion.training.small_world.scenes import sample_scene

@@ -5,8 +5,8 @@ Importing the package makes transformers' Auto classes and pipelines know LION; 
 
 from .adapters import LionT5ForConditionalGeneration
 from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
-from .drawing import draw_boxes
 from .example import example_checkpoint
+from .grounding import draw_boxes
 from .image_processing_lion import LionImageProcessor
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, LionPreTrainedModel, LionSeq2SeqLMOutput
 from .pipelines import LionImageToTextPipeline

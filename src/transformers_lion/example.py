@@ -67,7 +67,7 @@ def main() -> None:
     """Tag, caption, ask and locate in two pictures; print the answers and write the pictures with boxes."""
     from transformers import logging, pipeline
 
-    from .drawing import draw_boxes
+    from .grounding import draw_boxes
     from .ram import ImageTagger
 
     parser = argparse.ArgumentParser(prog="python -m transformers_lion.example", description="Show LION at work.")

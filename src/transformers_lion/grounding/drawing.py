@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .grounding import Entity
+from .boxes import Entity
 
 PALETTE = ("#e6194b", "#0b6e4f", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#000075")
 """Colours of the boxes, one entity after the other; white text is readable on each."""
