@@ -7,8 +7,10 @@ from types import FrameType
 
 from safetensors import SafetensorError
 
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-"""Exit codes, as shells count them."""
+from transformers_lion.cli.common import INTERRUPTED, sentence
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code, as shells count it, beside `INTERRUPTED`."""
 
 
 class Terminated(BaseException):
@@ -40,12 +42,3 @@ def run_command(action: Callable[[], bool]) -> int:
 def terminate(number: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
     raise Terminated
-
-
-def sentence(error: Exception) -> str:
-    """What an error says, on one line; the system's own errors begin with the file."""
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        name = error.filename2 or error.filename
-        text = f"{name}: {error.strerror}." if name else f"{error.strerror}."
-    return " ".join(text.splitlines())

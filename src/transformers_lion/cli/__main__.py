@@ -1,0 +1,5 @@
+"""`python -m transformers_lion.cli`, for `torchrun` and `accelerate launch`."""
+
+from . import main
+
+main()

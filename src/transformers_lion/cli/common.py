@@ -1,0 +1,92 @@
+"""What all commands do alike: errors of the user's in one line, exit codes, messages, extras."""
+
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from safetensors import SafetensorError
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C stopped, as shells count it."""
+PIPE_CLOSED = 128 + 13
+"""Exit code where nobody reads the output any more, as of what SIGPIPE ends; Windows has no such signal."""
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def run_action(action: Callable[[], bool | None], debug: bool) -> None:
+    """Run a command's action; an error of the user's becomes one line and exit code 1.
+
+    Args:
+        action: returns `False` if something failed that it has reported itself.
+        debug: let errors through.
+
+    Raises:
+        typer.Exit: unless all went well.
+    """
+    try:
+        if action() is False:
+            raise typer.Exit(1)
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes what is left when it ends
+        raise typer.Exit(PIPE_CLOSED) from error
+    except (ValueError, OSError, SafetensorError) as error:
+        if debug:
+            raise
+        report(error)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        report("interrupted.")
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def report(error: Exception | str) -> None:
+    """Write an error in one line to stderr."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
+    console.print(f"error: {error if isinstance(error, str) else sentence(error)}", style="red")
+
+
+def speaker() -> Callable[[str], None]:
+    """What prints messages, once where several processes run the command."""
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
+    return console.print
+
+
+def hide_progress_bars() -> None:
+    """Have transformers and datasets, if it is there, show none."""
+    from transformers.utils import logging
+
+    if importlib.util.find_spec("datasets") is not None:
+        import datasets
+
+        datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
+def require(command: str, extra: str, packages: Sequence[str]) -> None:
+    """Raise `ValueError` naming the extra if a package that a command needs is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{command} needs {', '.join(missing)}, which the extra {extra!r} brings: "
+            f'pip install "transformers-lion[{extra}]".'
+        )
+
+
+def show_progress() -> bool:
+    """Whether somebody sees a progress bar: stdout is for results, and stderr may be a file."""
+    return sys.stderr.isatty()
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, on one line; the system's own errors begin with the file."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename2 or error.filename
+        text = f"{name}: {error.strerror}." if name else f"{error.strerror}."
+    return " ".join(text.split())
