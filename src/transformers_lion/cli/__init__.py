@@ -1,7 +1,7 @@
 """The command `lion`. It is thin: its commands, a file each, call the library.
 
-Exit codes: 0 if all went well; 1 after an error, which is one line on stderr (`--debug` shows where it came from); 2 for
-a wrong command line; 130 after Ctrl-C.
+Exit codes: 0 if all went well; 1 after an error, which is one line on stderr (`--debug` shows where it came from); 2
+for a wrong command line; 130 after Ctrl-C.
 """
 
 import typer
