@@ -1,0 +1,214 @@
+"""Files of data -> their records, each of which knows where it stands.
+
+A file is JSON (a list of records, an object that maps ids to them, or an object with lists in it) or JSON Lines,
+whatever its name ends with. Nothing here knows a task.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+TAG_SEPARATOR = ", "
+"""Of tags that stand in one text, as they do in the prompt."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record of a data file.
+
+    Attributes:
+        fields: of its object.
+        where: file and number, as errors name it.
+    """
+
+    fields: Mapping[str, Any]
+    where: str
+
+    def error(self, expected: str) -> ValueError:
+        """What is wrong with this record."""
+        return ValueError(f"{self.where}: {expected}")
+
+    def find(self, *names: str) -> Any:
+        """The first of the named fields that is there and not null, else `None`."""
+        return next((self.fields[name] for name in names if self.fields.get(name) is not None), None)
+
+    def need(self, *names: str) -> Any:
+        """As `find`, where one of them has to be there."""
+        value = self.find(*names)
+        if value is None:
+            raise self.error(f"expected {' or '.join(names)}, but its fields are {name_some(self.fields)}.")
+        return value
+
+    def text(self, *names: str) -> str:
+        """A text that is not blank, from the first of the named fields that is there."""
+        value = self.need(*names)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(f"expected a text in {' or '.join(names)}, not {describe(value)}.")
+        return value
+
+    def name(self, *names: str) -> str:
+        """An id: a text or a whole number."""
+        value = self.need(*names)
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise self.error(f"expected a text or a whole number in {' or '.join(names)}, not {describe(value)}.")
+        return str(value)
+
+    def whole(self, *names: str) -> int:
+        """A whole number."""
+        value = self.need(*names)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self.error(f"expected a whole number in {' or '.join(names)}, not {describe(value)}.")
+        return value
+
+    def list(self, *names: str) -> Sequence[Any]:
+        """A list that is not empty."""
+        value = self.need(*names)
+        if not isinstance(value, list) or not value:
+            raise self.error(f"expected a list in {' or '.join(names)}, not {describe(value)}.")
+        return value
+
+    def texts(self, *names: str) -> tuple[str, ...]:
+        """A list of texts, of which none is empty."""
+        value = self.list(*names)
+        if not all(isinstance(entry, str) and entry for entry in value):
+            raise self.error(f"expected texts in {' or '.join(names)}, not {describe(value)}.")
+        return tuple(value)
+
+    def numbers(self, *names: str) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        value = self.list(*names)
+        for entry in value:
+            if isinstance(entry, bool) or not isinstance(entry, int | float) or not math.isfinite(entry):
+                raise self.error(f"expected numbers in {' or '.join(names)}, not {describe(value)}.")
+        return tuple(float(entry) for entry in value)
+
+    def rows(self, name: str) -> Iterator["Row"]:
+        """The objects of a list in this record."""
+        yield from number_rows(self.list(name), f"{self.where}, {name}")
+
+    @property
+    def tags(self) -> tuple[str, ...] | None:
+        """The image's tags, a list or one text, `None` where there are none."""
+        value = self.find("tags")
+        if isinstance(value, str):
+            return tuple(value.split(TAG_SEPARATOR)) if value.strip() else ()
+        return None if value is None else () if value == [] else self.texts("tags")
+
+
+def describe(value: Any) -> str:
+    """A value in an error message."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def name_some(names: Mapping[str, Any] | Sequence[str], most: int = 8) -> str:
+    """The first few of some names, and how many there are more."""
+    shown = ", ".join(list(names)[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"
+
+
+def number_rows(records: Sequence[Any], source: str) -> Iterator[Row]:
+    """The objects of a list, as rows that are counted from 1."""
+    for number, record in enumerate(records, 1):
+        where = f"{source}, record {number}"
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: expected an object, not {describe(record)}.")
+        yield Row(record, where)
+
+
+def read_json(path: Path) -> Any:
+    """What a file holds; of JSON Lines with several lines, the list of them.
+
+    Raises:
+        ValueError: if it cannot be read, or is neither.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return read_values(file, path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is no data: its brackets are nested too deeply.") from error
+
+
+def read_values(file: TextIO, path: Path) -> Any:
+    """The JSON in an open file, which is one document if its first line alone is none."""
+    skipped, first = 0, file.readline()
+    while first and not first.strip():
+        skipped, first = skipped + 1, file.readline()
+    if not first:
+        raise ValueError(f"{path} is empty.")
+    try:
+        values = [json.loads(first)]
+    except json.JSONDecodeError:
+        return parse_json(first + file.read(), path, skipped)
+    for number, line in enumerate(file, skipped + 2):
+        if line.strip():
+            values.append(parse_json(line, path, number - 1))
+    return values[0] if len(values) == 1 else values
+
+
+def parse_json(text: str, path: Path, lines_before: int) -> Any:
+    """JSON that stands after some lines of a file."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = lines_before + error.lineno
+        raise ValueError(f"{path}, line {line}: expected JSON or JSON Lines: {error.msg}.") from error
+
+
+def read_document(path: Path) -> Row | list[Row]:
+    """A data file: a list of rows where it is a list or lines, else its one object as a row."""
+    content = read_json(path)
+    if isinstance(content, dict):
+        return Row(content, str(path))
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"{path}: expected a list of records or an object, not {describe(content)}.")
+    return list(number_rows(content, str(path)))
+
+
+def is_id_map(document: Row) -> bool:
+    """Whether an object maps ids to records."""
+    return bool(document.fields) and all(isinstance(value, dict) for value in document.fields.values())
+
+
+def read_rows(path: Path, container: str = "data", id_name: str = "question_id") -> list[Row]:
+    """The rows of a file of records.
+
+    Args:
+        path: of JSON Lines, a list, an object that maps ids to records, or one with the list in a field.
+        container: that field.
+        id_name: what an id of the object's is called in its row.
+    """
+    document = read_document(path)
+    if isinstance(document, list):
+        return document
+    if isinstance(document.find(container), list):
+        return list(document.rows(container))
+    if is_id_map(document):
+        return [Row({id_name: key, **fields}, f"{path}, record {key!r}") for key, fields in document.fields.items()]
+    return [Row(document.fields, f"{path}, record 1")]
+
+
+def require_unique(names: Sequence[str], source: str) -> None:
+    """Raise `ValueError` if ids of a file's records are given twice."""
+    if len(set(names)) == len(names):
+        return
+    seen: set[str] = set()
+    twice = list(dict.fromkeys(name for name in names if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
+    raise ValueError(f"{source}: {len(names)} records have {len(set(names))} ids; twice: {name_some(twice)}.")
+
+
+def choose_image(images: Path | None, names: Sequence[str]) -> str:
+    """The first of some names under which a file is in the folder of images, or else the first."""
+    if images is not None and len(names) > 1:
+        return next((name for name in names if (images / name).is_file()), names[0])
+    return names[0]
+
+
+__all__ = ["Row", "choose_image", "read_document", "read_rows", "require_unique"]
