@@ -2,12 +2,14 @@
 
     python -m transformers_lion.training.small_world.pretrain tower FOLDER
     python -m transformers_lion.training.small_world.pretrain language FOLDER
-    python benchmarks/claims.py FOLDER [--seeds 0 1 2] [--steps 300] [--scenes 300] [--only CLAIM ...]
+    python -m transformers_lion.training.small_world.stage_training alignment FOLDER
+    python benchmarks/claims.py FOLDER [--seeds 0 1 2] [--steps 150] [--scenes 200] [--only CLAIM ...]
 
-All runs start from the same stage 0 and see the same scenes in the same order; a seed decides on the new parts' first
-values and on the data. `--steps` is the budget of a run in batches of 96 questions. A run that is done is kept in
-FOLDER/claims and not repeated; one that was killed goes on. The table goes to `benchmarks/claims.md`, with a plot
-beside it, from whatever runs are there; it says how many seeds each row has.
+All runs start from the same stage 0 and aligned aggregator, where they have one, and see the same scenes in the same
+order; a seed decides on the other new parts' first values and on the data. The language model is that of stage 0's
+first part, which knows tags little. `--steps` is the budget of a run in batches of 96 questions. A run that is done is
+kept in FOLDER/claims and not repeated; one that was killed goes on. The table goes to `benchmarks/claims.md`, with a
+plot beside it, from whatever runs are there; it says how many seeds each row has.
 """
 
 import argparse
@@ -32,8 +34,12 @@ from transformers_lion.training.small_world.stage_training import (
     make_processor,
     train,
 )
+from transformers_lion.training.stages import AGGREGATOR_PARTS, BASE_PARTS, part_of
 
-RATE = 2e-3
+RATE, AGGREGATOR_LR_MULTIPLIER = 2e-3, 0.05
+REUSED = (*BASE_PARTS, *AGGREGATOR_PARTS, "soft_prompt")
+"""Parts that every run begins with as stage 0 and the alignment left them."""
+
 FIRST_SCENE = 10_000_000
 HERE = Path(__file__).parent
 
@@ -77,13 +83,14 @@ def one_run(
 
     def run(folder: Path, seed: int, steps: int, output: Path) -> None:
         model, chosen = build(folder, seed, STAGES[stage], fields or {})
-        train(model, chosen, records(KINDS[kinds], steps, seed, **options), output, steps, RATE, seed)
+        train(model, chosen, records(KINDS[kinds], steps, seed, **options), output, steps, RATE, seed,
+              AGGREGATOR_LR_MULTIPLIER)  # fmt: skip
 
     return run
 
 
 def build(folder: Path, seed: int, stage: Stage, fields: dict[str, Any]) -> tuple[LionForConditionalGeneration, Stage]:
-    """A model of a stage on the base of stage 0, all else new, with some fields of its configuration changed."""
+    """A model of a stage on the base, all but `REUSED` new, with some fields of its configuration changed."""
     base = make_base(folder, seed)
     config = base.config.to_dict()
     num_adapters = fields.get("num_adapters", stage.num_adapters)
@@ -94,10 +101,11 @@ def build(folder: Path, seed: int, stage: Stage, fields: dict[str, Any]) -> tupl
     torch.manual_seed(seed)
     model = LionForConditionalGeneration(LionConfig.from_dict(config))
     kept = {name: x for name, x in base.state_dict().items() if ".adapter." not in name}
-    kept = {name: x for name, x in kept.items() if name.startswith(("vision_model.", "language_model."))}
+    kept = {name: x for name, x in kept.items() if part_of(name) in REUSED}
     missing, unexpected = model.load_state_dict(kept, strict=False)
-    assert all(name.startswith("vision_model.post_layernorm") for name in unexpected), unexpected
-    assert not any(name.startswith("vision_model.encoder") for name in missing)
+    absent = {part_of(name) for name in unexpected}
+    assert absent <= {"vision_model.post_layernorm", *AGGREGATOR_PARTS, "soft_prompt"}, absent
+    assert not {part_of(name) for name in missing} & {"vision_model", "language_model"}, missing
     model.generation_config = base.generation_config
     parts = tuple(part for part in stage.parts if part != "soft_prompt" or model.config.use_soft_prompt)
     return model, replace(stage, num_adapters=num_adapters, parts=parts)
@@ -115,9 +123,9 @@ def stage_wise(folder: Path, seed: int, steps: int, output: Path) -> None:
             model = combine_stages(*parts).model
         else:
             torch.manual_seed(seed)
-            reuse = () if stage == "region_level" else None
-            model = start_stage(stage, make_base(folder, seed), reuse=reuse).model
-        train(model, stage, records(KINDS[stage], third, seed, place * third), target, third, RATE, seed)
+            model = start_stage(stage, make_base(folder, seed)).model
+        data = records(KINDS[stage], third, seed, place * third)
+        train(model, stage, data, target, third, RATE, seed, AGGREGATOR_LR_MULTIPLIER)
 
 
 PLAIN = {"no tags": None}
@@ -217,8 +225,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--only", nargs="+", choices=sorted({run.claim for run in RUNS}))
     parser.add_argument("--output", type=Path, default=HERE / "claims.md")
     options = parser.parse_args()

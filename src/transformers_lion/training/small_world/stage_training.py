@@ -1,4 +1,4 @@
-"""Stages 1 to 3 in the small world, by the stages, the collator and the stock Trainer that everybody's data go through.
+"""Stages 1 to 3 in the small world, by the stages, the collator and the recipe that everybody's data go through.
 
 `python -m transformers_lion.training.small_world.stage_training STAGE FOLDER`, where FOLDER holds what
 `pretrain` left there. A stage that was killed goes on from its last checkpoint when it is started again.
@@ -8,12 +8,11 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainingArguments
 
 from ...image_processing_lion import LionImageProcessor
 from ...modeling_lion import LionForConditionalGeneration
 from ...processing_lion import LionProcessor
-from ..collator import LionDataCollator
+from ..recipe import make_trainer, training_arguments
 from ..resuming import train as train_or_resume
 from ..stage_models import combine_stages, start_stage
 from ..stages import Stage, apply_stage
@@ -35,7 +34,10 @@ def make_processor() -> LionProcessor:
 
 
 def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
-    """A LION whose vision tower and language model are those of stage 0, and its aggregator the aligned one, if any."""
+    """A LION whose vision tower and language model are those of stage 0, and its aggregator the aligned one, if any.
+
+    Its soft prompt begins as the marker's own embedding, which is what stage 0 read in its place.
+    """
     torch.manual_seed(seed)
     model = LionForConditionalGeneration(small_config())
     model.vision_model.load_state_dict(torch.load(folder / "tower.pt", weights_only=True))
@@ -45,6 +47,8 @@ def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
     )
     assert not unexpected, unexpected
     assert all(".adapter." in name for name in missing), missing
+    with torch.no_grad():
+        model.soft_prompt.weight.copy_(model.language_model.shared.weight[model.config.soft_prompt_token_id])
     if (folder / "aggregator.pt").exists():
         aligned = torch.load(folder / "aggregator.pt", weights_only=True)
         unexpected = model.load_state_dict(aligned, strict=False).unexpected_keys
@@ -71,7 +75,7 @@ def train(
     num_steps: int,
     learning_rate: float,
     seed: int = 0,
-    save_steps: int = 250,
+    aggregator_lr_multiplier: float = 1.0,
 ) -> None:
     """Train what a stage trains, and save model and processor.
 
@@ -84,14 +88,13 @@ def train(
     model.set_attn_implementation("eager")  # faster than sdpa in training at this size on a CPU
     print(apply_stage(model, stage), flush=True)
     processor = make_processor()
-    arguments = TrainingArguments(
+    arguments = training_arguments(
         f"{output}-training", per_device_train_batch_size=BATCH_IMAGES, max_steps=num_steps,
-        learning_rate=learning_rate, lr_scheduler_type="cosine", warmup_steps=max(10, num_steps // 10), adam_beta2=0.98,
-        weight_decay=0.01, max_grad_norm=1.0, bf16=True, use_cpu=True, logging_steps=20, save_steps=save_steps,
-        save_total_limit=1, report_to=[], disable_tqdm=True, remove_unused_columns=False, seed=seed, data_seed=seed,
-        label_names=["labels"],
+        learning_rate=learning_rate, warmup_steps=max(10, num_steps // 10), adam_beta2=0.98, weight_decay=0.01,
+        use_cpu=True, logging_steps=20, save_steps=100, save_total_limit=1, disable_tqdm=True, seed=seed,
+        predict_with_generate=False,
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=records, data_collator=LionDataCollator(processor))
+    trainer = make_trainer(model, processor, arguments, records, aggregator_lr_multiplier=aggregator_lr_multiplier)
     train_or_resume(trainer)
     trainer.state.save_to_json(f"{output}-training/log.json")
     model.set_attn_implementation("sdpa")
