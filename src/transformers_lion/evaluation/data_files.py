@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from .task import Example
+
+IMAGE_NAMES = ("image", "image_path", "img_path", "file_name", "filename", "imageId", "image_id")
+"""Where a record's image may stand; the first that is filled counts."""
+
+TRAINING_GROUPS = frozenset({"train", "restval"})
+
 TAG_SEPARATOR = ", "
 """Of tags that stand in one text, as they do in the prompt."""
 
@@ -177,22 +184,29 @@ def is_id_map(document: Row) -> bool:
     return bool(document.fields) and all(isinstance(value, dict) for value in document.fields.values())
 
 
-def read_rows(path: Path, container: str = "data", id_name: str = "question_id") -> list[Row]:
-    """The rows of a file of records.
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of records."""
+    return list_rows(read_document(path))
+
+
+def list_rows(document: Row | list[Row], container: str = "data", id_name: str = "question_id") -> list[Row]:
+    """The rows of a data file.
 
     Args:
-        path: of JSON Lines, a list, an object that maps ids to records, or one with the list in a field.
+        document: rows, an object that maps ids to records, one with the list in a field, or a single record.
         container: that field.
-        id_name: what an id of the object's is called in its row.
+        id_name: what the object's id of a record is called in its row.
     """
-    document = read_document(path)
     if isinstance(document, list):
         return document
     if isinstance(document.find(container), list):
         return list(document.rows(container))
     if is_id_map(document):
-        return [Row({id_name: key, **fields}, f"{path}, record {key!r}") for key, fields in document.fields.items()]
-    return [Row(document.fields, f"{path}, record 1")]
+        return [
+            Row({id_name: key, **fields}, f"{document.where}, record {key!r}")
+            for key, fields in document.fields.items()
+        ]
+    return [Row(document.fields, f"{document.where}, record 1")]
 
 
 def require_unique(names: Sequence[str], source: str) -> None:
@@ -204,6 +218,33 @@ def require_unique(names: Sequence[str], source: str) -> None:
     raise ValueError(f"{source}: {len(names)} records have {len(set(names))} ids; twice: {name_some(twice)}.")
 
 
+def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES, subset: str = "") -> str:
+    """The file of a record's image, relative to the folder of images.
+
+    An id is looked for under the names that COCO, Visual Genome and others give to files; without a folder it is the
+    first of them.
+
+    Args:
+        row: the record.
+        images: the folder.
+        names: of the fields in which the image may stand.
+        subset: of COCO, as in "val2014", where the data say it.
+    """
+    value = row.name(*names)
+    return value if Path(value).suffix else choose_image(images, list_image_names(value, subset))
+
+
+def list_image_names(image_id: str, subset: str = "") -> list[str]:
+    """The files in which the image of an id may be."""
+    names = [f"{image_id}.jpg", f"{image_id}.png", image_id]
+    if not image_id.isdecimal():
+        return names
+    number = image_id.zfill(12)
+    old = [f"COCO_{year}_{number}.jpg" for year in (subset or "val2014", "val2014", "train2014", "test2015")]
+    coco = [*old, f"{number}.jpg"] if subset.endswith(("2014", "2015")) else [f"{number}.jpg", *old]
+    return [*coco, *names] if subset else [*names, *coco]
+
+
 def choose_image(images: Path | None, names: Sequence[str]) -> str:
     """The first of some names under which a file is in the folder of images, or else the first."""
     if images is not None and len(names) > 1:
@@ -211,4 +252,18 @@ def choose_image(images: Path | None, names: Sequence[str]) -> str:
     return names[0]
 
 
-__all__ = ["Row", "choose_image", "read_document", "read_rows", "require_unique"]
+def leave_out_training(examples: list[Example]) -> list[Example]:
+    """The examples that are not of a training split, if there are any."""
+    return [example for example in examples if example.group not in TRAINING_GROUPS] or examples
+
+
+__all__ = [
+    "Row",
+    "choose_image",
+    "leave_out_training",
+    "list_rows",
+    "read_document",
+    "read_image",
+    "read_rows",
+    "require_unique",
+]

@@ -8,12 +8,12 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .data_files import Row, describe, name_some, number_rows
-from .task import Example, Prediction
+from .task import Example, Prediction, Scores, average_by_group
 
 logger = logging.getLogger(__name__)
 
@@ -125,4 +125,44 @@ def match_predictions(examples: Sequence[Example], predictions: Sequence[Predict
     return [by_id[example.id] for example in examples]
 
 
-__all__ = ["format_prediction", "match_predictions", "read_predictions", "write_predictions"]
+def candidate_scores(example: Example, prediction: Prediction) -> tuple[float, ...]:
+    """The scores of a prediction, one for each candidate.
+
+    Raises:
+        ValueError: if there are none, another number of them, or one is no number.
+    """
+    scores, wanted = prediction.scores, len(example.candidates)
+    if scores is None or len(scores) != wanted:
+        count = "no" if scores is None else str(len(scores))
+        raise ValueError(f"Prediction {example.id!r} has {count} scores for {wanted} candidates.")
+    if any(math.isnan(score) for score in scores):
+        raise ValueError(f"Prediction {example.id!r} has a score that is no number.")
+    return scores
+
+
+def score_measures(
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    judge: Callable[[Example, Prediction], Mapping[str, float]],
+) -> Scores:
+    """Scores that are means over examples, by group.
+
+    Args:
+        examples: at least one.
+        predictions: for them, in any order.
+        judge: from an example and its prediction to measures by name, the first of which ranks examples.
+    """
+    matched = match_predictions(examples, predictions)
+    measures = [judge(example, prediction) for example, prediction in zip(examples, matched, strict=True)]
+    ranks = {example.id: next(iter(found.values())) for example, found in zip(examples, measures, strict=True)}
+    return Scores(average_by_group(examples, measures), ranks)
+
+
+__all__ = [
+    "candidate_scores",
+    "format_prediction",
+    "match_predictions",
+    "read_predictions",
+    "score_measures",
+    "write_predictions",
+]

@@ -3,6 +3,7 @@
 A task knows no model. `runner.py` turns examples into predictions with one; any other program may write them too.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,4 +84,44 @@ class Task:
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
-__all__ = ["Example", "Prediction", "Scores", "Task"]
+def compute_by_group(
+    examples: Sequence[Example], compute: Callable[[Sequence[int]], Mapping[str, float]]
+) -> dict[str, float]:
+    """Figures of all examples, and where they are of several groups, of each: "accuracy" and "accuracy testA".
+
+    Args:
+        examples: at least one.
+        compute: from the positions of some examples to figures by name.
+    """
+    groups: dict[str, list[int]] = {}
+    for position, example in enumerate(examples):
+        groups.setdefault(example.group, []).append(position)
+    figures = dict(compute(range(len(examples))))
+    if len(groups) > 1:
+        for group, positions in groups.items():
+            figures |= {f"{name} {group}": value for name, value in compute(positions).items()}
+    return figures
+
+
+def average_by_group(examples: Sequence[Example], measures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """As `compute_by_group`, of figures that are means over those examples that have them.
+
+    Args:
+        examples: at least one.
+        measures: of each example, by name.
+    """
+    names = dict.fromkeys(name for measured in measures for name in measured)
+
+    def compute(positions: Sequence[int]) -> dict[str, float]:
+        values = {name: [measures[place][name] for place in positions if name in measures[place]] for name in names}
+        return {name: mean(found) for name, found in values.items() if found}
+
+    return compute_by_group(examples, compute)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of some numbers, at least one, whatever their order."""
+    return math.fsum(values) / len(values)
+
+
+__all__ = ["Example", "Prediction", "Scores", "Task", "average_by_group", "compute_by_group", "mean"]

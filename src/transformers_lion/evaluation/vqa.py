@@ -1,0 +1,340 @@
+"""Questions with short answers: VQA accuracy, exact match, and multiple choice by likelihood.
+
+Source: the VQA accuracy and its normalisation of answers are those of VQA's own evaluation (arXiv:1505.00468, section
+5; vqaEval.py), oddities included, which are marked. Prompts are those of InstructBLIP (arXiv:2305.06500, appendix C),
+since LION's are not known. All figures are percentages.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .data_files import (
+    IMAGE_NAMES,
+    Row,
+    describe,
+    leave_out_training,
+    list_rows,
+    name_some,
+    read_document,
+    read_image,
+    read_rows,
+    require_unique,
+)
+from .predictions import candidate_scores, score_measures
+from .task import Example, Prediction, Scores
+
+logger = logging.getLogger(__name__)
+
+PROMPT = "Question: {} Short answer:"
+CHOICE_PROMPT = "Question: {} Options: {}. Short answer:"
+STATEMENT_PROMPT = 'Based on the image, is this statement true or false? "{}" Answer:'
+STATEMENT_CHOICES = ("false", "true")
+"""By the label, 0 or 1, of a statement as VSR has them."""
+
+ID_NAMES = ("question_id", "id", "qid")
+ANSWER_NAMES = ("answers", "direct_answers", "answer")
+CHOICE_NAMES = ("choices", "options", "candidates")
+
+TEXT_CHOICE = "choose_txt"
+"""IconQA's questions with texts to choose from; its others have pictures, or none."""
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+NUM_AGREEING = 3
+"""People who have to give an answer for it to be right in full."""
+MIN_PEOPLE = NUM_AGREEING + 1
+"""Fewer, and no answer could be right in full, since each is left out once."""
+
+CONTRACTIONS = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
+    "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
+    "needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've "
+    "somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll "
+    "that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've "
+    "weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've "
+    "why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're "
+    "you've"
+)
+"""What is put right where one apostrophe is missing."""
+
+ARTICLES = frozenset({"a", "an", "the"})
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBERS)}}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+PERIOD = re.compile(r"\.(?!\d)")
+NUM_PERIODS = 32
+"""So many are taken away, no more: the official script hands `re.UNICODE`, which is 32, to the place of a count."""
+NUMBER_WITH_COMMA = re.compile(r"\d,\d")
+
+
+def list_repairs() -> Iterator[tuple[str, str]]:
+    """Each contraction with one apostrophe left out, and as it is put right."""
+    for contraction in CONTRACTIONS.split():
+        for place, letter in enumerate(contraction):
+            if letter == "'":
+                yield contraction[:place] + contraction[place + 1 :], contraction
+    yield "somebody'd", "somebodyd"  # the wrong way round in the official script
+
+
+REPAIRS = dict(list_repairs())
+
+
+def normalize_answer(answer: str) -> str:
+    """An answer without punctuation, articles and capitals, with digits for number words and whole contractions."""
+    words = [DIGITS.get(word, word) for word in drop_punctuation(answer).lower().split()]
+    return " ".join(REPAIRS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def drop_punctuation(answer: str) -> str:
+    """An answer without its punctuation, in whose place a space stands where it joined two words.
+
+    In an answer with a number like 1,000, or where a mark stands beside a space anywhere, there is no such space.
+    """
+    text, has_number = answer, NUMBER_WITH_COMMA.search(answer) is not None
+    for mark in PUNCTUATION:
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if beside_space or has_number else " ")
+    return PERIOD.sub("", text, count=NUM_PERIODS)
+
+
+def clean(answer: str) -> str:
+    """An answer on one line."""
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def compute_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
+    """The accuracy of an answer, 0 to 1: the mean over all choices of all people but one, of agreement / 3, at most 1.
+
+    Args:
+        answer: the model's.
+        references: the answers of all people, ten in VQA.
+    """
+    answer, given = clean(answer), [clean(reference) for reference in references]
+    if len(set(given)) > 1:  # where all agree, the official script compares without normalising
+        answer, given = normalize_answer(answer), [normalize_answer(reference) for reference in given]
+    agreeing = given.count(answer)
+    without_agreeing = min(1.0, (agreeing - 1) / NUM_AGREEING)
+    without_other = min(1.0, agreeing / NUM_AGREEING)
+    return (agreeing * without_agreeing + (len(given) - agreeing) * without_other) / len(given)
+
+
+def compute_exact_match(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """Whether an answer is one of the references, normalised and as it is written, 0 or 100."""
+    normalized = {normalize_answer(clean(reference)) for reference in references}
+    return {
+        "accuracy": 100.0 * (normalize_answer(clean(answer)) in normalized),
+        "accuracy_verbatim": 100.0 * (answer in references),
+    }
+
+
+def score_vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
+    """VQA accuracy; the references are the answers of all people."""
+    return score_measures(
+        examples,
+        predictions,
+        lambda example, found: {"accuracy": 100 * compute_vqa_accuracy(found.answer, example.references)},
+    )
+
+
+def score_exact_match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
+    """Exact match with any of the references, a list of answers.
+
+    `accuracy` compares normalised answers, `accuracy_verbatim` what is written, as GQA's own script does.
+    """
+    return score_measures(
+        examples, predictions, lambda example, found: compute_exact_match(found.answer, example.references)
+    )
+
+
+def score_multiple_choice(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
+    """How often the right candidate, whose place is the reference, is the likeliest.
+
+    Of n that are equally likely each counts one nth, as if one of them were drawn.
+    """
+    return score_measures(examples, predictions, judge_choice)
+
+
+def judge_choice(example: Example, prediction: Prediction) -> dict[str, float]:
+    """The accuracy of a choice."""
+    scores = candidate_scores(example, prediction)
+    likeliest = [place for place, score in enumerate(scores) if score == max(scores)]
+    return {"accuracy": 100.0 * (example.references in likeliest) / len(likeliest)}
+
+
+def load_vqa(data: Path, images: Path | None = None) -> list[Example]:
+    """Questions that several people answered: VQAv2, OK-VQA, A-OKVQA (direct answers), or any records.
+
+    Args:
+        data: the file of questions, that of annotations, or a folder with both; or one of records.
+        images: the folder of images.
+    """
+    rows, subset = read_questions(data)
+    asked = [row for row in rows if row.find("difficult_direct_answer") is not True]
+    if len(asked) < len(rows):
+        logger.info("%s: %d of %d questions are marked as too difficult.", data, len(rows) - len(asked), len(rows))
+    return finish([read_answered(row, images, subset, MIN_PEOPLE) for row in asked], data)
+
+
+def load_exact_match(data: Path, images: Path | None = None) -> list[Example]:
+    """Questions with one or several right answers: GQA, a file as for `load_vqa`, or any records."""
+    rows, subset = read_questions(data)
+    return finish([read_answered(row, images, subset) for row in rows], data)
+
+
+def load_multiple_choice(data: Path, images: Path | None = None) -> list[Example]:
+    """Questions with candidates: A-OKVQA, IconQA, VSR, or any records with `choices` and `answer`."""
+    rows = read_rows(data)
+    chosen = [row for row in rows if row.find("ques_type") in (None, TEXT_CHOICE)]
+    if len(chosen) < len(rows):
+        logger.info("%s: of %d questions %d have texts to choose from.", data, len(rows), len(chosen))
+    return finish(
+        [read_statement(row, images) if is_statement(row) else read_choice(row, images) for row in chosen], data
+    )
+
+
+def finish(examples: list[Example], data: Path) -> list[Example]:
+    """The examples of a file, if each has its own id and there are any."""
+    if not examples:
+        raise ValueError(f"{data} has no questions of this task.")
+    require_unique([example.id for example in examples], str(data))
+    return leave_out_training(examples)
+
+
+def read_questions(data: Path) -> tuple[list[Row], str]:
+    """The records of a file, or of a pair of files in VQA's form, and the subset of COCO that they are about.
+
+    Raises:
+        ValueError: if there is no file to make up a pair, or both do not fit.
+    """
+    if data.is_dir():
+        data = find_file(data, "questions")
+    document = read_document(data)
+    if isinstance(document, Row) and isinstance(document.find("questions"), list):
+        return join_pair(document, read_document(find_partner(data, "annotations")))
+    if isinstance(document, Row) and isinstance(document.find("annotations"), list):
+        return join_pair(read_document(find_partner(data, "questions")), document)
+    return list_rows(document), ""
+
+
+def find_file(folder: Path, part: str) -> Path:
+    """The one JSON file of a folder in whose name `part` stands."""
+    found = sorted(folder.glob(f"*{part}*.json"))
+    if len(found) != 1:
+        names = name_some([path.name for path in found])
+        raise ValueError(f"{folder}: expected one file *{part}*.json, found {len(found)}: {names}.")
+    return found[0]
+
+
+def find_partner(path: Path, part: str) -> Path:
+    """The file of questions or annotations that goes with another: v2_OpenEnded_X_questions, v2_X_annotations."""
+    found = [other for other in path.parent.glob(f"*{part}*.json") if stem_of_pair(other) == stem_of_pair(path)]
+    if not found:
+        kind = "v2_OpenEnded_X_questions.json and v2_X_annotations.json"
+        raise ValueError(f"{path}: expected the file of {part} beside it, named as in {kind}.")
+    return max(found, key=lambda other: "OpenEnded" in other.name)
+
+
+def stem_of_pair(path: Path) -> str:
+    """What the names of a file of questions and of its annotations have in common."""
+    return re.sub("OpenEnded_|MultipleChoice_|questions|annotations", "", path.name)
+
+
+def join_pair(questions: Row | list[Row], annotations: Row | list[Row]) -> tuple[list[Row], str]:
+    """The annotations with their questions, and the subset of COCO."""
+    if isinstance(questions, list) or isinstance(annotations, list):
+        wrong = (questions if isinstance(questions, list) else annotations)[0]  # type: ignore[index]
+        raise wrong.error("expected a file with questions and one with annotations, not lists.")
+    asked = {row.name("question_id"): row for row in questions.rows("questions")}
+    answered = list(annotations.rows("annotations"))
+    unknown = [name for name in (row.name("question_id") for row in answered) if name not in asked]
+    if unknown or len(asked) != len(answered):
+        raise ValueError(
+            f"{annotations.where} has {len(answered)} annotations for the {len(asked)} questions of "
+            f"{questions.where}; without a question: {name_some(unknown)}."
+        )
+    subset = annotations.find("data_subtype") or questions.find("data_subtype") or ""
+    return [Row({**asked[row.name("question_id")].fields, **row.fields}, row.where) for row in answered], str(subset)
+
+
+def read_answered(row: Row, images: Path | None, subset: str = "", num_people: int = 1) -> Example:
+    """A question with the answers of at least so many people."""
+    answers = read_answers(row)
+    if len(answers) < num_people:
+        raise row.error(
+            f"expected the answers of at least {num_people} people, found {len(answers)}; "
+            "answers of one are scored by exact match."
+        )
+    return Example(
+        row.name(*ID_NAMES),
+        read_image(row, images, subset=subset),
+        PROMPT.format(row.text("question")),
+        answers,
+        group=row.find("answer_type", "split") or "",
+        tags=row.tags,
+    )
+
+
+def read_answers(row: Row) -> list[str]:
+    """Answers: a list of texts or of objects with the text in `answer`, or a single text."""
+    value = row.need(*ANSWER_NAMES)
+    answers = value if isinstance(value, list) else [value]
+    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise row.error(f"expected a text or a list of them in {' or '.join(ANSWER_NAMES)}, not {describe(value)}.")
+    return texts
+
+
+def is_statement(row: Row) -> bool:
+    """Whether a record is a statement that is true or false, as in VSR."""
+    return row.find("question", *CHOICE_NAMES) is None and row.find("caption", "statement") is not None
+
+
+def read_statement(row: Row, images: Path | None) -> Example:
+    """A statement with its label, 0 or 1; its id is the record's place where it has none."""
+    label = row.need("label")
+    if label not in (0, 1):
+        raise row.error(f"expected 0 or 1 in label, not {describe(label)}.")
+    statement = STATEMENT_PROMPT.format(row.text("caption", "statement"))
+    return make_choice(row, images, statement, STATEMENT_CHOICES, int(label))
+
+
+def read_choice(row: Row, images: Path | None) -> Example:
+    """A question with its candidates."""
+    choices = row.texts(*CHOICE_NAMES)
+    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
+    question = CHOICE_PROMPT.format(row.text("question"), options)
+    return make_choice(row, images, question, choices, read_place(row, choices))
+
+
+def read_place(row: Row, choices: Sequence[str]) -> int:
+    """The place of the right candidate, from 0: given as such, or by its text."""
+    answer = row.need("correct_choice_idx", "answer", "label")
+    if isinstance(answer, str) and choices.count(answer) == 1:
+        return choices.index(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    raise row.error(
+        f"expected in answer one of the {len(choices)} choices or its place from 0, not {describe(answer)}."
+    )
+
+
+def make_choice(row: Row, images: Path | None, question: str, candidates: tuple[str, ...], place: int) -> Example:
+    """An example whose candidates are ranked."""
+    name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else row.where.rpartition(" ")[2]
+    image = f"{name}/image.png" if row.find(*IMAGE_NAMES) is None and row.find("ques_type") else read_image(row, images)
+    group = row.find("split") or ""
+    return Example(name, image, question, place, candidates=candidates, group=group, tags=row.tags)
+
+
+__all__ = [
+    "candidate_scores",
+    "compute_vqa_accuracy",
+    "load_exact_match",
+    "load_multiple_choice",
+    "load_vqa",
+    "normalize_answer",
+    "score_exact_match",
+    "score_multiple_choice",
+    "score_vqa",
+]
