@@ -1,16 +1,43 @@
-"""Boxes as text and as pictures: read, written, scaled and drawn. No model is in it."""
+"""Boxes as text and as pictures: read, written, converted, scored, exported and drawn. No model is in it."""
 
-from .boxes import Box, Entity, box_iou, extract_boxes, extract_entities, format_boxes, parse_boxes, scale_box
+from .boxes import (
+    Box,
+    Entity,
+    box_from_xywh,
+    box_iou,
+    box_to_xywh,
+    clip_box,
+    format_boxes,
+    normalize_box,
+    order_box,
+    round_box,
+    scale_box,
+)
 from .drawing import draw_boxes
+from .forms import FORMS, convert_grounded_text, read_grounded_text, write_grounded_text
+from .reading import FoundBox, GroundedText, Region, extract_boxes, extract_entities, parse_boxes
 
 __all__ = [
+    "FORMS",
     "Box",
     "Entity",
+    "FoundBox",
+    "GroundedText",
+    "Region",
+    "box_from_xywh",
     "box_iou",
+    "box_to_xywh",
+    "clip_box",
+    "convert_grounded_text",
     "draw_boxes",
     "extract_boxes",
     "extract_entities",
     "format_boxes",
+    "normalize_box",
+    "order_box",
     "parse_boxes",
+    "read_grounded_text",
+    "round_box",
     "scale_box",
+    "write_grounded_text",
 ]
