@@ -62,7 +62,7 @@ def align(folder: Path, model: LionForConditionalGeneration, seed: int = 0) -> N
     images, labels = load_scenes(folder, "train", NUM_TOWER_SCENES)
     unseen = load_scenes(folder, "validation", NUM_VALIDATION_SCENES)
     file = folder / "tag_language" / "checkpoint.pt"
-    told = SymbolicLanguageModel(order=file.exists())
+    told = SymbolicLanguageModel(tags=file.exists())
     saved = torch.load(file if file.exists() else folder / "language" / "checkpoint.pt", weights_only=True)
     told.load_state_dict(saved["model"])
     model.set_attn_implementation("eager")

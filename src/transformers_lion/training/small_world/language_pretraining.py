@@ -95,6 +95,7 @@ class SymbolicBatch:
             where it is not, -1 where the question is about none in particular.
         first: of the same shape, for questions about how one object lies to another: 1 where a vector is of the one, 0
             where it is of the other, -1 elsewhere.
+        is_tag: (B, T), 1 for tokens of the sentence of tags, 0 for those of the question, -1 elsewhere.
     """
 
     slots: torch.Tensor | None
@@ -106,6 +107,7 @@ class SymbolicBatch:
     labels: torch.Tensor
     asked: torch.Tensor
     first: torch.Tensor
+    is_tag: torch.Tensor
 
 
 def object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -201,12 +203,13 @@ def make_batch(
         asked.append(about - (2 * about + 1 if sample.about is None else 0))
         pair = sample.about if sample.kind == "relation" and sample.about else (-2, -2)
         first.append(np.where(held == pair[0], 1.0, np.where(held == pair[1], 0.0, -1.0)).astype(np.float32))
-    questions = []
+    questions, ends = [], []
     for item, sample in zip(scenes, samples, strict=True):
         tags = ", ".join(noisy_tags(generator, item.scene))
         hint = TAG_PROMPT.format(tags=tags) if generator.random() < tag_share else ""
         text = told(generator, item.scene) if form == "text" else ""
         questions.append(text + hint + roughen(generator, sample.question))
+        ends.append([len(tokenizer(part.rstrip())["input_ids"]) - 1 for part in (text, text + hint)])
     prompt = tokenizer(questions, padding=True, return_tensors="pt")
     labels = tokenizer([sample.answer for sample in samples], padding=True, return_tensors="pt")
 
@@ -218,8 +221,15 @@ def make_batch(
         stacked(cells, torch.long), stacked(cell_boxes, torch.float32),
         prompt["input_ids"], prompt["attention_mask"],
         labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100), torch.from_numpy(np.stack(asked)),
-        torch.from_numpy(np.stack(first)),
+        torch.from_numpy(np.stack(first)), tag_mask(prompt["attention_mask"], torch.tensor(ends)),
     )  # fmt: skip
+
+
+def tag_mask(attention_mask: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """`SymbolicBatch.is_tag` from (B, 2), the numbers of tokens before and up to the end of the tags."""
+    place = torch.arange(attention_mask.shape[1])
+    outside = (place < ends[:, :1]) | (attention_mask == 0)
+    return (place < ends[:, 1:]).float().masked_fill(outside, -1.0)
 
 
 def embed_batch(batch: SymbolicBatch, words: SceneWords, embed: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,7 +35,7 @@ ALL_FORMS = {"slots": 0.28, "cells": 0.42, "both": 0.22, "text": 0.08}
 EASY_SHARE, EASY_NUM_SLOTS = 0.5, 8
 """Share of the language model's steps that hold only the short forms of scenes, and the length of these."""
 
-TAG_LANGUAGE = LoopSettings(num_steps=3400, learning_rate=2.5e-3, decay=0.5, save_every=200)
+TAG_LANGUAGE = LoopSettings(num_steps=2400, learning_rate=2e-3, decay=0.6, save_every=200)
 TAG_SHARE = 0.65
 TAG_KIND_WEIGHTS = {
     "caption": 0.12, "existence": 0.12, "color": 0.07, "shape": 0.07, "count": 0.1, "relation": 0.16, "size": 0.04,
@@ -43,7 +43,7 @@ TAG_KIND_WEIGHTS = {
 }  # fmt: skip
 """The language model's second part: most prompts have tags, and what the first part left hardest is asked more."""
 
-POINTING_WEIGHT, ORDER_WEIGHT = 2.0, 1.0
+POINTING_WEIGHT, ORDER_WEIGHT, TAG_WEIGHT = 2.0, 1.0, 0.5
 MAX_NUM_EASY = 3
 """Objects of the scenes in the first half of these steps."""
 
@@ -85,17 +85,19 @@ class SymbolicLanguageModel(nn.Module):
     """The language model with what shows it scenes in words and read-outs of where it looks, both thrown away.
 
     Args:
-        order: also read out which of two objects a question names first.
+        tags: also read out which of two objects a question names first, and which words are tags, and keep what shows
+            the scene from looking at these: without it, tags were taken for words of the question.
     """
 
-    def __init__(self, order: bool = False) -> None:
+    def __init__(self, tags: bool = False) -> None:
         super().__init__()
         config = small_config("qformer").text_config
         config._attn_implementation = "eager"
         self.language_model = LionT5ForConditionalGeneration(config)
         self.scene_words = SceneWords(language_model_tokenizer(), config.d_model, GRID)
         self.pointer = nn.Linear(config.d_model, 1)
-        self.order_pointer = nn.Linear(config.d_model, 1) if order else None
+        self.order_pointer = nn.Linear(config.d_model, 1) if tags else None
+        self.tag_pointer = nn.Linear(config.d_model, 1) if tags else None
         language_pretraining.prepare_small_language_model(self.language_model)
         for name, parameter in self.language_model.named_parameters():
             parameter.requires_grad_(".adapter." not in name)
@@ -113,15 +115,32 @@ class SymbolicLanguageModel(nn.Module):
         """
         total = torch.zeros(())
         for part in parts:
-            outputs = self.language_model(**self.embed(part), labels=part.labels)
+            tags = self.tag_pointer is not None
+            outputs = self.language_model(
+                **self.embed(part), labels=part.labels, output_hidden_states=tags, output_attentions=tags
+            )
             losses = nn.functional.cross_entropy(outputs.logits.float().transpose(1, 2), part.labels, reduction="none")
             total = total + (losses.sum(1) / (part.labels != -100).sum(1)).sum()
             states = outputs.encoder_last_hidden_state
             pointing = POINTING_WEIGHT * read_out_loss(self.pointer, states, part.asked)
             if self.order_pointer is not None:
                 pointing = pointing + ORDER_WEIGHT * read_out_loss(self.order_pointer, states, part.first)
+                pointing = pointing + TAG_WEIGHT * self.tag_loss(outputs, part)
             total = total + pointing * len(part.labels)
         return total / sum(len(part.labels) for part in parts)
+
+    def tag_loss(self, outputs: Any, batch: SymbolicBatch) -> torch.Tensor:
+        """How badly the first layer tells tags from the question, and how much attention the scene gives to tags."""
+        num_visual = batch.asked.shape[1]
+        text = outputs.encoder_hidden_states[1][:, num_visual:]
+        loss = read_out_loss(self.tag_pointer, text, batch.is_tag)
+        is_tag = (batch.is_tag == 1).float()
+        rows = is_tag.any(1).float()
+        if num_visual and rows.any():
+            attention = torch.stack(outputs.encoder_attentions[1:]).float()[..., :num_visual, num_visual:]
+            given = (attention * is_tag[None, :, None, None]).sum(-1).mean((0, 2, 3))  # (B,)
+            loss = loss + (given * rows).sum() / rows.sum()
+        return loss
 
 
 def read_out_loss(read_out: nn.Module, hidden_states: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -190,11 +209,11 @@ def train_tag_language(folder: Path, seed: int = 0) -> None:
     torch.manual_seed(seed)
     tokenizer = language_model_tokenizer()
     scenes, unseen = language_scenes()
-    model = SymbolicLanguageModel(order=True)
+    model = SymbolicLanguageModel(tags=True)
     saved = torch.load(folder / "language" / "checkpoint.pt", weights_only=True)["model"]
     missing, unexpected = model.load_state_dict(saved, strict=False)
     assert not unexpected, unexpected
-    assert all(name.startswith("order_pointer.") for name in missing), missing
+    assert all(name.startswith(("order_pointer.", "tag_pointer.")) for name in missing), missing
 
     def batches_from(step: int) -> Any:
         while True:
