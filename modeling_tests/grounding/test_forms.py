@@ -163,12 +163,14 @@ def test_a_cut_off_box_is_reported_in_each_form(form: str, text: str, num_boxes:
 
 @pytest.mark.parametrize(
     ("form", "text"),
-    [("lion", "see [0,0,1,1] a dog"), ("markdown", "see [1] a dog"), ("kosmos2", "see </phrase> a dog"),
-     ("qwen", "see <ref> a dog")],
+    [("lion", "see [0,0,1,1] a dog"), ("markdown", "[1](0,0,1,1) a dog"), ("markdown", "[1] a dog"),
+     ("kosmos2", "see </phrase> a dog"),
+     ("qwen", "see <ref> a dog"), ("qwen", "a dog<box>1</box> a dog")],
 )  # fmt: skip
 def test_a_text_that_would_be_read_as_a_mark_is_not_written(form: str, text: str) -> None:
-    end = len(text)
-    texts = GroundedText.from_entities(text, [("a dog", (end - 5, end), [(0, 0, 1, 1)])])
+    start = 0 if text.startswith(("a dog", "[1] ")) else len(text) - 5
+    end = start + 5 if text.startswith("a dog") else len(text)
+    texts = GroundedText.from_entities(text, [(text[start:end], (start, end), [(0, 0, 1, 1)])])
     with pytest.raises(ValueError, match=f"would be read as a mark of the form '{form}'"):
         write_grounded_text(texts, form)
 

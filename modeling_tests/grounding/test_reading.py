@@ -167,7 +167,8 @@ def test_random_pieces_of_all_forms_are_read_without_an_exception(form: str) -> 
 UNITS = ["[", "]", "[0.1,", "[0,0,1,1]", "a [0,0,1,1] ", "a, ", "[0,0,1,1;", "0.1,", "[a](", "[a](0,0,1,1)", "](",
          "[](a", "<phrase>", "<phrase>a</phrase>", "<phrase>a</phrase> ", "<object>", "<object><patch_index_0001>",
          "<patch_index_0001><patch_index_0001></delimiter_of_multi_objects/>", "<ref>", "<ref>a</ref>", "<box>",
-         "<box>1", "<box>(1,2),(3,4)</box>", "<box></box> ", "</box> <box>", "<|box_start|>", "<|object_ref_start|>a", "{", '{"',
+         "<box>1", "<box>(1,2),(3,4)</box>", "<box></box> ", "</box> <box>", "<|box_start|>", "<|object_ref_start|>a",
+         "{", '{"',
          '{"bbox_2d": [1,2,3,4]}', '{\\"', "}", "((", " ", "\n"]  # fmt: skip
 
 

@@ -258,14 +258,13 @@ def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: 
     for (start, end), group in groupby(regions, key=lambda region: region.span):
         boxes = [found.box for region in group for found in region.boxes]
         before, phrase = grounded.text[done:start], grounded.text[start:end]
-        for part in (before, phrase):
-            check_text(part, form)
         if writer.takes_space and phrase and before.endswith(" "):
             before, phrase = before[:-1], " " + phrase
         pieces += [before, join(before, writer.mark(phrase, boxes)) if boxes else phrase]
         done = end
-    check_text(grounded.text[done:], form)
-    return "".join([*pieces, grounded.text[done:]])
+    written = "".join([*pieces, grounded.text[done:]])
+    check_written(written, grounded, form)
+    return written
 
 
 def convert_grounded_text(text: str, source: str, target: str, image_size: tuple[int, int] | None = None) -> str:
@@ -295,13 +294,12 @@ def check_form(form: str, image_size: tuple[int, int] | None) -> None:
         raise ValueError(f"The boxes of {form!r} are pixels: give image_size, (width, height).")
 
 
-def check_text(part: str, form: str) -> None:
-    """Raise `ValueError` if a part of a clean text would be read as a box or a mark."""
-    rules = WRITERS[form].form
-    clean = read_with_form(rules, part)
-    brackets = form == "markdown" and any(bracket in part for bracket in "[]")
-    if clean.regions or brackets or (rules.marks is not None and rules.marks.search(part)):
-        raise ValueError(f"{part!r} holds what would be read as a mark of the form {form!r}.")
+def check_written(written: str, grounded: GroundedText, form: str) -> None:
+    """Raise `ValueError` if a text is not read as it was meant, because it holds boxes or marks of its own."""
+    found = read_with_form(WRITERS[form].form, written)
+    same_text = "".join(found.text.split()) == "".join(grounded.text.split())
+    if not same_text or len(found.boxes) != len(grounded.boxes):
+        raise ValueError(f"{grounded.text!r} holds what would be read as a mark of the form {form!r}.")
 
 
 def read_json(text: str, image_size: tuple[int, int] | None) -> GroundedText:
@@ -336,7 +334,7 @@ def read_object(match: re.Match[str], image_size: tuple[int, int] | None) -> tup
         return None
     if not all(type(number) in (int, float) and abs(number) < 1e6 for number in numbers):  # nan is not below either
         return None
-    box = normalize_box(tuple(numbers), image_size or (WHOLE, WHOLE))  # type: ignore[arg-type]
+    box = normalize_box(tuple(numbers), image_size or (WHOLE, WHOLE))
     return label.strip(), tidy_box(box, match.span())
 
 
