@@ -8,6 +8,7 @@ from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerCon
 from .example import example_checkpoint
 from .grounding import draw_boxes
 from .image_processing_lion import LionImageProcessor
+from .inference import Answer, Lion, Request
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, LionPreTrainedModel, LionSeq2SeqLMOutput
 from .pipelines import LionImageToTextPipeline
 from .processing_lion import LionProcessor
@@ -27,8 +28,10 @@ __version__ = "0.1.0.dev0"
 register()
 
 __all__ = [
+    "Answer",
     "ImageTagger",
     "ImageTaggingPipeline",
+    "Lion",
     "LionAggregatorConfig",
     "LionConfig",
     "LionForConditionalGeneration",
@@ -46,6 +49,7 @@ __all__ = [
     "RamForImageTagging",
     "RamImageProcessor",
     "RamImageTaggingOutput",
+    "Request",
     "TaggedImage",
     "draw_boxes",
     "example_checkpoint",

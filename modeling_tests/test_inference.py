@@ -1,0 +1,345 @@
+"""`Lion`: answers as the pipeline's, each image once, likelihoods as the model's, and the short ways."""
+
+import gc
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from transformers_lion import ImageTagger, Lion, LionForConditionalGeneration, LionProcessor, Request, inference
+from transformers_lion.example import TAGGER, example_checkpoint, example_image, sketch
+from transformers_lion.grounding import box_iou
+from transformers_lion.processing_lion import TAG_PROMPT
+
+PICTURES = [
+    Image.fromarray(np.random.RandomState(seed).randint(0, 255, (40, 30, 3), dtype=np.uint8)) for seed in range(3)
+]
+QUESTION = "Is there a dog in the image?"
+SHORT = {"max_new_tokens": 8}
+SKETCHED = {"the red circle": (51.2, 57.6, 268.8, 264.0), "the blue triangle": (332.8, 86.4, 576.0, 288.0)}
+
+
+@pytest.fixture
+def lion(lion_model: LionForConditionalGeneration, lion_processor: LionProcessor) -> Lion:
+    return Lion(lion_model, lion_processor)
+
+
+@pytest.fixture(scope="module")
+def example() -> Lion:
+    return Lion.from_pretrained(tagger=False)
+
+
+@pytest.fixture(scope="module")
+def example_tagger() -> ImageTagger:
+    return ImageTagger.from_pretrained(Path(example_checkpoint()) / TAGGER)
+
+
+class Calls:
+    """Counts: images through the vision tower, prompts through the encoder, files opened, pictures tagged."""
+
+    def __init__(self) -> None:
+        self.encoded: list[int] = []
+        self.prompts: list[int] = []
+        self.tagged: list[int] = []
+        self.opened: list[Any] = []
+
+
+@pytest.fixture
+def calls(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    counts = Calls()
+    hooks = [
+        lion.model.vision_model.register_forward_pre_hook(
+            lambda module, args, kwargs: counts.encoded.append(len(kwargs["pixel_values"])), with_kwargs=True
+        ),
+        lion.model.language_model.encoder.register_forward_pre_hook(
+            lambda module, args, kwargs: counts.prompts.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+        ),
+    ]
+    to_rgb = inference.to_rgb
+    monkeypatch.setattr(inference, "to_rgb", lambda image: counts.opened.append(image) or to_rgb(image))
+    yield counts
+    for hook in hooks:
+        hook.remove()
+
+
+def mixed_requests() -> list[Request]:
+    """Three images in turns, both tasks, and every kind of tags."""
+    tags: list[Any] = ["dog, cat", ["red", "big cat"], False, None, []]
+    tasks = ["image_level", "region_level"]
+    return [
+        Request(PICTURES[index % 3], f"{QUESTION} {'a ' * index}", tasks[index % 2], tags[index % 5])
+        for index in range(7)
+    ]
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_answers_are_the_pipelines(lion: Lion, lion_folder: Path, batch_size: int) -> None:
+    pipe: Any = pipeline("image-to-text", model=str(lion_folder), tagger=False)
+    requests = mixed_requests()
+    expected = [
+        pipe(item.image, text=item.question, task_type=item.task_type, tags=item.tags, **SHORT)[0]["generated_text"]
+        for item in requests
+    ]
+    assert len(set(expected)) > 3
+    assert [found.text for found in lion.answer(requests, batch_size=batch_size, **SHORT)] == expected
+
+
+def test_without_a_limit_answers_are_as_long_as_the_pipelines(lion: Lion, lion_folder: Path) -> None:
+    pipe: Any = pipeline("image-to-text", model=str(lion_folder), tagger=False)
+    assert lion.caption(PICTURES[0]) == pipe(PICTURES[0])[0]["generated_text"]
+
+
+def test_an_answer_knows_what_the_language_model_read(lion: Lion) -> None:
+    requests = [
+        Request(PICTURES[0], QUESTION, tags=["dog", "cat"]),
+        Request(PICTURES[0], QUESTION, tags="dog,cat"),
+        Request(PICTURES[0], QUESTION, tags=[]),
+        Request(PICTURES[0], QUESTION),
+        Request(PICTURES[0], "<extra_id_0> </s>", tags=False),
+    ]
+    found = lion.answer(requests, **SHORT)
+    ids = [lion.processor(text=item.question, tags=item.tags or None)["input_ids"][0] for item in requests[:1]]
+    assert found[0].prompt == TAG_PROMPT.format(tags="dog, cat") + QUESTION
+    assert lion.processor.tokenizer(found[0].prompt)["input_ids"] == ids[0]
+    assert found[1].prompt == TAG_PROMPT.format(tags="dog,cat") + QUESTION
+    assert found[3].prompt == QUESTION
+    assert [answer.tags for answer in found] == [["dog", "cat"], ["dog", "cat"], [], None, None]
+    assert "<extra_id_0>" not in found[4].prompt  # the vocabulary of the small model has no such characters
+
+
+def test_tags_that_are_left_out_are_the_taggers(lion: Lion, example_tagger: ImageTagger) -> None:
+    tagged = Lion(lion.model, lion.processor, example_tagger)
+    image = example_image()
+    tags = example_tagger([image])[0]
+    assert tags
+    requests = [Request(image, QUESTION), Request(image, QUESTION, tags=False), Request(image, QUESTION, tags="dog")]
+    found = tagged.answer(requests, **SHORT)
+    assert [answer.tags for answer in found] == [tags, None, ["dog"]]
+    assert found[0].text == lion.answer([Request(image, QUESTION, tags=tags)], **SHORT)[0].text
+
+
+def test_boxes_are_pixels_of_the_image(example: Lion) -> None:
+    wide = sketch(640, 480)
+    (small, large) = example.answer(
+        [
+            Request(image, "Where is the red circle?", "region_level")
+            for image in (wide, wide.resize((320, 240), Image.Resampling.BOX))
+        ]
+    )
+    assert (small.image_size, large.image_size) == ((640, 480), (320, 240))
+    assert box_iou(small.boxes[0], SKETCHED["the red circle"]) > 0.5
+    assert box_iou(tuple(2 * value for value in large.boxes[0]), SKETCHED["the red circle"]) > 0.5
+    assert small.entities[0][2] == small.boxes
+
+
+def test_no_requests_are_no_answers(lion: Lion) -> None:
+    assert lion.answer([]) == lion.rank([], []) == lion.caption([]) == []
+
+
+# --- each image once ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch_size", "encoded"), [(1, [1, 1, 1]), (2, [1, 1, 1]), (7, [3])])
+def test_an_image_is_opened_and_encoded_once_a_call(
+    lion: Lion, calls: Calls, batch_size: int, encoded: list[int]
+) -> None:
+    lion.answer(mixed_requests(), batch_size=batch_size, **SHORT)
+    assert calls.encoded == encoded
+    assert len(calls.opened) == 3
+
+
+def test_the_same_path_is_the_same_image(lion: Lion, calls: Calls, image: Path) -> None:
+    lion.answer([Request(image, "a"), Request(str(image), "b"), Request(PICTURES[0], "c")], batch_size=1, **SHORT)
+    assert calls.encoded == [1, 1]
+
+
+def test_an_image_is_tagged_once_and_only_if_tags_are_missing(
+    lion: Lion, calls: Calls, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = example_tagger.tag
+    monkeypatch.setattr(example_tagger, "tag", lambda images: calls.tagged.append(len(images)) or tag(images))
+    tagged = Lion(lion.model, lion.processor, example_tagger)
+    tagged.answer([Request(PICTURES[0], "a", tags="dog"), Request(PICTURES[1], "a", tags=False)], **SHORT)
+    assert calls.tagged == []
+    tagged.answer(mixed_requests(), batch_size=2, **SHORT)  # only one has no tags
+    assert calls.tagged == [1]
+
+
+def test_an_image_is_forgotten_after_its_last_request(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[int] = []
+    original = Lion._inputs
+
+    def noting(self: Lion, requests: Any, images: Any) -> Any:
+        gc.collect()
+        alive.append(sum(type(held) is inference.SeenImage for held in gc.get_objects()))
+        return original(self, requests, images)
+
+    monkeypatch.setattr(Lion, "_inputs", noting)
+    pictures = [Image.new("RGB", (8, 8), (30 * index, 0, 0)) for index in range(8)]
+    lion.answer([Request(picture, text) for text in ("a", "b") for picture in pictures], batch_size=2, **SHORT)
+    assert len(alive) == 8
+    assert max(alive) <= 2
+
+
+# --- likelihoods --------------------------------------------------------------------------------------------------
+
+
+CANDIDATES = [["yes", "no", "a dog and a cat in the red image"], [], ["yes"], ["a"] * 20]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_candidates_score_what_the_model_gives_their_tokens(lion: Lion, batch_size: int) -> None:
+    requests = mixed_requests()[:4]  # without the empty tag sentence
+    found = lion.rank(requests, CANDIDATES, batch_size=batch_size)
+    assert [len(scores) for scores in found] == [3, 0, 1, 20]
+    for item, texts, scores in zip(requests, CANDIDATES, found, strict=True):
+        for text, score in zip(texts, scores, strict=True):
+            options = {"tags": item.tags or None, "task_type": item.task_type, "text_target": text}
+            inputs = lion.processor(item.image, item.question, return_tensors="pt", **options)
+            with torch.no_grad():
+                loss = lion.model(**inputs).loss.item()
+            assert score == pytest.approx(-loss * inputs["labels"].shape[1], rel=1e-4)
+    assert found[3] == pytest.approx([found[3][0]] * 20)
+
+
+def test_everything_before_the_decoder_runs_once_a_request(lion: Lion, calls: Calls) -> None:
+    lion.rank(mixed_requests()[:4], CANDIDATES, batch_size=2)
+    assert calls.prompts == [2, 2]
+    assert calls.encoded == [1, 2]
+
+
+def test_likelihood_chooses_what_the_example_answers(example: Lion) -> None:
+    image = sketch()
+    (scores,) = example.rank([Request(image, "What color is the triangle?")], [["red", "blue", "yellow", "green"]])
+    assert max(range(4), key=scores.__getitem__) == 1
+    assert all(math.isfinite(score) and score < 0 for score in scores)
+
+
+# --- short ways ---------------------------------------------------------------------------------------------------
+
+
+def test_one_gives_one_and_lists_give_lists(lion: Lion) -> None:
+    a, b, _ = PICTURES
+    both = [lion.caption(picture, **SHORT) for picture in (a, b)]
+    assert isinstance(both[0], str)
+    assert lion.caption([a, b], **SHORT) == both
+    assert lion.caption([a], **SHORT) == both[:1]
+    texts = [QUESTION, "What is it?"]
+    answers = [[lion.ask(picture, text, **SHORT) for text in texts] for picture in (a, b)]
+    assert lion.ask(a, texts, **SHORT) == answers[0]
+    assert lion.ask([a, b], texts[0], **SHORT) == [answers[0][0], answers[1][0]]
+    assert lion.ask([a, b], texts, **SHORT) == [answers[0][0], answers[1][1]]
+    assert lion.ask(np.stack([np.asarray(a), np.asarray(b)]), texts, **SHORT) == [answers[0][0], answers[1][1]]
+
+
+def test_each_way_has_its_prompt_and_task(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Request] = []
+    original = Lion.answer
+    monkeypatch.setattr(
+        Lion, "answer", lambda self, requests, **options: seen.extend(requests) or original(self, requests, **options)
+    )
+    lion.caption(PICTURES[0], **SHORT)
+    lion.ask(PICTURES[0], QUESTION, tags="dog", **SHORT)
+    lion.locate(PICTURES[0], " the {red} cup ", **SHORT)
+    lion.describe_region(PICTURES[0], (3, 4, 15, 40), **SHORT)
+    assert [(request.question, request.task_type, request.tags) for request in seen] == [
+        ("Please describe the image using a single short sentence.", "image_level", None),
+        (QUESTION, "image_level", "dog"),
+        ("How can I locate the {red} cup in the image? Please provide the coordinates.", "region_level", None),
+        ("Please describe the region [0.100,0.100,0.500,1.000] in the image.", "region_level", None),
+    ]
+
+
+def test_the_example_locates_and_describes_what_it_located(example: Lion) -> None:
+    image = sketch()
+    found = example.locate(image, list(SKETCHED))
+    for answer, truth in zip(found, SKETCHED.values(), strict=True):
+        assert box_iou(answer.boxes[0], truth) > 0.5
+    boxes = [answer.boxes[0] for answer in found]
+    described = example.describe_region(image, boxes)
+    assert example.describe_region(image, np.array(boxes[1])) == described[1]
+    assert all(text.startswith("a ") for text in described)
+
+
+def test_tags_of_one_and_of_several(example: Lion, example_tagger: ImageTagger, image: Path) -> None:
+    lion = Lion(example.model, example.processor, example_tagger)
+    tags = example_tagger([example_image()])[0]
+    assert lion.tag(example_image()) == tags
+    assert lion.tag([image, example_image()])[1] == tags
+    assert lion.tag([]) == []
+
+
+def test_threads_share_one_object(lion: Lion) -> None:
+    requests = mixed_requests()
+    expected = [lion.answer([request], **SHORT)[0] for request in requests]
+    start = threading.Barrier(4)
+
+    def ask(offset: int) -> list[Any]:
+        start.wait()
+        return lion.answer(requests[offset:] + requests[:offset], batch_size=3, **SHORT)
+
+    with ThreadPoolExecutor(4) as pool:
+        for offset, found in enumerate(pool.map(ask, range(4))):
+            assert [answer.text for answer in found] == [
+                answer.text for answer in expected[offset:] + expected[:offset]
+            ]
+
+
+# --- loading and errors -------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoints_own_tagger_is_used_unless_refused(
+    lion_folder: Path, example_tagger: ImageTagger, tmp_path: Path, recwarn: Any
+) -> None:
+    folder = tmp_path / "lion"
+    folder.mkdir()
+    for file in lion_folder.iterdir():
+        (folder / file.name).symlink_to(file)
+    example_tagger.save_pretrained(folder / "tagger")
+    assert isinstance(Lion.from_pretrained(folder).tagger, ImageTagger)
+    assert Lion.from_pretrained(folder, tagger=False).tagger is None
+    assert Lion.from_pretrained(lion_folder, tagger=example_tagger).tagger is example_tagger
+
+
+def test_dtype_and_mode_are_those_asked_for(lion_folder: Path) -> None:
+    lion = Lion.from_pretrained(lion_folder, tagger=False, dtype="bfloat16", device="cpu")
+    assert lion.model.dtype == torch.bfloat16
+    assert not lion.model.training
+    assert isinstance(lion.caption(PICTURES[0], **SHORT), str)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda lion: lion.caption("lost.png"), "lost.png"),
+        (lambda lion: lion.ask(PICTURES, ["a", "b"]), "3 images for 2 questions"),
+        (lambda lion: lion.ask(PICTURES[0], 3), "questions must be a string or a list"),
+        (lambda lion: lion.locate(PICTURES[0], " "), "phrases holds a blank text"),
+        (lambda lion: lion.describe_region(PICTURES[0], (1, 2, 3)), r"shape \(4,\) or \(N, 4\), but has \(3,\)"),
+        (lambda lion: lion.describe_region(PICTURES[0], [(1, 2, 3, 4), (1, 2)]), "four numbers each"),
+        (lambda lion: lion.describe_region(PICTURES[0], (90, 0, 99, 9)), "no area in an image of 30x40 pixels"),
+        (lambda lion: lion.describe_region(PICTURES[0], (1, 2, math.nan, 4)), "no area"),
+        (lambda lion: lion.tag(PICTURES[0]), "There is no tagger"),
+        (lambda lion: lion.answer(["a"]), "must hold Request, but holds str"),
+        (lambda lion: lion.answer([Request(PICTURES[0], None)]), "questions must hold strings"),
+        (lambda lion: lion.answer([Request(PICTURES[0], "a", "level")]), "task_type is 'level'"),
+        (lambda lion: lion.answer([], batch_size=0), "batch_size is 0"),
+        (lambda lion: lion.answer([], num_return_sequences=2), "num_return_sequences is 2"),
+        (lambda lion: lion.rank([Request(PICTURES[0], "a")], []), "0 lists of candidates for 1 requests"),
+        (lambda lion: lion.rank([Request(PICTURES[0], "a")], ["yes"]), "candidates must be a string or a list"),
+    ],
+)
+def test_what_cannot_be_done_is_said(lion: Lion, call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(lion)

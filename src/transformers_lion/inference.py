@@ -1,0 +1,519 @@
+"""Captions, answers, boxes and tags from one object, with the right prompt and task for each by itself.
+
+`Lion.answer` and `Lion.rank` take requests of any kind, many at a time; the other methods are short ways to them.
+Each image of a call is opened, tagged and encoded once, however many requests are about it (LION, arXiv:2311.11860,
+section 3: nothing before the Q-Former reads the question).
+
+Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D language-model width.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils import logging
+
+from .example import example_checkpoint
+from .grounding import Box, Entity, extract_entities, format_boxes
+from .image_loading import flatten, is_batch, to_rgb
+from .modeling_lion import LionForConditionalGeneration, LionImageFeatures
+from .pipelines import as_names, find_tagger
+from .processing_lion import LionProcessor, Tags, check_strings
+from .ram import ImageTagger
+
+logger = logging.get_logger(__name__)
+
+LOCATE_QUESTION = "How can I locate {phrase} in the image? Please provide the coordinates."
+REGION_QUESTION = "Please describe the region {box} in the image."
+MAX_NEW_TOKENS = 256
+"""Where neither the call nor the checkpoint says it, as in the paper."""
+CANDIDATES_PER_REQUEST = 4
+"""Rows of the decoder for each request of a batch when candidates are ranked: they are far smaller than an image."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one image.
+
+    Attributes:
+        image: a path, a URL, a PIL picture, an array or a tensor. The same path or object is the same image.
+        question: what the Q-Former and, behind the tag sentence, the language model read.
+        task_type: "image_level" or "region_level".
+        tags: names, or text; `None` for those of the tagger, if there is one; `False` for no tag sentence.
+    """
+
+    image: Any
+    question: str
+    task_type: str = "image_level"
+    tags: Tags | Literal[False] = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request.
+
+    Attributes:
+        text: what the model wrote, with its boxes.
+        prompt: what the language model read, with the tag sentence and the soft prompt's marker.
+        tags: those in the prompt; `None` without a tag sentence.
+        entities: phrases, their spans in the text without boxes, and their boxes in pixels of the image.
+        image_size: (width, height).
+        scores: how sure the model was of each of `boxes`, where that was asked for.
+    """
+
+    text: str
+    prompt: str
+    tags: list[str] | None
+    entities: list[Entity]
+    image_size: tuple[int, int]
+    scores: list[float] | None = None
+
+    @property
+    def boxes(self) -> list[Box]:
+        """All boxes in their order, (x1, y1, x2, y2) in pixels."""
+        return [box for _, _, boxes in self.entities for box in boxes]
+
+
+@dataclass
+class SeenImage:
+    """What a call knows of an image until the last request about it is done.
+
+    Attributes:
+        features: of this image alone.
+    """
+
+    size: tuple[int, int]
+    features: LionImageFeatures
+    tags: list[str] | None = None
+
+
+class Lion:
+    """LION with all that it takes to be asked.
+
+    ```
+    lion = Lion.from_pretrained("lion-flant5-xl")
+    lion.caption("photo.jpg")
+    lion.ask("photo.jpg", ["Is there a cat?", "What colour is it?"])   # the image is encoded once
+    lion.locate("photo.jpg", "the cat").boxes                          # in pixels
+    ```
+
+    Nothing is kept from one call to the next, so that several threads may use one object.
+
+    Args:
+        model: `Lion` puts it into eval mode.
+        processor: of the same checkpoint.
+        tagger: makes the tags of requests that have none.
+    """
+
+    def __init__(
+        self, model: LionForConditionalGeneration, processor: LionProcessor, tagger: ImageTagger | None = None
+    ):
+        self.model = model.eval()
+        self.processor = processor
+        self.tagger = tagger
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None = None,
+        *,
+        tagger: ImageTagger | Literal[False] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> "Lion":
+        """Load a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository; the example checkpoint by default.
+            tagger: by default the one in the checkpoint's folder `tagger/`, if there is one; `False` for none.
+            device: where to put the model, and the tagger that comes with it.
+            dtype: of the weights; as saved by default.
+        """
+        name = os.fspath(pretrained_model_name_or_path or example_checkpoint())
+        model = LionForConditionalGeneration.from_pretrained(name, dtype=dtype or "auto")
+        if device is not None:
+            model.to(device)
+        processor = LionProcessor.from_pretrained(name)
+        found = find_tagger(name, model.device) if tagger is None else tagger or None
+        if found is None and tagger is None and pretrained_model_name_or_path is not None:
+            logger.warning_once(
+                f"{name} holds no tagger, so that prompts without tags of their own have no tag sentence, with which "
+                "LION was trained. Give tags, or Lion.from_pretrained(..., tagger=ImageTagger.from_pretrained(folder))."
+            )
+        return cls(model, processor, found)
+
+    # --- requests of any kind ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def answer(self, requests: Sequence[Request], *, batch_size: int = 8, **generation: Any) -> list[Answer]:
+        """Answer requests.
+
+        Requests about the same image go through the model one after the other, whatever their order in the list, and
+        an image is forgotten after the last of them.
+
+        Args:
+            requests: in any order.
+            batch_size: requests, and at most so many images, that go through the model at a time.
+            **generation: anything that `generate` takes but several sequences for a request.
+
+        Raises:
+            ValueError: if an image cannot be read, or a request is none.
+        """
+        self._check(requests, batch_size)
+        if generation.get("num_return_sequences") not in (None, 1):
+            raise ValueError(
+                f"num_return_sequences is {generation['num_return_sequences']}, but a request has 1 answer."
+            )
+        answers: dict[int, Answer] = {}
+        for positions, images in self._batches(requests, batch_size):
+            batch = [requests[position] for position in positions]
+            inputs = self._inputs(batch, images)
+            ids = self.model.generate(**inputs, **self._with_length(generation))
+            ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
+            texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+            for position, image, prompt, text in zip(positions, images, self._prompts(inputs), texts, strict=True):
+                answers[position] = Answer(
+                    text=text,
+                    prompt=prompt,
+                    tags=as_names(self._tags(requests[position], image)),
+                    entities=extract_entities(text, image.size)[1],
+                    image_size=image.size,
+                )
+        return [answers[position] for position in range(len(requests))]
+
+    @torch.no_grad()
+    def rank(
+        self, requests: Sequence[Request], candidates: Sequence[Sequence[str]], *, batch_size: int = 8
+    ) -> list[list[float]]:
+        """How likely the model thinks each of some answers to be.
+
+        Everything before the decoder runs once for a request, however many candidates it has.
+
+        Args:
+            requests: as of `answer`.
+            candidates: for each request its candidates.
+            batch_size: as of `answer`.
+
+        Returns:
+            For each request and each of its candidates the sum of the log-probabilities of its tokens, with the end
+            token, as the model would have to write it. (Longer candidates are less likely; divide if you want to.)
+
+        Raises:
+            ValueError: if there are not as many lists of candidates as requests, and as of `answer`.
+        """
+        self._check(requests, batch_size)
+        if len(candidates) != len(requests):
+            raise ValueError(f"{len(candidates)} lists of candidates for {len(requests)} requests.")
+        for texts in candidates:
+            check_strings("candidates", texts)
+        scores: list[list[float]] = [[] for _ in requests]
+        for positions, images in self._batches(requests, batch_size):
+            inputs = self._inputs([requests[position] for position in positions], images)
+            rows = [(row, text) for row, position in enumerate(positions) for text in candidates[position]]
+            if not rows:
+                continue
+            states = self._encode_prompts(inputs)
+            step = batch_size * CANDIDATES_PER_REQUEST
+            for start in range(0, len(rows), step):
+                chunk = rows[start : start + step]
+                for (row, _), score in zip(chunk, self._score(states, inputs, chunk), strict=True):
+                    scores[positions[row]].append(score)
+        return scores
+
+    # --- short ways --------------------------------------------------------------------------------------------
+
+    def caption(self, images: Any, *, tags: Any = None, batch_size: int = 8, **generation: Any) -> Any:
+        """Describe an image, or each of a list, in a short sentence.
+
+        Args:
+            images: one or a list.
+            tags: of all images, as of `Request`.
+            batch_size, **generation: as of `answer`.
+        """
+        pictures, _, is_single = pair(images, "questions", [self.processor.caption_prompt], True)
+        requests = [Request(picture, self.processor.caption_prompt, tags=tags) for picture in pictures]
+        return unpack([found.text for found in self.answer(requests, batch_size=batch_size, **generation)], is_single)
+
+    def ask(
+        self, images: Any, questions: str | Sequence[str], *, tags: Any = None, batch_size: int = 8, **generation: Any
+    ) -> Any:
+        """Answer a question about an image, or a list of them: one image, one question, or as many of both.
+
+        Args:
+            images: one or a list.
+            questions: one or a list.
+            tags: of all images, as of `Request`.
+            batch_size, **generation: as of `answer`.
+        """
+        pictures, texts, is_single = pair_texts(images, "questions", questions)
+        requests = [Request(picture, text, tags=tags) for picture, text in zip(pictures, texts, strict=True)]
+        return unpack([found.text for found in self.answer(requests, batch_size=batch_size, **generation)], is_single)
+
+    def locate(
+        self, images: Any, phrases: str | Sequence[str], *, tags: Any = None, batch_size: int = 8, **generation: Any
+    ) -> Any:
+        """Find what phrases such as "the red cup" speak of: one image, one phrase, or as many of both.
+
+        Args:
+            images: one or a list.
+            phrases: one or a list.
+            tags: of all images, as of `Request`.
+            batch_size, **generation: as of `answer`.
+
+        Returns:
+            An `Answer`, of which `boxes` are those found (none, where the model wrote none), or a list.
+        """
+        pictures, texts, is_single = pair_texts(images, "phrases", phrases)
+        requests = [
+            Request(picture, LOCATE_QUESTION.format(phrase=text.strip()), "region_level", tags)
+            for picture, text in zip(pictures, texts, strict=True)
+        ]
+        return unpack(self.answer(requests, batch_size=batch_size, **generation), is_single)
+
+    def describe_region(
+        self, images: Any, boxes: Any, *, tags: Any = None, batch_size: int = 8, **generation: Any
+    ) -> Any:
+        """Say what is in a box: one image, one box, or as many of both.
+
+        Args:
+            images: one or a list.
+            boxes: (x1, y1, x2, y2) in pixels of the image, as `locate` finds them, or a list of such.
+            tags: of all images, as of `Request`.
+            batch_size, **generation: as of `answer`.
+
+        Raises:
+            ValueError: if a box is none, or not in its image, and as of `answer`.
+        """
+        pictures, rows, is_single = pair(images, "boxes", as_boxes(boxes), np.ndim(boxes) == 1)
+        opened: dict[Hashable, Image.Image] = {}
+        requests = []
+        for source, box in zip(pictures, rows, strict=True):
+            key = image_key(source)
+            if key not in opened:
+                opened[key] = to_rgb(source)
+            text = format_boxes([to_fractions(box, opened[key].size)])
+            requests.append(Request(opened[key], REGION_QUESTION.format(box=text), "region_level", tags))
+        return unpack([found.text for found in self.answer(requests, batch_size=batch_size, **generation)], is_single)
+
+    def tag(self, images: Any) -> Any:
+        """The tags of an image, a list of names, or such a list for each of a list of images.
+
+        Raises:
+            ValueError: if there is no tagger, or an image cannot be read.
+        """
+        if self.tagger is None:
+            raise ValueError(
+                "There is no tagger: this checkpoint holds none. Give one, Lion.from_pretrained(..., "
+                "tagger=ImageTagger.from_pretrained(folder))."
+            )
+        found = self.tagger.tag(list(flatten(images)))
+        for image in found:
+            if image.error is not None:
+                raise ValueError(image.error)
+        return unpack([image.names for image in found], not is_batch(images))
+
+    # --- steps -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check(requests: Sequence[Request], batch_size: int) -> None:
+        """Raise `ValueError` if something is wrong that no image is needed to see."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
+        for request in requests:
+            if not isinstance(request, Request):
+                raise ValueError(f"requests must hold Request, but holds {type(request).__name__}.")
+        check_strings("questions", [request.question for request in requests])
+
+    def _with_length(self, generation: dict[str, Any]) -> dict[str, Any]:
+        """The options of generation; with a limit to the answer's length, if nothing else has one."""
+        config = generation.get("generation_config") or self.model.generation_config
+        named = {"max_new_tokens", "max_length"} & generation.keys()
+        if named or config.max_new_tokens is not None or generation.get("generation_config") is not None:
+            return generation
+        return {"max_new_tokens": MAX_NEW_TOKENS, **generation}
+
+    def _batches(self, requests: Sequence[Request], batch_size: int) -> Iterator[tuple[list[int], list[SeenImage]]]:
+        """Positions of requests that go together, those of one image one after the other, and the image of each."""
+        keys = [image_key(request.image) for request in requests]
+        first = {key: position for position, key in reversed(list(enumerate(keys)))}
+        order = sorted(range(len(requests)), key=lambda position: first[keys[position]])
+        untagged = {keys[index] for index, request in enumerate(requests) if request.tags is None}
+        left = Counter(keys)
+        seen: dict[Hashable, SeenImage] = {}
+        for start in range(0, len(order), batch_size):
+            positions = order[start : start + batch_size]
+            new = {keys[position]: requests[position].image for position in positions if keys[position] not in seen}
+            seen.update(self._see(new, untagged))
+            yield positions, [seen[keys[position]] for position in positions]
+            left.subtract(keys[position] for position in positions)
+            seen = {key: image for key, image in seen.items() if left[key]}
+
+    def _see(self, images: dict[Hashable, Any], untagged: set[Hashable]) -> dict[Hashable, SeenImage]:
+        """Open images, tag those that need it, and run what reads no question."""
+        if not images:
+            return {}
+        pictures = [to_rgb(image) for image in images.values()]
+        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        features = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
+        seen = {
+            key: SeenImage(picture.size, features.select(torch.tensor([row])))
+            for row, (key, picture) in enumerate(zip(images, pictures, strict=True))
+        }
+        if self.tagger is not None:
+            wanted = [(key, picture) for key, picture in zip(images, pictures, strict=True) if key in untagged]
+            names = self.tagger([picture for _, picture in wanted]) if wanted else []
+            for (key, _), found in zip(wanted, names, strict=True):
+                seen[key].tags = list(found or [])
+        return seen
+
+    @staticmethod
+    def _tags(request: Request, image: SeenImage) -> Tags:
+        """The tags of a request's prompt, `None` for no tag sentence."""
+        return image.tags if request.tags is None else None if request.tags is False else request.tags
+
+    def _inputs(self, requests: Sequence[Request], images: Sequence[SeenImage]) -> dict[str, Any]:
+        """The model's inputs; each image's features are there once."""
+        prompts = self.processor(
+            text=[request.question for request in requests],
+            tags=[self._tags(request, image) for request, image in zip(requests, images, strict=True)],
+            task_type=[request.task_type for request in requests],
+            return_tensors="pt",
+        ).to(self.model.device)
+        distinct = list({id(image): image for image in images}.values())
+        rows = {id(image): row for row, image in enumerate(distinct)}
+        return {
+            **prompts,
+            "image_features": concatenate([image.features for image in distinct]),
+            "image_indices": torch.tensor([rows[id(image)] for image in images]),
+        }
+
+    def _prompts(self, inputs: dict[str, Any]) -> list[str]:
+        """What the language model reads, as text, without the end token."""
+        rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
+        return [self._prompt(ids[: length - 1]) for ids, length in rows]
+
+    def _prompt(self, ids: list[int]) -> str:
+        """The text of a prompt's tokens, which know of no space beside the soft prompt's marker."""
+        decode, marker = self.processor.tokenizer.decode, self.processor.soft_prompt_token_id
+        if marker not in ids:
+            return decode(ids, clean_up_tokenization_spaces=False)
+        token, cut = self.processor.soft_prompt_token, ids.index(marker)
+        before, _, after = self.processor.tag_prompt.partition(token)
+        parts = [decode(part, clean_up_tokenization_spaces=False) for part in (ids[:cut], ids[cut + 1 :])]
+        gaps = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
+        return f"{parts[0]}{gaps[0]}{token}{gaps[1]}{parts[1]}"
+
+    def _encode_prompts(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """The language model's encoder, (B, E, D); of its decoder, a single step."""
+        start = self.model.config.text_config.decoder_start_token_id
+        first = torch.full((len(inputs["input_ids"]), 1), start, device=self.model.device)
+        return self.model(**inputs, decoder_input_ids=first, use_cache=False).encoder_last_hidden_state
+
+    def _score(self, states: torch.Tensor, inputs: dict[str, Any], chunk: Sequence[tuple[int, str]]) -> list[float]:
+        """Log-probabilities of texts, each behind the prompt in a row of `states`."""
+        rows = torch.tensor([row for row, _ in chunk], device=states.device)
+        texts = [text for _, text in chunk]
+        labels = self.processor(text=[""] * len(texts), text_target=texts, return_tensors="pt")["labels"]
+        labels = labels.to(states.device)  # (N, L)
+        logits = self.model(
+            encoder_outputs=(states[rows],),
+            attention_mask=inputs["attention_mask"][rows],
+            task_type_ids=inputs["task_type_ids"][rows],
+            labels=labels,
+            use_cache=False,
+        ).logits
+        chosen = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return chosen.masked_fill(labels < 0, 0).sum(1).tolist()
+
+
+def image_key(image: Any) -> Hashable:
+    """What tells one image from another: the path or URL, or which object it is."""
+    return os.fspath(image) if isinstance(image, str | Path) else id(image)
+
+
+def concatenate(features: Sequence[LionImageFeatures]) -> LionImageFeatures:
+    """The features of several images as those of one batch."""
+    projected = [part.pooler_output for part in features if part.pooler_output is not None]
+    return LionImageFeatures(
+        last_hidden_state=torch.cat([part.last_hidden_state for part in features]),
+        pooler_output=torch.cat(projected) if projected else None,
+    )
+
+
+def pair(images: Any, name: str, values: list[Any], is_one: bool) -> tuple[list[Any], list[Any], bool]:
+    """Images, and what goes with each: one image or one value serves all; and whether there is but one result.
+
+    Args:
+        images: one or a list.
+        name: of the values, for errors.
+        values: a list.
+        is_one: whether that list is a single value, which was not given as a list.
+
+    Raises:
+        ValueError: if there are other numbers of both.
+    """
+    if not is_batch(images):
+        return [images] * len(values), values, is_one
+    pictures = list(flatten(images))
+    if is_one:
+        return pictures, values * len(pictures), False
+    if len(pictures) != len(values):
+        raise ValueError(f"{len(pictures)} images for {len(values)} {name}: give as many of both, or one of either.")
+    return pictures, values, False
+
+
+def pair_texts(images: Any, name: str, texts: str | Sequence[str]) -> tuple[list[Any], list[str], bool]:
+    """`pair` for texts.
+
+    Raises:
+        ValueError: if they are none, or one is blank, and as of `pair`.
+    """
+    is_one = isinstance(texts, str)
+    values = [texts] if isinstance(texts, str) else texts
+    check_strings(name, values)
+    if not all(text.strip() for text in values):
+        raise ValueError(f"{name} holds a blank text.")
+    return pair(images, name, list(values), is_one)
+
+
+def unpack(results: list[Any], is_single: bool) -> Any:
+    """The one result where one was asked for, else all."""
+    return results[0] if is_single else results
+
+
+def as_boxes(boxes: Any) -> list[Box]:
+    """One box, or several, as a list.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    try:
+        rows = np.asarray(boxes, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"boxes must be four numbers, or a list of four numbers each, but is {boxes!r}.") from error
+    if rows.ndim not in (1, 2) or rows.shape[-1] != 4:
+        raise ValueError(f"boxes must have shape (4,) or (N, 4), but has {rows.shape}.")
+    return [(row[0], row[1], row[2], row[3]) for row in rows.reshape(-1, 4).tolist()]
+
+
+def to_fractions(box: Box, image_size: tuple[int, int]) -> Box:
+    """Pixels of an image of (width, height) to fractions; what stands out a little is cut off.
+
+    Raises:
+        ValueError: if nothing of the box is in the image.
+    """
+    width, height = image_size
+    x1, x2 = (min(max(value / width, 0.0), 1.0) for value in (box[0], box[2]))
+    y1, y2 = (min(max(value / height, 0.0), 1.0) for value in (box[1], box[3]))
+    if not (x1 < x2 and y1 < y2):
+        raise ValueError(f"Box {box} has no area in an image of {width}x{height} pixels; it is (x1, y1, x2, y2).")
+    return x1, y1, x2, y2
+
+
+__all__ = ["Answer", "Lion", "Request"]
