@@ -1,0 +1,125 @@
+"""A batch of examples -> predictions, by a model.
+
+A picture that cannot be read costs its own examples their answers, and no others.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from transformers import set_seed
+
+from ..image_loading import to_rgb
+from ..inference import Lion, Request
+from ..processing_lion import Tags
+from .batches import Batch
+from .predictions import format_prediction
+from .settings import EvaluationSettings
+from .task import Example, Prediction
+
+Fields = dict[str, Any]
+"""A prediction with what is kept beside it: the prompt and its tags, or the reason why there is none."""
+
+
+def answer_batch(lion: Lion, batch: Batch, settings: EvaluationSettings, **generation: Any) -> dict[str, Fields]:
+    """Answer a batch's questions, or rank their candidates.
+
+    Args:
+        lion: the model.
+        batch: from `plan_batches`.
+        settings: of the evaluation.
+        **generation: options of `generate` before those of the settings.
+
+    Returns:
+        By the examples' ids `answer`, `scores` where candidates were ranked, `prompt` and `tags`, or `error`.
+    """
+    set_seed(settings.seed)
+    pictures, reasons = open_pictures([example.image for example in batch], settings.image_folder)
+    found: dict[str, Fields] = {
+        example.id: {"answer": "", "error": reasons[example.image]} for example in batch if example.image in reasons
+    }
+    readable = [example for example in batch if example.image in pictures]
+    asked = [example for example in readable if not example.candidates]
+    if asked:
+        requests = [make_request(example, pictures, settings.tags) for example in asked]
+        options = {**settings.generate_options, **generation}
+        answers = lion.answer(requests, batch_size=settings.batch_size, **options)
+        for example, answer in zip(asked, answers, strict=True):
+            found[example.id] = {"answer": answer.text, "prompt": answer.prompt, "tags": answer.tags}
+    found.update(rank_candidates(lion, [x for x in readable if x.candidates], pictures, settings))
+    return found
+
+
+def rank_candidates(
+    lion: Lion, examples: Sequence[Example], pictures: Mapping[str, Image.Image], settings: EvaluationSettings
+) -> dict[str, Fields]:
+    """The likeliest candidate of each example, the first of equals, with the scores of all."""
+    if not examples:
+        return {}
+    requests = tag_requests(lion, [make_request(example, pictures, settings.tags) for example in examples])
+    candidates = [example.candidates for example in examples]
+    rows = lion.rank(requests, candidates, batch_size=settings.batch_size)
+    found: dict[str, Fields] = {}
+    for example, request, scores in zip(examples, requests, rows, strict=True):
+        found[example.id] = {
+            "answer": example.candidates[scores.index(max(scores))],
+            "scores": scores,
+            "prompt": read_prompt(lion, request),
+            "tags": list(request.tags) if request.tags is not False and request.tags is not None else None,
+        }
+    return found
+
+
+def open_pictures(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.Image], dict[str, str]]:
+    """The pictures of some files, and for those that cannot be read the reason, by their names."""
+    pictures: dict[str, Image.Image] = {}
+    reasons: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        try:
+            pictures[name] = open_picture(name, folder)
+        except ValueError as error:
+            reasons[name] = " ".join(str(error).split())
+    return pictures, reasons
+
+
+def open_picture(name: str, folder: Path) -> Image.Image:
+    """The picture of a file in a folder, or of a URL."""
+    return to_rgb(name if name.startswith(("http://", "https://")) else folder / name)
+
+
+def make_request(example: Example, pictures: Mapping[str, Image.Image], tags: str) -> Request:
+    """A question to the model. With tags of the data, those examples that have none have no tag sentence."""
+    own: Tags | Literal[False] = None if tags == "auto" else False
+    if tags == "data" and example.tags is not None:
+        own = list(example.tags)
+    return Request(pictures[example.image], example.question, example.task_type, own)
+
+
+def tag_requests(lion: Lion, requests: Sequence[Request]) -> list[Request]:
+    """Requests with the tagger's tags in those that are to have them, so that it is known which."""
+    pictures = {id(request.image): request.image for request in requests if request.tags is None}
+    if not pictures:
+        return list(requests)
+    names = lion.tag(list(pictures.values())) if lion.tagger is not None else [False] * len(pictures)
+    by_tagger = dict(zip(pictures, names, strict=True))
+    return [
+        Request(request.image, request.question, request.task_type, by_tagger.get(id(request.image), request.tags))
+        for request in requests
+    ]
+
+
+def read_prompt(lion: Lion, request: Request) -> str:
+    """What the language model reads of a request."""
+    tags = None if request.tags is False else request.tags
+    return lion._prompts(lion.processor(text=[request.question], tags=[tags], return_tensors="pt"))[0]
+
+
+def format_fields(name: str, fields: Fields) -> str:
+    """A line of the file of predictions."""
+    scores = tuple(fields["scores"]) if "scores" in fields else None
+    more = {key: value for key, value in fields.items() if key not in ("id", "answer", "scores")}
+    return format_prediction(Prediction(name, fields["answer"], scores), more)
+
+
+__all__ = ["answer_batch", "format_fields", "open_picture", "open_pictures"]

@@ -1,0 +1,88 @@
+"""Whether answers depend on what else is in the batch: some examples one by one and in batches, in float32."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..inference import Lion
+from .answering import Fields, answer_batch
+from .batches import plan_batches
+from .settings import EvaluationSettings
+from .task import Example
+
+TOLERANCE = 1e-3
+"""Of a candidate's log-likelihood, which adds up the rounding of all its tokens."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An example whose answer depends on its batch.
+
+    Attributes:
+        id: of the example.
+        alone, batched: the two answers, with the scores of candidates.
+    """
+
+    id: str
+    alone: str
+    batched: str
+
+
+@dataclass(frozen=True)
+class BatchingCheck:
+    """What came of the check.
+
+    Attributes:
+        num_examples: that were answered both ways.
+        differences: those whose answers differ.
+    """
+
+    num_examples: int
+    differences: tuple[Difference, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON has it."""
+        rows = [{"id": row.id, "alone": row.alone, "batched": row.batched} for row in self.differences]
+        return {"examples": self.num_examples, "differ": len(rows), "differences": rows}
+
+
+def check_batching(lion: Lion, examples: Sequence[Example], settings: EvaluationSettings) -> BatchingCheck:
+    """Answer examples in batches as the evaluation does, and one by one; nothing is drawn at random.
+
+    Args:
+        lion: the model in float32.
+        examples: of which `settings.check_batching` are taken, at equal distances.
+        settings: of the evaluation.
+    """
+    chosen = take_evenly(examples, settings.check_batching)
+    options = {} if all(example.candidates for example in chosen) else {"do_sample": False}
+    batched: dict[str, Fields] = {}
+    for batch in plan_batches(chosen, settings.batch_size):
+        batched.update(answer_batch(lion, batch, settings, **options))
+    differences = []
+    for example in chosen:
+        alone, together = answer_batch(lion, [example], settings, **options)[example.id], batched[example.id]
+        if not is_same(alone, together):
+            differences.append(Difference(example.id, show(alone), show(together)))
+    return BatchingCheck(len(chosen), tuple(differences))
+
+
+def take_evenly(examples: Sequence[Example], count: int) -> list[Example]:
+    """So many examples, or all, from everywhere in the data."""
+    count = min(count, len(examples))
+    return [examples[place * len(examples) // count] for place in range(count)]
+
+
+def is_same(first: Fields, second: Fields) -> bool:
+    """Whether two predictions are one: the same words, and scores that differ by rounding alone."""
+    pairs = zip(first.get("scores", ()), second.get("scores", ()), strict=True)
+    return first["answer"] == second["answer"] and all(a == b or abs(a - b) <= TOLERANCE for a, b in pairs)
+
+
+def show(fields: Fields) -> str:
+    """A prediction in a message."""
+    return f"{fields['answer']} {json.dumps(fields['scores'])}" if "scores" in fields else fields["answer"]
+
+
+__all__ = ["BatchingCheck", "Difference", "check_batching"]

@@ -1,0 +1,299 @@
+"""What `lion eval` does: a task's examples -> predictions of a model -> figures, a table and pages of the worst cases.
+
+In the output folder: `setup.json` (what predictions depend on), `model.json` (how the model was run),
+`predictions.jsonl`, `errors.jsonl` (examples without an answer, and why), `result.json`, `worst.html` and `worst.png`.
+A run that was killed goes on where it was; started by `torchrun` or `accelerate launch`, its processes share the work,
+and the first of them writes what all have done.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..inference import Lion
+from .answering import Fields, answer_batch
+from .batches import Batch, plan_batches
+from .batching_check import BatchingCheck, check_batching
+from .missing import wrong_prediction
+from .pages import write_pages
+from .predictions import read_predictions
+from .processes import Processes, join_processes
+from .progress_files import (
+    ERRORS,
+    PredictionWriter,
+    merge_parts,
+    name_part,
+    read_fields,
+    read_parts,
+    write_errors,
+)
+from .results import RESULT, Result, describe_model, describe_versions
+from .settings import (
+    MODEL,
+    SETUP,
+    EvaluationSettings,
+    check_settings,
+    check_unchanged,
+    describe_setup,
+    find_dataset,
+    hash_data,
+    write_text,
+)
+from .task import Example, Prediction
+
+Say = Callable[[str], None]
+"""Where messages go."""
+
+LoadLion = Callable[[EvaluationSettings, str, str | None], Lion]
+"""From settings, a device and a dtype to a model."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the model has done in this run.
+
+    Attributes:
+        num_answered: examples, of all processes.
+        seconds: that the first process took for its own.
+        check: of batching, if one was asked for.
+    """
+
+    num_answered: int = 0
+    seconds: float = 0.0
+    check: BatchingCheck | None = None
+
+
+def load_lion(settings: EvaluationSettings, device: str, dtype: str | None) -> Lion:
+    """The model of an evaluation, with its tagger where that has something to do."""
+    if settings.tags == "auto":
+        return Lion.from_pretrained(settings.model, device=device, dtype=dtype)
+    return Lion.from_pretrained(settings.model, tagger=False, device=device, dtype=dtype)
+
+
+def evaluate(
+    settings: EvaluationSettings, say: Say = print, show_progress: bool = False, load: LoadLion = load_lion
+) -> Result | None:
+    """Answer a task's questions with a model, and score the answers.
+
+    Args:
+        settings: of the evaluation.
+        say: gets messages.
+        show_progress: whether to draw a bar on stderr.
+        load: loads the model.
+
+    Returns:
+        What came of it; `None` in other processes than the first.
+
+    Raises:
+        ValueError: if something in the settings or the data cannot be, or the output folder has predictions that were
+            made in another way.
+        OSError: if a file or folder is missing.
+    """
+    with join_processes() as processes:
+        examples, chosen = prepare(settings, processes)
+        batches = plan_batches(chosen, settings.batch_size)
+        done = {name for name, fields in read_parts(settings.output).items() if "error" not in fields}
+        processes.wait()  # until all have seen what is done
+        pending = [batch for batch in batches if any(example.id not in done for example in batch)]
+        if processes.is_first and len(pending) < len(batches):
+            say(f"{len(batches) - len(pending)} of {len(batches)} batches are done already.")
+        run = answer_all(settings, pending, chosen, processes, show_progress, load)
+        processes.wait()  # until all are done
+        if not processes.is_first:
+            return None
+        merged = merge_parts(settings.output, [example.id for example in examples])
+        return conclude(settings, chosen, collect(chosen, merged), find_errors(chosen, merged), run)
+
+
+def evaluate_file(settings: EvaluationSettings, predictions: Path) -> Result:
+    """Score a file of predictions, without any model.
+
+    Examples to which the file has an `error` instead of an answer, as those of `evaluate` have, count as wrong.
+
+    Raises:
+        ValueError: if settings, data or predictions cannot be, or do not fit.
+        OSError: if a file or folder is missing.
+    """
+    check_settings(settings)
+    examples = settings.task.load(settings.data, settings.images)
+    chosen = examples[: settings.limit]
+    left_out = {example.id for example in examples[len(chosen) :]}
+    found = [prediction for prediction in read_predictions(predictions) if prediction.id not in left_out]
+    errors = read_error_reasons(predictions)
+    wrong = {example.id: wrong_prediction(example) for example in chosen if example.id in errors}
+    found = [wrong.get(prediction.id, prediction) for prediction in found]
+    settings.output.mkdir(parents=True, exist_ok=True)
+    missing = {name: reason for name, reason in errors.items() if name in wrong}
+    return conclude(settings, chosen, found, missing, Run(), predictions)
+
+
+def prepare(settings: EvaluationSettings, processes: Processes) -> tuple[list[Example], list[Example]]:
+    """Read the data, and make the output folder ready.
+
+    Returns:
+        All examples, and those to answer.
+    """
+    error: Exception | None = None
+    if processes.is_first:
+        try:
+            examples = read_examples(settings)
+            begin_folder(settings, examples)
+        except (ValueError, OSError) as found:
+            error = found
+    processes.share_error(error)
+    if not processes.is_first:
+        examples = read_examples(settings)
+    return examples, examples[: settings.limit]
+
+
+def read_examples(settings: EvaluationSettings) -> list[Example]:
+    """All examples of the data."""
+    check_settings(settings)
+    examples = settings.task.load(settings.data, settings.images)
+    if settings.tags == "data" and not any(example.tags is not None for example in examples):
+        raise ValueError(f"tags is 'data', but none of the {len(examples)} examples of {settings.data} has tags.")
+    return examples
+
+
+def begin_folder(settings: EvaluationSettings, examples: Sequence[Example]) -> None:
+    """Note what predictions depend on, and put what earlier processes did into one file."""
+    setup = describe_setup(settings, examples)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    check_unchanged(settings.output, setup)
+    write_text(settings.output / SETUP, json.dumps(setup, indent=2, ensure_ascii=False) + "\n")
+    merge_parts(settings.output, [example.id for example in examples])
+
+
+def answer_all(
+    settings: EvaluationSettings,
+    pending: Sequence[Batch],
+    chosen: Sequence[Example],
+    processes: Processes,
+    show_progress: bool,
+    load: LoadLion,
+) -> Run:
+    """Answer this process's share of batches, and append each to the process's file."""
+    device = settings.device or processes.device
+    own = list(pending[processes.rank :: processes.count])
+    check, lion = None, None
+    started = time.monotonic()
+    if settings.check_batching and processes.is_first:
+        lion = load(settings, device, "float32")
+        check = check_batching(lion, chosen, settings)
+        started = time.monotonic()
+        if settings.dtype != "float32":
+            lion = None
+            gc.collect()
+    if own:
+        lion = lion or load(settings, device, settings.dtype)
+        if processes.is_first:
+            facts = json.dumps(describe_model(lion, settings), indent=2, ensure_ascii=False) + "\n"
+            write_text(settings.output / MODEL, facts)
+        answer_own(lion, own, settings, processes, show_progress and processes.is_first)
+    return Run(sum(map(len, pending)), time.monotonic() - started, check)
+
+
+def answer_own(
+    lion: Lion, batches: Sequence[Batch], settings: EvaluationSettings, processes: Processes, show_progress: bool
+) -> None:
+    """Answer batches one after the other.
+
+    Raises:
+        ValueError: if a batch does not fit into the memory.
+    """
+    writer = PredictionWriter(settings.output / name_part(processes.rank))
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    times = TimeElapsedColumn(), TimeRemainingColumn()
+    try:
+        with Progress(*columns, *times, console=Console(stderr=True), disable=not show_progress) as progress:
+            bar = progress.add_task(settings.task.name, total=sum(map(len, batches)))
+            for batch in batches:
+                writer.write(answer_batch(lion, batch, settings))
+                progress.advance(bar, len(batch))
+    except torch.OutOfMemoryError as error:
+        size = settings.batch_size
+        raise ValueError(
+            f"{lion.model.device} has no memory for a batch of {size} questions: take a smaller batch size. What is "
+            f"done is kept in {settings.output}."
+        ) from error
+    finally:
+        writer.close()
+
+
+def collect(examples: Sequence[Example], found: dict[str, Fields]) -> list[Prediction]:
+    """The prediction for each example; a wrong one where there is none."""
+    return [
+        wrong_prediction(example)
+        if "error" in found[example.id]
+        else Prediction(
+            example.id,
+            found[example.id]["answer"],
+            tuple(found[example.id]["scores"]) if "scores" in found[example.id] else None,
+        )
+        for example in examples
+    ]
+
+
+def find_errors(examples: Sequence[Example], found: dict[str, Fields]) -> dict[str, str]:
+    """Why there is no answer, by the ids of those examples."""
+    return {example.id: found[example.id]["error"] for example in examples if "error" in found[example.id]}
+
+
+def read_error_reasons(predictions: Path) -> dict[str, str]:
+    """As `find_errors`, of a file of predictions in any form."""
+    with predictions.open("rb") as file:
+        if file.read(64).lstrip()[:1] == b"[":
+            return {}
+    return {name: str(fields["error"]) for name, fields in read_fields(predictions).items() if "error" in fields}
+
+
+def conclude(
+    settings: EvaluationSettings,
+    examples: Sequence[Example],
+    predictions: Sequence[Prediction],
+    errors: dict[str, str],
+    run: Run,
+    file: Path | None = None,
+) -> Result:
+    """Score predictions, and write everything that is made of them."""
+    scores = settings.task.score(examples, predictions)
+    folder = settings.output if file is None else file.parent
+    dataset = find_dataset(settings.task, settings.dataset)
+    result = Result(
+        task=settings.task.name,
+        dataset=dataset,
+        figures=scores.figures,
+        headline=settings.task.headline,
+        paper=dict(settings.task.paper[dataset]) if dataset else {},
+        counts={"examples": len(examples), "missing": len(errors), "answered_in_this_run": run.num_answered},
+        data={"name": str(settings.data), "sha256": hash_data(settings.data), "limit": settings.limit},
+        predictions=None if file is None else str(file),
+        setup=read_object(folder / SETUP),
+        model=read_object(folder / MODEL),
+        versions=describe_versions(),
+        batch_size=settings.batch_size,
+        seconds=round(run.seconds, 3),
+        check=None if run.check is None else run.check.summary(),
+    )
+    images = {example.id: example.image for example in examples}
+    if file is None:
+        write_errors(settings.output / ERRORS, [(name, images[name], why) for name, why in errors.items()])
+    write_text(settings.output / RESULT, result.to_json())
+    write_pages(settings, result, examples, predictions, scores.per_example, errors)
+    return result
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds, if it is there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+__all__ = ["evaluate", "evaluate_file"]
