@@ -6,6 +6,7 @@ for a wrong command line; 130 after Ctrl-C.
 
 import typer
 
+from .evaluate import EPILOG, evaluate
 from .train import train
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -17,6 +18,7 @@ def lion() -> None:
 
 
 app.command()(train)
+app.command("eval", epilog=EPILOG)(evaluate)
 
 
 def main() -> None:

@@ -1,0 +1,146 @@
+"""`lion eval`: a model's answers to a data file's questions, and what they are worth."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from .common import Debug, hide_progress_bars, run_action, show_progress, speaker
+
+if TYPE_CHECKING:
+    from ..evaluation.results import Result
+    from ..evaluation.settings import EvaluationSettings
+
+DTYPES = ("float32", "bfloat16", "float16")
+TAGS = ("auto", "data", "none")
+
+EPILOG = (
+    "Example: lion eval REC --model lion-flant5-xl --data refcoco_testA.json --images train2014 --output runs/testA "
+    "--dataset refcoco-testA"
+)
+
+
+def evaluate(
+    task: Annotated[str, typer.Argument(help="REC, VQA, POPE...; of a wrong name the error lists all.")],
+    data: Annotated[Path, typer.Option("--data", help="The data's file, in one of its usual forms.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and results.")],
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the images.", show_default="that of the data")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Folder or Hub id.", show_default="the example checkpoint")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Score this file; no model is loaded.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Show the paper's figures of this data set beside: refcoco-testA.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Questions at a time.")] = 8,
+    num_beams: Annotated[
+        int | None, typer.Option("--num-beams", min=1, help="Of the search.", show_default="the checkpoint's")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer.", show_default="the task's")
+    ] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option("--length-penalty", help="Of beams.", show_default="the checkpoint's")
+    ] = None,
+    tags: Annotated[
+        str,
+        typer.Option("--tags", click_type=click.Choice(TAGS), help="The tagger's, if there is one; the data's; none."),
+    ] = "auto",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", click_type=click.Choice(DTYPES), help="Of the weights.", show_default="as saved"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda:0...", show_default="a GPU if there is one")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first examples.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="For checkpoints that draw answers at random.")] = 0,
+    check_batching: Annotated[
+        int, typer.Option("--check-batching", min=0, help="Answer so many one by one too, in float32, and compare.")
+    ] = 0,
+    debug: Debug = False,
+) -> None:
+    """Evaluate a model on a data file, or score a file of predictions. Started again, it goes on where it was stopped.
+
+    Exit code 1 if a picture could not be read, or answers depend on the batch.
+    """
+
+    def action() -> bool:
+        from ..evaluation.runner import evaluate, evaluate_file
+        from ..evaluation.settings import EvaluationSettings
+        from ..evaluation.tasks import TASKS
+        from ..example import example_checkpoint
+
+        if not show_progress() or os.environ.get("RANK", "0") != "0":
+            hide_progress_bars()
+        options = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
+        settings = EvaluationSettings(
+            task=TASKS[find_name(task, list(TASKS))],
+            data=data,
+            output=output,
+            images=images,
+            model=model or example_checkpoint(),
+            dataset=dataset,
+            batch_size=batch_size,
+            generation={name: value for name, value in options.items() if value is not None},
+            tags=tags,
+            dtype=dtype,
+            device=device,
+            limit=limit,
+            seed=seed,
+            check_batching=check_batching,
+        )
+        if predictions is None:
+            result = evaluate(settings, speaker(), show_progress())
+        elif model is not None or check_batching:
+            raise ValueError("--predictions scores a file without a model: leave --model and --check-batching out.")
+        else:
+            result = evaluate_file(settings, predictions)
+        return result is None or show(result, settings)
+
+    run_action(action, debug)
+
+
+def find_name(name: str, known: list[str]) -> str:
+    """A task's name, whatever its capitals.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = {key.lower().replace("_", "-"): key for key in known}.get(name.lower().replace("_", "-"))
+    if found is None:
+        raise ValueError(f"There is no task {name!r}; there are {', '.join(known)}.")
+    return found
+
+
+def show(result: "Result", settings: "EvaluationSettings") -> bool:
+    """Print figures, what is wrong with them, and where everything is.
+
+    Returns:
+        Whether all is well.
+    """
+    from ..evaluation.progress_files import ERRORS
+
+    Console(highlight=False, markup=False).print(result.to_table())
+    say = speaker()
+    say(result.to_sentence())
+    if result.counts["missing"] and result.predictions is None:
+        say(f"Why they have none: {settings.output / ERRORS}")
+    if result.check is not None:
+        say(describe_check(result.check))
+    say(f"Results and worst cases: {settings.output}")
+    return result.is_complete
+
+
+def describe_check(check: dict[str, Any]) -> str:
+    """How many answers depend on their batch, and which."""
+    lines = [f"{check['differ']} of {check['examples']} answers differ in a batch from those one by one (float32)."]
+    lines += [f"  {row['id']}: alone {row['alone']!r}, in a batch {row['batched']!r}" for row in check["differences"]]
+    return "\n".join(lines)
