@@ -1,10 +1,10 @@
 """`lion eval`: a model's answers to a data file's questions, and what they are worth."""
 
 import os
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -14,8 +14,22 @@ if TYPE_CHECKING:
     from ..evaluation.results import Result
     from ..evaluation.settings import EvaluationSettings
 
-DTYPES = ("float32", "bfloat16", "float16")
-TAGS = ("auto", "data", "none")
+
+class Dtype(str, Enum):
+    """Of weights."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class TagSource(str, Enum):
+    """Where prompts have their tags from."""
+
+    AUTO = "auto"
+    DATA = "data"
+    NONE = "none"
+
 
 EPILOG = (
     "Example: lion eval REC --model lion-flant5-xl --data refcoco_testA.json --images train2014 --output runs/testA "
@@ -50,13 +64,9 @@ def evaluate(
         float | None, typer.Option("--length-penalty", help="Of beams.", show_default="the checkpoint's")
     ] = None,
     tags: Annotated[
-        str,
-        typer.Option("--tags", click_type=click.Choice(TAGS), help="The tagger's, if there is one; the data's; none."),
-    ] = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", click_type=click.Choice(DTYPES), help="Of the weights.", show_default="as saved"),
-    ] = None,
+        TagSource, typer.Option("--tags", help="The tagger's, if there is one; the data's; none.")
+    ] = TagSource.AUTO,
+    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of the weights.", show_default="as saved")] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda:0...", show_default="a GPU if there is one")
     ] = None,
@@ -90,8 +100,8 @@ def evaluate(
             dataset=dataset,
             batch_size=batch_size,
             generation={name: value for name, value in options.items() if value is not None},
-            tags=tags,
-            dtype=dtype,
+            tags=tags.value,
+            dtype=dtype.value if dtype else None,
             device=device,
             limit=limit,
             seed=seed,
