@@ -1,0 +1,134 @@
+"""Captions: CIDEr-D, BLEU and ROUGE-L without Java, METEOR and SPICE where their tools are, and readers of data.
+
+Source: COCO's caption evaluation (arXiv:1504.00325), of whose figures these are a hundredfold, as papers have them.
+The prompt is the one that LION's public examples have.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .caption_metrics import compute_bleu, compute_cider, compute_rouge
+from .caption_words import split_words
+from .data_files import Row, choose_image, leave_out_training, list_rows, read_document, read_image, require_unique
+from .java_metrics import compute_java_metrics
+from .predictions import match_predictions
+from .task import Example, Prediction, Scores, compute_by_group, mean
+
+PROMPT = "Please describe the image using a single short sentence."
+
+CAPTION_NAMES = ("captions", "caption", "reference_strs", "references", "sentences", "caption_str")
+TEXT_NAMES = ("raw", "caption", "text")
+ID_NAMES = ("image_id", "id", "cocoid", "imgid")
+
+TEST_GROUP = "test"
+"""Of a Karpathy split, what papers report; its other parts are read where there is no such."""
+
+
+def score_captions(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
+    """CIDEr-D, BLEU-1 to 4, ROUGE-L, and METEOR and SPICE where their tools are, in percent.
+
+    References are lists of captions. CIDEr-D weighs words by how rare they are in the references of the group whose
+    figure it is; those by which examples are ranked are by all references.
+    """
+    matched = match_predictions(examples, predictions)
+    answers = [split_words(prediction.answer) for prediction in matched]
+    references = [[split_words(caption) for caption in example.references] for example in examples]
+    rouge = [compute_rouge(words, group) for words, group in zip(answers, references, strict=True)]
+
+    def compute(positions: Sequence[int]) -> dict[str, float]:
+        found, wanted = [answers[place] for place in positions], [references[place] for place in positions]
+        figures = {"cider": mean(compute_cider(found, wanted))}
+        figures |= {f"bleu_{length}": value for length, value in enumerate(compute_bleu(found, wanted), 1)}
+        figures["rouge_l"] = mean([rouge[place] for place in positions])
+        return {name: 100 * value for name, value in figures.items()}
+
+    figures = compute_by_group(examples, compute)
+    names = [example.id for example in examples]
+    figures |= compute_java_metrics(
+        {name: [" ".join(words)] for name, words in zip(names, answers, strict=True)},
+        {name: [" ".join(words) for words in group] for name, group in zip(names, references, strict=True)},
+    )
+    ciders = compute_cider(answers, references)
+    return Scores(figures, {name: 100 * value for name, value in zip(names, ciders, strict=True)})
+
+
+def load_captions(data: Path, images: Path | None = None) -> list[Example]:
+    """Images with their captions: COCO's and NoCaps' JSON, a Karpathy split, TextCaps, or any records.
+
+    Records of one image are put together. Of a Karpathy split only "test" is read if there is any, and never what is
+    for training.
+
+    Args:
+        data: the file.
+        images: the folder of images.
+    """
+    document = read_document(data)
+    if isinstance(document, Row) and isinstance(document.find("annotations"), list):
+        examples = read_coco(document, images)
+    elif isinstance(document, Row) and isinstance(document.find("images"), list):
+        examples = [read_record(row, images) for row in document.rows("images")]
+        tested = [example for example in examples if example.group == TEST_GROUP]
+        examples = tested or leave_out_training(examples)
+    else:
+        records = [read_record(row, images) for row in list_rows(document, id_name="image")]
+        examples = leave_out_training(join_images(records))
+    require_unique([example.id for example in examples], str(data))
+    return examples
+
+
+def read_coco(document: Row, images: Path | None) -> list[Example]:
+    """COCO's form: images, and annotations that each have one caption. NoCaps' domains are groups."""
+    captions: dict[str, list[str]] = {}
+    for row in document.rows("annotations"):
+        captions.setdefault(row.name("image_id"), []).append(row.text("caption"))
+    pictures = {row.name("id"): row for row in document.rows("images")}
+    bare = [name for name in pictures if name not in captions]
+    unknown = [name for name in captions if name not in pictures]
+    if bare or unknown:
+        raise document.error(
+            f"{len(pictures)} images and captions of {len(captions)} do not fit: {len(bare)} images have no caption, "
+            f"{len(unknown)} captioned images are not among images, such as {(bare + unknown)[0]}."
+        )
+    return [
+        make_example(name, row, read_image(row, images, ("file_name", "id")), captions[name])
+        for name, row in pictures.items()
+    ]
+
+
+def make_example(name: str, row: Row, image: str, captions: list[str]) -> Example:
+    """An image and its captions."""
+    return Example(name, image, PROMPT, captions, group=row.find("split", "domain") or "", tags=row.tags)
+
+
+def read_record(row: Row, images: Path | None) -> Example:
+    """An image and the captions that stand in its record. The image is its id if there is no other."""
+    if row.find("filepath") is not None and row.find("filename") is not None:
+        filename = row.text("filename")
+        image = choose_image(images, [f"{row.text('filepath')}/{filename}", filename])
+    else:
+        image = read_image(row, images)
+    name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else image
+    return make_example(name, row, image, read_captions(row))
+
+
+def read_captions(row: Row) -> list[str]:
+    """Captions: a text, a list of them, or of objects with the text."""
+    value = row.need(*CAPTION_NAMES)
+    entries = value if isinstance(value, list) else [value]
+    captions = [Row(entry, row.where).text(*TEXT_NAMES) if isinstance(entry, dict) else entry for entry in entries]
+    if not captions or not all(isinstance(caption, str) for caption in captions):
+        raise row.error(f"expected a caption or a list of them in {' or '.join(CAPTION_NAMES)}.")
+    return captions
+
+
+def join_images(examples: list[Example]) -> list[Example]:
+    """Examples of which each has another id, with the captions of all records of that id."""
+    joined: dict[str, Example] = {}
+    for example in examples:
+        first = joined.setdefault(example.id, example)
+        if first is not example:
+            first.references.extend(caption for caption in example.references if caption not in first.references)
+    return list(joined.values())
+
+
+__all__ = ["load_captions", "score_captions"]
