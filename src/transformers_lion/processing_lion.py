@@ -16,7 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from .configuration_lion import TASK_TYPES
-from .grounding import Entity, extract_entities
+from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
 from .image_loading import is_batch, load_rgb_images
 from .plain_text import PlainTextTokenizer
 from .remote_code import carries_its_code
@@ -330,20 +330,25 @@ class LionProcessor(ProcessorMixin):
         self,
         outputs: torch.Tensor | Sequence[str],
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
+        scores: torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """Boxes of answers in the form of transformers' detectors.
 
         Args:
             outputs: generated ids, (B, L), or decoded answers.
             target_sizes: (height, width) of each image, to have boxes in pixels instead of fractions.
+            scores: log-probabilities of the last S of the ids, (B, S), as from `grounding.token_log_probs`.
 
         Returns:
             For each answer `boxes` (N, 4), `text_labels` with the phrase of each box, `labels` (the same phrases), and
-            `scores` (N,), all one, since the text carries no confidence.
+            `scores` (N,): see `grounding.score_boxes`; all one without `scores`, since the text carries no confidence.
 
         Raises:
-            ValueError: if there are not as many sizes as answers.
+            ValueError: if there are not as many sizes as answers, or `scores` do not belong to the ids.
         """
+        if scores is not None and (not isinstance(outputs, torch.Tensor) or scores.shape[0] != outputs.shape[0]):
+            given = f"{len(outputs)} {'sequences' if isinstance(outputs, torch.Tensor) else 'texts'}"
+            raise ValueError(f"scores are of {scores.shape[0]} sequences of ids, but outputs are {given}.")
         texts = self.batch_decode(outputs, skip_special_tokens=True) if isinstance(outputs, torch.Tensor) else outputs
         check_strings("outputs", texts)
         if target_sizes is not None and len(target_sizes) != len(texts):
@@ -351,11 +356,15 @@ class LionProcessor(ProcessorMixin):
         results = []
         for index, text in enumerate(texts):
             size = None if target_sizes is None else (int(target_sizes[index][1]), int(target_sizes[index][0]))
-            found = [(phrase, box) for phrase, _, boxes in extract_entities(text, size)[1] for box in boxes]
-            labels = [phrase for phrase, _ in found]
-            boxes = torch.tensor([box for _, box in found], dtype=torch.float32).reshape(-1, 4)
+            found = read_grounded_text(text)
+            boxes = torch.tensor([box for _, _, boxes in found.entities(size) for box in boxes], dtype=torch.float32)
+            labels = [region.phrase for region in found.regions for _ in region.boxes]
+            confidence = torch.ones(len(labels))
+            if scores is not None and isinstance(outputs, torch.Tensor):
+                tokens = self.tokenizer.convert_ids_to_tokens(outputs[index, -scores.shape[1] :].tolist())
+                confidence = torch.tensor(score_boxes(text, tokens, scores[index].tolist()), dtype=torch.float32)
             results.append(
-                {"boxes": boxes, "text_labels": labels, "scores": torch.ones(len(found)), "labels": list(labels)}
+                {"boxes": boxes.reshape(-1, 4), "text_labels": labels, "scores": confidence, "labels": list(labels)}
             )
         return results
 

@@ -13,7 +13,9 @@ from .boxes import (
     round_box,
     scale_box,
 )
+from .confidence import score_boxes, token_log_probs, token_spans
 from .drawing import draw_boxes
+from .exports import to_coco_results, to_supervision
 from .forms import FORMS, convert_grounded_text, read_grounded_text, write_grounded_text
 from .reading import FoundBox, GroundedText, Region, extract_boxes, extract_entities, parse_boxes
 
@@ -39,5 +41,10 @@ __all__ = [
     "read_grounded_text",
     "round_box",
     "scale_box",
+    "score_boxes",
+    "to_coco_results",
+    "to_supervision",
+    "token_log_probs",
+    "token_spans",
     "write_grounded_text",
 ]
