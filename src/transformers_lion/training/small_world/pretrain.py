@@ -35,7 +35,7 @@ ALL_FORMS = {"slots": 0.28, "cells": 0.42, "both": 0.22, "text": 0.08}
 EASY_SHARE, EASY_NUM_SLOTS = 0.5, 8
 """Share of the language model's steps that hold only the short forms of scenes, and the length of these."""
 
-TAG_LANGUAGE = LoopSettings(num_steps=2400, learning_rate=2e-3, decay=0.6, save_every=200)
+TAG_LANGUAGE = LoopSettings(num_steps=1900, learning_rate=2e-3, decay=0.6, save_every=200)
 TAG_SHARE = 0.65
 TAG_KIND_WEIGHTS = {
     "caption": 0.12, "existence": 0.12, "color": 0.07, "shape": 0.07, "count": 0.1, "relation": 0.16, "size": 0.04,
@@ -43,7 +43,7 @@ TAG_KIND_WEIGHTS = {
 }  # fmt: skip
 """The language model's second part: most prompts have tags, and what the first part left hardest is asked more."""
 
-POINTING_WEIGHT, ORDER_WEIGHT, TAG_WEIGHT = 2.0, 1.0, 0.5
+POINTING_WEIGHT, ORDER_WEIGHT, TAG_WEIGHT, ATTENTION_WEIGHT = 2.0, 1.0, 1.0, 20.0
 MAX_NUM_EASY = 3
 """Objects of the scenes in the first half of these steps."""
 
@@ -85,8 +85,8 @@ class SymbolicLanguageModel(nn.Module):
     """The language model with what shows it scenes in words and read-outs of where it looks, both thrown away.
 
     Args:
-        tags: also read out which of two objects a question names first, and which words are tags, and keep what shows
-            the scene from looking at these: without it, tags were taken for words of the question.
+        tags: also read out which of two objects a question names first, and which words are tags, and keep scene
+            and question from attending to these: without it, tags were taken for words of the question.
     """
 
     def __init__(self, tags: bool = False) -> None:
@@ -130,16 +130,20 @@ class SymbolicLanguageModel(nn.Module):
         return total / sum(len(part.labels) for part in parts)
 
     def tag_loss(self, outputs: Any, batch: SymbolicBatch) -> torch.Tensor:
-        """How badly the first layer tells tags from the question, and how much attention the scene gives to tags."""
+        """How badly the first layer tells tags from the question, and what scene and question attend to tags."""
         num_visual = batch.asked.shape[1]
         text = outputs.encoder_hidden_states[1][:, num_visual:]
         loss = read_out_loss(self.tag_pointer, text, batch.is_tag)
         is_tag = (batch.is_tag == 1).float()
-        rows = is_tag.any(1).float()
-        if num_visual and rows.any():
-            attention = torch.stack(outputs.encoder_attentions[1:]).float()[..., :num_visual, num_visual:]
-            given = (attention * is_tag[None, :, None, None]).sum(-1).mean((0, 2, 3))  # (B,)
-            loss = loss + (given * rows).sum() / rows.sum()
+        with_tags = is_tag.any(1)
+        if num_visual and with_tags.any():
+            is_question = (batch.is_tag == 0)[with_tags].float()
+            for layer in outputs.encoder_attentions:  # (B, H, N, N)
+                given = torch.einsum("bhnt,bt->bn", layer[with_tags, :, :, num_visual:].float(), is_tag[with_tags])
+                given = given / layer.shape[1]
+                of_scene, of_question = given[:, :num_visual].mean(), given[:, num_visual:] * is_question
+                share = of_scene + of_question.sum() / is_question.sum()
+                loss = loss + ATTENTION_WEIGHT * share / len(outputs.encoder_attentions)
         return loss
 
 
