@@ -80,7 +80,7 @@ def read_coco(document: Row, images: Path | None) -> list[Example]:
     """COCO's form: images, and annotations that each have one caption. NoCaps' domains are groups."""
     captions: dict[str, list[str]] = {}
     for row in document.rows("annotations"):
-        captions.setdefault(row.name("image_id"), []).append(row.text("caption"))
+        captions.setdefault(row.name("image_id"), []).extend(read_captions(row))
     pictures = {row.name("id"): row for row in document.rows("images")}
     bare = [name for name in pictures if name not in captions]
     unknown = [name for name in captions if name not in pictures]
@@ -115,7 +115,7 @@ def read_captions(row: Row) -> list[str]:
     """Captions: a text, a list of them, or of objects with the text."""
     value = row.need(*CAPTION_NAMES)
     entries = value if isinstance(value, list) else [value]
-    captions = [Row(entry, row.where).text(*TEXT_NAMES) if isinstance(entry, dict) else entry for entry in entries]
+    captions = [Row(entry, row.where).need(*TEXT_NAMES) if isinstance(entry, dict) else entry for entry in entries]
     if not captions or not all(isinstance(caption, str) for caption in captions):
         raise row.error(f"expected a caption or a list of them in {' or '.join(CAPTION_NAMES)}.")
     return captions
