@@ -43,7 +43,10 @@ TAG_KIND_WEIGHTS = {
 }  # fmt: skip
 """The language model's second part: most prompts have tags, and what the first part left hardest is asked more."""
 
-POINTING_WEIGHT, ORDER_WEIGHT, TAG_WEIGHT, ATTENTION_WEIGHT = 2.0, 1.0, 1.0, 20.0
+POINTING_WEIGHT, ORDER_WEIGHT, TAG_WEIGHT = 2.0, 1.0, 1.0
+ATTENTION_WEIGHT, LATER_ATTENTION_WEIGHT, ATTENTION_STEPS = 2.0, 20.0, 400
+"""Weight of attention to tags: for these steps, and from then on. The higher one at once undoes what was learned."""
+
 MAX_NUM_EASY = 3
 """Objects of the scenes in the first half of these steps."""
 
@@ -98,6 +101,7 @@ class SymbolicLanguageModel(nn.Module):
         self.pointer = nn.Linear(config.d_model, 1)
         self.order_pointer = nn.Linear(config.d_model, 1) if tags else None
         self.tag_pointer = nn.Linear(config.d_model, 1) if tags else None
+        self.attention_weight = ATTENTION_WEIGHT
         language_pretraining.prepare_small_language_model(self.language_model)
         for name, parameter in self.language_model.named_parameters():
             parameter.requires_grad_(".adapter." not in name)
@@ -143,7 +147,7 @@ class SymbolicLanguageModel(nn.Module):
                 given = given / layer.shape[1]
                 of_scene, of_question = given[:, :num_visual].mean(), given[:, num_visual:] * is_question
                 share = of_scene + of_question.sum() / is_question.sum()
-                loss = loss + ATTENTION_WEIGHT * share / len(outputs.encoder_attentions)
+                loss = loss + self.attention_weight * share / len(outputs.encoder_attentions)
         return loss
 
 
@@ -221,6 +225,7 @@ def train_tag_language(folder: Path, seed: int = 0) -> None:
 
     def batches_from(step: int) -> Any:
         while True:
+            model.attention_weight = ATTENTION_WEIGHT if step < ATTENTION_STEPS else LATER_ATTENTION_WEIGHT
             yield language_pretraining.step_batch(
                 scenes, tokenizer, ALL_FORMS, LANGUAGE_BATCH, NUM_QUERY_TOKENS, seed + 1, step, TAG_KIND_WEIGHTS,
                 TAG_SHARE,
