@@ -7,9 +7,13 @@ for a wrong command line; 130 after Ctrl-C.
 import typer
 
 from .evaluate import EPILOG, evaluate
+from .questions import ask, caption, locate
+from .tag import tag
 from .train import train
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 
 @app.callback()
@@ -17,8 +21,14 @@ def lion() -> None:
     """LION, a multimodal language model with dual-level visual knowledge."""
 
 
-app.command()(train)
-app.command("eval", epilog=EPILOG)(evaluate)
+app.command(epilog="Example: lion caption photos/ --json", no_args_is_help=True)(caption)
+app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What colour is it?"', no_args_is_help=True)(
+    ask
+)
+app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
+app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
+app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
+app.command(epilog="Example: lion train --config recipe.yaml output=runs/2 mixture.steps=100")(train)
 
 
 def main() -> None:

@@ -47,8 +47,18 @@ def run_action(action: Callable[[], bool | None], debug: bool) -> None:
 
 def report(error: Exception | str) -> None:
     """Write an error in one line to stderr."""
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
-    console.print(f"error: {error if isinstance(error, str) else sentence(error)}", style="red")
+    text = error if isinstance(error, str) else sentence(error)
+    stderr_console().print(f"error: {printable(text)}", style="red")
+
+
+def note(text: str) -> None:
+    """Write something that is no error in one line to stderr."""
+    stderr_console().print(f"note: {printable(text)}", style="yellow")
+
+
+def stderr_console() -> Console:
+    """A console that prints texts as they are."""
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
 
 def speaker() -> Callable[[str], None]:
@@ -90,3 +100,10 @@ def sentence(error: Exception) -> str:
         name = error.filename2 or error.filename
         text = f"{name}: {error.strerror}." if name else f"{error.strerror}."
     return " ".join(text.split())
+
+
+def printable(text: str) -> str:
+    """A text on one line, with escapes for what is no visible character."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )

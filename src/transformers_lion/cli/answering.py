@@ -1,0 +1,121 @@
+"""The one way through pictures that `lion caption`, `lion ask`, `lion locate` and `lion tag` take."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from rich.progress import Progress
+
+from .common import hide_progress_bars, report, show_progress, stderr_console
+from .drawings import plan_drawings
+from .pictures import Named, find_pictures, open_pictures
+from .results import Results, open_results
+
+Opened = list[tuple[str, Image.Image]]
+"""Pictures with their names."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture.
+
+    Attributes:
+        rows: for each result its columns for people, behind the picture's name, and its record.
+        draw: makes the picture with the answers on it.
+    """
+
+    rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]]
+    draw: Callable[[], Image.Image]
+
+
+class Job(Protocol):
+    """What is done with pictures."""
+
+    def load(self) -> None:
+        """Load the model, once it is clear that there is something to do."""
+
+    def run(self, pictures: Opened) -> list[Outcome]:
+        """What becomes of some pictures."""
+
+
+def run_job(
+    job: Job, arguments: Sequence[str], batch_size: int, as_json: bool, output: Path | None, draw: Path | None
+) -> bool:
+    """Do a job on all pictures that arguments name, a batch at a time; what is done is written at once.
+
+    Returns:
+        Whether all pictures could be found and read.
+
+    Raises:
+        OSError, ValueError: if nothing can go on.
+    """
+    found = find_pictures(arguments)
+    failures = list(found.errors)
+    for error in failures:
+        report(error)
+    if not found.names:
+        return False
+    drawings = plan_drawings(draw, found.names, found.is_many)
+
+    def fail(error: Exception) -> None:
+        failures.append(error)
+        report(error)
+
+    with quiet(), open_results(output, as_json) as results, progress(len(found.names), output) as advance:
+        job.load()
+        for pictures in open_pictures(found.names, batch_size, fail):
+            for (name, _), outcome in zip(pictures, run_batch(job, pictures), strict=True):
+                write(results, found, name, outcome)
+                if name in drawings:
+                    outcome.draw().save(drawings[name])
+            results.flush()
+            advance(len(pictures))
+    return not failures
+
+
+def run_batch(job: Job, pictures: Opened) -> list[Outcome]:
+    """A job on some pictures.
+
+    Raises:
+        ValueError: if they need more memory than there is.
+    """
+    try:
+        return job.run(pictures)
+    except torch.OutOfMemoryError as error:
+        raise ValueError("The GPU has too little memory: try a smaller --batch-size, or --dtype bfloat16.") from error
+
+
+def write(results: Results, found: Named, name: str, outcome: Outcome) -> None:
+    """Write a picture's results."""
+    for columns, record in outcome.rows:
+        results.write([name, *columns] if found.is_many else columns, {"image": name, **record})
+
+
+@contextmanager
+def progress(total: int, output: Path | None) -> Iterator[Any]:
+    """A progress bar on stderr, where somebody sees it and it does not run into results; what moves it on."""
+    is_shown = show_progress() and (output is not None or not sys.stdout.isatty())
+    bar = Progress(console=stderr_console(), transient=True, redirect_stdout=False, disable=not is_shown)
+    with bar:
+        task = bar.add_task("Pictures", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of libraries: what is wrong with a picture or a model is said in this command's own words."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    hide_progress_bars()
+    logging.getLogger("transformers_lion").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

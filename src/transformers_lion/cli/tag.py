@@ -1,0 +1,73 @@
+"""`lion tag`."""
+
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from ..ram import ImageTagger, TaggedImage
+from .answering import Opened, Outcome, run_job
+from .checkpoints import load_tagger
+from .common import Debug, run_action
+from .drawings import write_below
+from .options import AsJson, BatchSize, Device, Draw, Images, Output
+
+Threshold = Annotated[
+    float | None,
+    typer.Option("--threshold", min=0, max=1, help="Score from which on a tag counts.", show_default="each tag's own"),
+]
+TopK = Annotated[int | None, typer.Option("--top", min=1, help="At most so many tags.", show_default="all")]
+
+
+class Tagging:
+    """Tags pictures."""
+
+    def __init__(self, model: str | None, device: str | None, options: dict[str, Any]):
+        self.model = model
+        self.device = device
+        self.options = options
+        self.tagger: ImageTagger
+
+    def load(self) -> None:
+        """Load the tagger."""
+        self.tagger = load_tagger(self.model, self.device)
+
+    def run(self, pictures: Opened) -> list[Outcome]:
+        """Tag some pictures."""
+        images = [picture for _, picture in pictures]
+        found = self.tagger.tag(images, batch_size=len(images), show_progress=False, **self.options)
+        return [self.outcome(picture, tagged) for picture, tagged in zip(images, found, strict=True)]
+
+    def outcome(self, picture: Any, tagged: TaggedImage) -> Outcome:
+        """The results of one picture."""
+        names = ", ".join(tagged.names or [])
+        record = {
+            "tags": tagged.names,
+            "scores": [round(tag["score"], 4) for tag in tagged.tags or []],
+            "width": picture.width,
+            "height": picture.height,
+        }
+        return Outcome([([names], record)], partial(write_below, picture, [names]))
+
+
+def tag(
+    images: Images,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Folder or Hub id of a tagger, or of a LION that holds one.",
+            show_default="the example checkpoint's",
+        ),
+    ] = None,
+    threshold: Threshold = None,
+    top_k: TopK = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    draw: Draw = None,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Name what is in each picture."""
+    job = Tagging(model, device, {"threshold": threshold, "top_k": top_k, "sort_by_score": top_k is not None})
+    run_action(lambda: run_job(job, images, batch_size, as_json, output, draw), debug)
