@@ -56,6 +56,10 @@ def test_a_box_that_no_token_wrote_has_no_score() -> None:
     assert score_boxes("no box", ["\u2581no", "\u2581box"], [0.0, 0.0]) == []
 
 
+def test_ids_that_the_tokenizer_does_not_have_wrote_nothing() -> None:
+    assert score_boxes("[0,0,1,1]", [None, *"[0,0,1,1]", None], [-9.0, *[0.0] * 9, -9.0]) == [1.0]
+
+
 def test_counts_of_tokens_have_to_fit() -> None:
     with pytest.raises(ValueError, match="1 log_probs for 2 tokens"):
         score_boxes("a b", ["a", "b"], [0.0])

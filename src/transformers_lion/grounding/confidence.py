@@ -19,7 +19,7 @@ WINDOW = 64
 """Characters in which a token is looked for after one that the text does not show as it is."""
 
 
-def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
+def token_spans(text: str, tokens: Sequence[str | None]) -> list[tuple[int, int]]:
     """Where each token stands in the text that they were decoded to.
 
     Letters are followed and spaces are not, which decoding adds and removes. A token that the text does not show, such
@@ -27,7 +27,7 @@ def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
 
     Args:
         text: decoded from all tokens, with or without special ones.
-        tokens: as from `tokenizer.convert_ids_to_tokens`.
+        tokens: as from `tokenizer.convert_ids_to_tokens`, `None` for ids that the tokenizer does not have.
 
     Returns:
         (start, end) of each.
@@ -36,7 +36,7 @@ def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
     letters = "".join(text[place] for place in places)
     spans, done, is_lost = [], 0, False
     for token in tokens:
-        shown = "".join(letter for letter in token if not letter.isspace() and letter not in SPACE_MARKS)
+        shown = "".join(letter for letter in token or "" if not letter.isspace() and letter not in SPACE_MARKS)
         found = letters.find(shown, done, done + len(shown) + (WINDOW if is_lost else 0))
         if not shown or found < 0:
             edge = places[done - 1] + 1 if done else 0
@@ -50,7 +50,7 @@ def token_spans(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
 
 def score_boxes(
     text: str,
-    tokens: Sequence[str],
+    tokens: Sequence[str | None],
     log_probs: Sequence[float],
     form: str = "lion",
     image_size: tuple[int, int] | None = None,
@@ -59,7 +59,7 @@ def score_boxes(
 
     Args:
         text: as it was decoded from the tokens.
-        tokens: as from `tokenizer.convert_ids_to_tokens`; special ones may be among them.
+        tokens: as from `tokenizer.convert_ids_to_tokens`, special ones and `None` included.
         log_probs: natural logarithms of the tokens' probabilities, such as a row of `token_log_probs`.
         form: one of `FORMS`.
         image_size: as in `read_grounded_text`.
