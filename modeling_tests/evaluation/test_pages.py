@@ -123,4 +123,10 @@ def test_the_picture_has_a_tile_for_each_case_also_for_one_that_cannot_be_read(f
 def test_the_papers_number_stands_beside_the_headline_alone() -> None:
     made = result(figures={"mean_iou": 1.0, "accuracy": 50.0}, paper={"LION-4B": 89.8, "LION-12B": 93.0})
     assert made.columns() == ["REC", "here", "paper, LION-4B", "paper, LION-12B"]
-    assert made.rows() == [("mean_iou", "1.00", ["", ""]), ("accuracy", "50.00", ["89.8", "93"])]
+    assert made.rows() == [("mean_iou", "1.00", ["", ""]), ("accuracy", "50.00", ["89.80", "93.00"])]
+
+
+def test_the_papers_number_stands_beside_the_group_that_it_is_of() -> None:
+    figures = {"accuracy": 50.0, "accuracy testA": 40.0, "accuracy val": 60.0}
+    rows = result(figures=figures, paper={"LION": 89.0}, dataset="RefCOCO testA").rows()
+    assert [name for name, _, paper in rows if paper != [""]] == ["accuracy testA"]

@@ -216,7 +216,7 @@ def test_a_model_that_was_trained_further_in_its_folder_is_another(place: Path) 
 def test_predictions_of_unknown_origin_are_not_added_to(place: Path) -> None:
     (place / "out").mkdir()
     (place / "out" / "predictions.jsonl").write_text('{"id": "a", "answer": "b"}\n')
-    with pytest.raises(ValueError, match="has predictions.jsonl, but no setup.json"):
+    with pytest.raises(ValueError, match=r"has predictions\.jsonl, but no setup\.json"):
         run(place)
 
 

@@ -1,6 +1,7 @@
 """`lion eval`: a model's answers to a data file's questions, and what they are worth."""
 
 import os
+import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,8 @@ class TagSource(str, Enum):
     NONE = "none"
 
 
+TASK_NAMES = ("rec", "captioning", "vqa", "exact-match", "multiple-choice", "visdial", "pope")
+
 EPILOG = (
     "Example: lion eval REC --model lion-flant5-xl --data refcoco_testA.json --images train2014 --output runs/testA "
     "--dataset refcoco-testA"
@@ -38,7 +41,7 @@ EPILOG = (
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(help="REC, VQA, POPE...; of a wrong name the error lists all.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASK_NAMES)}; capitals do not matter.")],
     data: Annotated[Path, typer.Option("--data", help="The data's file, in one of its usual forms.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and results.")],
     images: Annotated[
@@ -119,12 +122,13 @@ def evaluate(
 
 
 def find_name(name: str, known: list[str]) -> str:
-    """A task's name, whatever its capitals.
+    """A task's name, whatever its capitals and hyphens.
 
     Raises:
         ValueError: if there is none.
     """
-    found = {key.lower().replace("_", "-"): key for key in known}.get(name.lower().replace("_", "-"))
+    plain = re.compile("[^a-z]")
+    found = {plain.sub("", key): key for key in known}.get(plain.sub("", name.lower()))
     if found is None:
         raise ValueError(f"There is no task {name!r}; there are {', '.join(known)}.")
     return found

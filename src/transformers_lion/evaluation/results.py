@@ -59,10 +59,20 @@ class Result:
         """Whether every example has an answer, and batching made no difference."""
         return not self.counts["missing"] and not (self.check and self.check["differ"])
 
+    @property
+    def paper_figure(self) -> str:
+        """The figure that the paper gives; of a group alone, where the data set is one of several in the data."""
+        of_group = f"{self.headline} {(self.dataset or '').rpartition(' ')[2]}"
+        return of_group if of_group in self.figures else self.headline
+
     def rows(self) -> list[tuple[str, str, list[str]]]:
         """Each figure's name, its value, and the paper's by model, "" where it has none."""
         return [
-            (name, f"{value:.2f}", [f"{paper:g}" if name == self.headline else "" for paper in self.paper.values()])
+            (
+                name,
+                f"{value:.2f}",
+                [f"{paper:.2f}" if name == self.paper_figure else "" for paper in self.paper.values()],
+            )
             for name, value in self.figures.items()
         ]
 

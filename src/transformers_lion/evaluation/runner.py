@@ -157,7 +157,7 @@ def prepare(settings: EvaluationSettings, processes: Processes) -> tuple[list[Ex
 def read_examples(settings: EvaluationSettings) -> list[Example]:
     """All examples of the data."""
     check_settings(settings)
-    examples = settings.task.load(settings.data, settings.images)
+    examples = settings.task.load(settings.data, settings.image_folder)
     if settings.tags == "data" and not any(example.tags is not None for example in examples):
         raise ValueError(f"tags is 'data', but none of the {len(examples)} examples of {settings.data} has tags.")
     return examples

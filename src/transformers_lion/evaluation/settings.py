@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,16 +90,21 @@ def check_settings(settings: EvaluationSettings) -> None:
 
 
 def find_dataset(task: Task, name: str | None) -> str | None:
-    """The data set of the paper that a name means, whatever its capitals.
+    """The data set of the paper that a name means, whatever its capitals, spaces and hyphens.
 
     Raises:
         ValueError: if the paper has no such one.
     """
-    known = {key.lower(): key for key in task.paper}
-    if name is not None and name.lower() not in known:
+    known = {plain_name(key): key for key in task.paper}
+    if name is not None and plain_name(name) not in known:
         names = ", ".join(task.paper) or "none"
         raise ValueError(f"There are no figures of the paper for {name!r} in {task.name}; there are for: {names}.")
-    return known[name.lower()] if name is not None else None
+    return known[plain_name(name)] if name is not None else None
+
+
+def plain_name(name: str) -> str:
+    """A name in small letters and digits, and the + of RefCOCO+, which is another than RefCOCO."""
+    return re.sub(r"[^a-z0-9+]", "", name.lower())
 
 
 def describe_setup(settings: EvaluationSettings, examples: Sequence[Example]) -> dict[str, Any]:
