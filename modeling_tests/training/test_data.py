@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -186,6 +187,30 @@ def test_a_line_that_is_no_json_is_a_bad_record(streaming: bool, folder: Path) -
     assert found == {
         "a.jsonl:2": "broken JSON", "a.jsonl:4": "broken JSON", "a.jsonl:5": "broken JSON", "a.jsonl:6": "no object",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("form", ["list", "lines"])
+def test_a_record_with_a_field_that_stands_twice_is_a_bad_one(form: str, streaming: bool, folder: Path) -> None:
+    good = json.dumps(good_record(extra={"a": 1}))
+    records = [good, '{"image": "a0.png", "question": "A?", "question": "B?", "answer": "C"}']
+    file = folder / ("a.json" if form == "list" else "a.jsonl")
+    file.write_text(f"[{','.join(records)}]" if form == "list" else "\n".join(records))
+    report = RecordReport()
+    assert len(list(load_records(file, on_error="skip", report=report, streaming=streaming))) == 1
+    (fault,) = report.faults
+    assert (fault.kind, fault.reason) == ("broken JSON", "'question' stands there twice")
+
+
+def test_a_picture_that_never_arrives_is_unreadable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and says nothing
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
+        report = RecordReport()
+        with pytest.raises(ValueError, match="None of the 1 records"):
+            load_records(
+                [good_record(image=address)], check_images="decode", on_error="skip", report=report, timeout=0.2
+            )
+    assert report.counts == {"unreadable image": 1}
 
 
 def as_source(form: str, records: list[Any], folder: Path) -> Any:

@@ -14,6 +14,12 @@ from transformers_lion.training.records import RecordError, make_row, name_recor
 
 NAN = float("nan")
 
+
+def region(answer: str, **fields: Any) -> dict[str, Any]:
+    """A region-level record."""
+    return good_record(answer=answer, category="ref", **fields)
+
+
 FAULTS: dict[str, tuple[Any, str, str]] = {
     "null": (None, "no object", "null"),
     "text": ("a record", "no object", "str"),
@@ -62,8 +68,24 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "number among tags": (good_record(tags=["dog", 5]), "wrong type", "tags are list"),
     "null among tags": (good_record(tags=["dog", None]), "wrong type", "tags are list"),
     "object for tags": (good_record(tags={"dog": 0.9}), "wrong type", "tags are dict"),
+    "question that nobody sees": (good_record(question="\u200b\ufeff\x07"), "no question", "question is empty"),
+    "answer that nobody sees": (good_record(answer="\u200b "), "no answer", "answer is empty"),
+    "number of too many digits": (good_record(answer=10**5000), "wrong type", "answer is int of too many digits"),
+    "question of too many digits": (good_record(question=10**5000), "wrong type", "question is int of too many"),
+    "numbers for a box": (good_record(answer=[0.1, 0.2, 0.3, 0.4]), "wrong type", "format_boxes writes"),
+    "box that is not a number": (region("[nan,0.1,0.2,0.3]"), "bad box", "[nan,0.1,0.2,0.3], whose numbers are not"),
+    "box without an end": (region("[0.1,0.1,inf,0.3]"), "bad box", "whose numbers are not all from 0 to 1"),
+    "box in pixels": (region("Answer: [10,20,300,400]"), "bad box", "answer has the box [10,20,300,400]"),
+    "box beside the picture": (region("[-0.1,0.2,0.7,0.4]"), "bad box", "whose numbers are not all from 0 to 1"),
+    "box from right to left": (region("[0.5,0.1,0.1,0.5]"), "bad box", "whose corners are not in order"),
+    "second box upside down": (
+        region("[0.1,0.1,0.5,0.5] [0.1,0.5,0.5,0.1]"), "bad box", "the box [0.1,0.5,0.5,0.1], whose corners",
+    ),
+    "box in pixels in a question": (
+        region("a dog", question="What is at [1,2,30,40]?"), "bad box", "question has the box [1,2,30,40]",
+    ),
     "surrogate in a tag": (good_record(tags=["\udc00"]), "broken text", "tags is no valid Unicode"),
-}
+}  # fmt: skip
 
 
 def several(**fields: Any) -> dict[str, Any]:
@@ -94,6 +116,17 @@ def test_a_fault_has_a_kind_and_words(raw: Any, kind: str, words: str) -> None:
         parse_record(raw)
     assert caught.value.kind == kind
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        region("a cat"), region("[0.000,0.000,1.000,1.000]"), region("[0.2, 0.2, 0.2, 1.003]"), region("[a,b,c,d]"),
+        region("[5]"), good_record(answer="[10,20,30,40]"), good_record(answer=["1", "2", "3", "4"]),
+    ],
+)  # fmt: skip
+def test_what_is_no_box_or_a_good_one_is_left_alone(raw: Any) -> None:
+    assert parse_record(raw).answers[0].startswith(raw["answer"][0])
 
 
 def test_a_record_of_the_reference_is_understood() -> None:

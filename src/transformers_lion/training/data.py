@@ -70,6 +70,7 @@ class RecordChecker:
     check_images: CheckImages | None
     on_error: OnError
     report: RecordReport
+    timeout: float | None
 
     def __call__(self, source: str, raw: Any) -> dict[str, Any] | Fault:
         """The row of a record, or what is wrong with it.
@@ -88,7 +89,7 @@ class RecordChecker:
             if self.check_images == "exists":
                 check_file(record.image)
             elif self.check_images == "decode":
-                open_image(record.image)
+                open_image(record.image, self.timeout)
             return make_row(record)
         except RecordError as error:
             return self.report.reject(source, error, self.on_error)
@@ -136,6 +137,7 @@ def load_records(
     categories: Mapping[str, str] | None = None,
     on_error: OnError = "raise",
     report: RecordReport | None = None,
+    timeout: float | None = 30.0,
 ) -> Dataset | IterableDataset:
     """Read records, check each, and bring them into one form.
 
@@ -153,6 +155,7 @@ def load_records(
             report it. A file that cannot be read at all, such as a JSON list with a syntax error, always stops.
         report: gets the names, reasons and counts of bad records, at once, or from a stream while it is read, whichever
             process reads it. By default they are only logged.
+        timeout: of a download, in seconds, where pictures are opened.
 
     Returns:
         A dataset with the columns `FEATURES`.
@@ -170,7 +173,7 @@ def load_records(
         if len(folders) > 1:
             raise ValueError(f"image_folder is needed for files in {len(folders)} folders.")
         image_folder = folders.pop()
-    checker = RecordChecker(image_folder, categories, check_images, on_error, report)
+    checker = RecordChecker(image_folder, categories, check_images, on_error, report, timeout)
     if isinstance(source, IterableDataset):
         return stream_table(source, checker)
     if isinstance(source, Dataset):
@@ -240,17 +243,26 @@ def read_json(file: Path) -> list[Any] | None:
         ValueError: if it is no JSON, or holds no list.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=read_object)
     except (ValueError, RecursionError) as error:
         with file.open("rb") as stream:
             if stream.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
                 return None
         raise ValueError(f"{file} is no JSON: {error}.") from error
-    if isinstance(content, dict):
+    if isinstance(content, dict | RecordError):
         return [content]
     if not isinstance(content, list):
         raise ValueError(f"{file} holds {type(content).__name__}, not a list of records.")
     return content
+
+
+def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RecordError:
+    """A JSON object; an error, to be raised for its record alone, if a name stands there twice."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+    return RecordError(f"{twice[:40]!r} stands there twice", "broken JSON")
 
 
 def read_list(source: str, records: Sequence[Any], index: int = 0, count: int = 1) -> Iterator[tuple[str, Any]]:
@@ -266,7 +278,7 @@ def read_lines(file: Path, index: int = 0, count: int = 1) -> Iterator[tuple[str
             if (number - 1) % count != index or not line.removeprefix(b"\xef\xbb\xbf").strip():
                 continue
             try:
-                record = json.loads(line.decode("utf-8-sig"))
+                record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=read_object)
             except (ValueError, RecursionError) as error:
                 record = RecordError(f"the line is no JSON: {error}", "broken JSON")
             yield f"{file}:{number}", record

@@ -7,6 +7,7 @@ Source: the records of LION's reference code, objects with `image` (or `image_pa
 import io
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -21,7 +22,7 @@ from ..image_loading import is_base64, to_rgb
 
 FaultKind = Literal[
     "no object", "broken JSON", "no image", "missing file", "unreadable image", "no question", "no answer",
-    "wrong type", "unknown category", "uneven lists", "broken text",
+    "wrong type", "unknown category", "uneven lists", "broken text", "bad box",
 ]  # fmt: skip
 """What may be wrong with a record."""
 
@@ -33,6 +34,12 @@ NAMING = ("id", "question_id", *IMAGE_NAMES, "question")
 
 REGION_CATEGORIES = frozenset({"ref", "region", "region_level", "grounding"})
 """Categories of region-level tasks; all others are image level."""
+
+BOX = re.compile(r"\[((?:[^\[\],]*,){3}[^\[\],]*)\]")
+"""Four things in brackets, as LION writes a box."""
+
+BEYOND = 0.005
+"""So far over the edge of the picture a box may be, by rounding."""
 
 REMOTE = ("http://", "https://", "data:image/")
 """How texts begin that are images but no paths."""
@@ -71,7 +78,8 @@ def parse_record(
     """Check a record and bring it into one form; the image itself is not looked at.
 
     `None` and NaN (an empty cell of a table) are as good as a missing field. A number is taken for an answer, whole
-    ones without a decimal point. Of the answers in a list the first counts.
+    ones without a decimal point. Of the answers in a list the first counts. Boxes in texts of region-level tasks must
+    be such: fractions of width and height, the left upper corner first.
 
     Args:
         raw: an object as described on top of this module, or a row that `make_row` made.
@@ -86,11 +94,16 @@ def parse_record(
         raise RecordError(f"it is {describe(raw)}, not an object with fields", "no object")
     image = read_image(raw, image_folder)
     questions, answers, found = read_texts(raw)
+    task_types = tuple(read_task_type(name, value, categories) for name, value in found)
+    for question, answer, task_type in zip(questions, answers, task_types, strict=True):
+        if task_type == "region_level":
+            check_boxes("question", question)
+            check_boxes("answer", answer)
     return Record(
         image=image,
         questions=tuple(questions),
         answers=tuple(answers),
-        task_types=tuple(read_task_type(name, value, categories) for name, value in found),
+        task_types=task_types,
         tags=read_tags(field(raw, "tags")),
         source=str(field(raw, "source") or ""),
     )
@@ -120,7 +133,12 @@ def name_record(raw: Any) -> str:
 
 def describe(value: Any) -> str:
     """A value in an error message."""
-    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
+    if value is None:
+        return "null"
+    try:
+        return f"{type(value).__name__} {str(value)[:40]!r}"
+    except ValueError:  # Python does not write out integers of more than 4,300 digits
+        return f"{type(value).__name__} of too many digits"
 
 
 def read_image(raw: Mapping, image_folder: str | os.PathLike | None) -> Any:
@@ -198,9 +216,14 @@ def read_answer(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         if not value:
             raise RecordError(f"{name} is an empty list", "no answer")
+        if len(value) == 4 and all(isinstance(entry, Real) for entry in value):
+            raise RecordError(f"{name} is {describe(value)}; boxes are texts, which grounding.format_boxes writes")
         value = value[0]
     if isinstance(value, Integral) and not isinstance(value, bool):
-        value = str(value)
+        try:
+            value = str(value)
+        except ValueError as error:
+            raise RecordError(f"{name} is {describe(value)}, not text") from error
     elif isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
         number = float(value)
         value = str(int(number)) if number.is_integer() else str(value)
@@ -217,9 +240,24 @@ def read_text(name: str, value: Any, kind: FaultKind) -> str:
         raise RecordError(f"{name} is missing", kind)
     if not isinstance(value, str):
         raise RecordError(f"{name} is {describe(value)}, not text")
-    if not value.strip():
+    check_encodable(name, value)
+    if not any(letter.isprintable() and not letter.isspace() for letter in value):
         raise RecordError(f"{name} is empty", kind)
-    return check_encodable(name, value)
+    return value
+
+
+def check_boxes(name: str, text: str) -> None:
+    """Raise `RecordError` if something in a text looks like a box, but is none."""
+    for found in BOX.finditer(text):
+        try:
+            numbers = [float(entry) for entry in found[1].split(",")]
+        except ValueError:  # something else in brackets
+            continue
+        left, top, right, bottom = numbers
+        if not all(-BEYOND <= number <= 1 + BEYOND for number in numbers):
+            raise RecordError(f"{name} has the box {found[0]}, whose numbers are not all from 0 to 1", "bad box")
+        if left > right or top > bottom:
+            raise RecordError(f"{name} has the box {found[0]}, whose corners are not in order", "bad box")
 
 
 def check_encodable(name: str, text: str) -> str:
