@@ -16,6 +16,7 @@ import accelerate.state
 import torch
 import torch.distributed as dist
 from accelerate.utils import DistributedType
+from peft import get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
@@ -25,13 +26,20 @@ from trainer_step import samples
 from transformers_lion import LionForConditionalGeneration
 from transformers_lion.training import STAGES, apply_stage, save_trainable
 from transformers_lion.training.distributed import FsdpCallback, check_sharded, gather_model, is_shard, shard_model
+from transformers_lion.training.lora import lora_config
 
 NUM_STEPS = 3
 LEARNING_RATE = 1e-3
+LORA = "lora"
+"""LoRA on the third stage's model."""
 
 
-def stage_model(stage: str) -> LionForConditionalGeneration:
-    """The same model in all processes, with a stage applied."""
+def stage_model(stage: str) -> Any:
+    """The same model in all processes, with a stage applied, or with LoRA."""
+    if stage == LORA:
+        model = stage_model("mixture")
+        torch.manual_seed(0)
+        return get_peft_model(model, lora_config(model, rank=2, dropout=0.0))
     fields: dict[str, Any] = {name: dict(part) for name, part in NO_DROPOUT.items()}
     fields["text_config"]["num_adapters"] = STAGES[stage].num_adapters
     model = tiny_model(visual_branch=STAGES[stage].visual_branch, **fields)
@@ -74,7 +82,9 @@ def build_trainer(stage: str, folder: Path, **options: Any) -> Seq2SeqTrainer:
         save_strategy="steps", save_steps=2, disable_tqdm=True, remove_unused_columns=False, seed=0,
         ddp_find_unused_parameters=False, predict_with_generate=True, **options,
     )  # fmt: skip
-    return Seq2SeqTrainer(stage_model(stage), arguments, train_dataset=samples(), callbacks=[FsdpCallback()])
+    return Seq2SeqTrainer(
+        stage_model(stage), arguments, train_dataset=samples(), eval_dataset=samples(), callbacks=[FsdpCallback()]
+    )
 
 
 def figures(trainer: Seq2SeqTrainer) -> list[tuple[float, float]]:
@@ -82,10 +92,13 @@ def figures(trainer: Seq2SeqTrainer) -> list[tuple[float, float]]:
     return [(entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
-def train_stage(stage: str, folder: Path) -> dict[str, Any]:
-    """Train, and tell what was trained, by whom and how."""
-    trainer = build_trainer(stage, folder)
+def train_stage(stage: str, folder: Path, evaluate_first: bool = False) -> dict[str, Any]:
+    """Train, and tell what was trained, by whom and how; LoRA with an evaluation before the first step."""
+    options = {"eval_on_start": True, "generation_max_length": 4} if stage == LORA else {}
+    trainer = build_trainer(stage, folder, **options)
     before = whole_values(trainer.model)
+    if evaluate_first:
+        trainer.evaluate(max_new_tokens=2)
     trainer.train()
     trainer.save_model(str(folder / "model"))
     return {
@@ -227,7 +240,7 @@ def main() -> None:
         if kind == "fsdp":
             take_cpus_for_gpus()
         for stage in stages:
-            result[stage] = train_stage(stage, folder / stage)
+            result[stage] = train_stage(stage, folder / stage, evaluate_first=kind == "trainer")
         if kind == "fsdp":
             result["again"] = predict_and_resume(folder / "mixture")
         else:

@@ -1,6 +1,7 @@
 """`lion train`: stages from one file, changes of it, errors in a line, and going on after a kill."""
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -13,13 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from training.record_files import good_record, png, write_json, write_pictures
+from training.record_files import good_record, picture, png, write_json, write_pictures
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
 from transformers_lion.training import STAGES, preflight, runner
 from transformers_lion.training.settings import DataSettings, StageSettings, load_settings
@@ -178,12 +180,47 @@ def test_each_stage_is_a_run_of_its_own_for_wandb(workplace: Path, monkeypatch: 
     assert ended == ran == ["image_level", "region_level", "mixture"]
 
 
+def test_tensorboard_gets_the_losses_of_each_stage(workplace: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write_recipe(stages=[{"stage": "image_level"}, {"stage": "region_level"}], report_to=["tensorboard"])
+    assert lion().exit_code == 0
+    for stage in ("image_level", "region_level"):
+        (file,) = Path("out", stage).rglob("*tfevents*")
+        events = EventAccumulator(str(file))
+        events.Reload()
+        assert [event.value for event in events.Scalars("train/loss")] == [loss for _, loss, _ in losses(stage)]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_reporter_that_is_not_installed_is_named(name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "get_available_reporting_integrations", list)
+    expected = f"error: report_to has '{name}', which is unknown or not installed; installed are: none."
+    assert refusal(f"report_to=[{name}]") == expected
+
+
 def test_bad_records_are_reported_in_the_stages_folder(workplace: Path) -> None:
     (workplace / "a1.png").write_bytes(png(1)[:150])
     write_recipe(on_error="skip", epochs=1, steps=...)
     assert lion().exit_code == 0
     faults = [json.loads(line) for line in Path("out/mixture/records.jsonl").read_text().splitlines()]
     assert {fault["Fault"]["source"] for fault in faults if "Fault" in fault} == {"records.json[1]", "records.json[5]"}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_picture_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of_it(kind: str, workplace: Path) -> None:
+    whole = io.BytesIO()
+    picture(1, 120, 100).save(whole, kind)
+    (workplace / "a1.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    assert PIL.Image.open(workplace / "a1.png").size == (120, 100)
+    write_recipe(on_error="skip", epochs=1, steps=..., batch_size=1)
+    result = lion()
+    assert result.exit_code == 0, result.stderr
+    assert "records.json: 5 of 5 records" in result.stdout
+    faults = [json.loads(line) for line in Path("out/mixture/records.jsonl").read_text().splitlines()]
+    kinds = {entry["Fault"]["source"]: entry["Fault"]["kind"] for entry in faults if "Fault" in entry}
+    assert kinds == dict.fromkeys(["records.json[1]", "records.json[5]"], "unreadable image")
 
 
 def test_a_model_of_the_stage_is_trained_further_and_another_is_its_base(workplace: Path) -> None:

@@ -1,7 +1,6 @@
 """Two processes compute what one does: with DistributedDataParallel, accelerate's FSDP2 and `shard_model`."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,18 @@ from typing import Any
 import distributed_run as runs
 import pytest
 import torch
+import torch.distributed as dist
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
 from factories import tiny_inputs, tiny_labels
+from training.launching import ACCELERATE, CONFIGS, TESTS, TORCHRUN, environment
 from transformers_lion import LionForConditionalGeneration
 from transformers_lion.training import STAGES, load_trainable
 from transformers_lion.training.distributed import (
     UNITS,
+    check_gradients,
     check_processes,
     check_sharded,
     check_trained_dtypes,
@@ -27,23 +30,17 @@ from transformers_lion.training.distributed import (
     use_float32_reductions,
 )
 
-TESTS = Path(__file__).parents[1]
-CONFIGS = TESTS.parent / "docs" / "configs"
 SAVED = ("model", "after_predictions")
 STAGE_NAMES = ("image_level", "region_level", "mixture")
-
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2", "--config_file"]
 
 Results = dict[str, Any]
 
 
 def launch(launcher: list[str], *arguments: str | Path) -> Results:
     """The results of two processes that `launcher` starts."""
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     process = subprocess.run(
         [sys.executable, "-m", *launcher, str(TESTS / "training" / "distributed_run.py"), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -61,19 +58,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Results:
     """One process, with the whole batch."""
-    return {stage: runs.train_stage(stage, folder / "alone" / stage) for stage in STAGE_NAMES}
+    return {stage: runs.train_stage(stage, folder / "alone" / stage) for stage in (*STAGE_NAMES, runs.LORA)}
 
 
 @pytest.fixture(scope="module")
 def data_parallel(folder: Path) -> Results:
-    return launch([*ACCELERATE, str(CONFIGS / "ddp_8_gpus.yaml")], "trainer", folder / "ddp", *STAGE_NAMES)
+    return launch([*ACCELERATE, str(CONFIGS / "ddp_8_gpus.yaml")], "trainer", folder / "ddp", *STAGE_NAMES, runs.LORA)
 
 
 @pytest.fixture(scope="module")
 def fully_sharded(folder: Path) -> Results:
     """accelerate's FSDP2, by the configuration for GPUs, on CPUs that accelerate is told are GPUs."""
     launcher = [*ACCELERATE, str(CONFIGS / "fsdp2_8_gpus.yaml")]
-    return launch(launcher, "fsdp", folder / "fsdp", "image_level", "mixture")
+    return launch(launcher, "fsdp", folder / "fsdp", "image_level", "mixture", runs.LORA)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +82,9 @@ def flat(figures: list[list[float]]) -> list[float]:
     return [number for step in figures for number in step]
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", [*STAGE_NAMES, runs.LORA])
 def test_data_parallel_steps_are_those_of_one_process(stage: str, data_parallel: Results, alone: Results) -> None:
+    """Also after an evaluation, which accelerate takes for a preparation."""
     found = data_parallel[stage]
     assert (found["class"], found["held"], found["changed"]) == ("DistributedDataParallel", 1.0, [])
     assert flat(found["figures"]) == pytest.approx(flat(alone[stage]["figures"]), rel=1e-5)
@@ -96,10 +94,21 @@ def test_fsdp2_that_would_be_something_else_is_refused_by_name(data_parallel: Re
     assert "accelerate runs DistributedDataParallel (MULTI_CPU)" in data_parallel["refusal"]
 
 
-@pytest.mark.parametrize("stage", ["image_level", "mixture"])
+def test_processes_that_train_apart_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(2, 1)
+    model(torch.ones(1, 2)).sum().backward()  # gradients of 1, three of them
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather", lambda sums, own: [value.copy_(own) for value in sums])
+    check_gradients(model)
+    monkeypatch.setattr(dist, "all_gather", lambda sums, own: [sums[0].copy_(own), sums[1].copy_(own + 1)])
+    with pytest.raises(ValueError, match=r"2 processes train apart: .* go from 3 to 4\..* set eval_on_start=True"):
+        check_gradients(model)
+
+
+@pytest.mark.parametrize("stage", ["image_level", "mixture", runs.LORA])
 def test_fsdp2_steps_are_those_of_one_process(stage: str, fully_sharded: Results, alone: Results) -> None:
     found = fully_sharded[stage]
-    assert found["class"] == "FSDPLionForConditionalGeneration"
+    assert found["class"] == ("FSDPPeftModelForSeq2SeqLM" if stage == runs.LORA else "FSDPLionForConditionalGeneration")
     assert found["held"] == pytest.approx(0.5, abs=0.01)
     assert found["changed"] == []
     expected = flat(alone[stage]["figures"])
@@ -123,6 +132,20 @@ def test_a_model_that_fsdp2_trained_is_saved_like_any_other(
     model, reference = map(LionForConditionalGeneration.from_pretrained, (saved, expected))
     batch = {**tiny_inputs(), "labels": tiny_labels()}
     assert model(**batch).loss.item() == pytest.approx(reference(**batch).loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("launched", ["ddp", "fsdp"])
+def test_lora_of_two_processes_goes_onto_the_base(launched: str, folder: Path, request: pytest.FixtureRequest) -> None:
+    for name in ("alone", {"ddp": "data_parallel", "fsdp": "fully_sharded"}[launched]):
+        request.getfixturevalue(name)
+    found, expected = (
+        PeftModel.from_pretrained(runs.stage_model("mixture"), folder / name / runs.LORA / "model").eval()
+        for name in (launched, "alone")
+    )
+    batch = {**tiny_inputs(), "labels": tiny_labels()}
+    before = runs.stage_model("mixture").eval()(**batch).loss.item()
+    assert found(**batch).loss.item() == pytest.approx(expected(**batch).loss.item(), rel=1e-5)
+    assert found(**batch).loss.item() != pytest.approx(before, rel=1e-3)
 
 
 def test_fsdp2_generates_what_the_model_alone_does_though_lengths_differ(fully_sharded: Results, folder: Path) -> None:

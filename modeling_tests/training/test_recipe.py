@@ -285,6 +285,29 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
     assert "checkpoint-100 is passed over" in caplog.text
 
 
+@pytest.mark.parametrize("random_state", [None, "half"])
+def test_a_checkpoint_that_another_process_did_not_finish_is_passed_over(
+    random_state: str | None, uninterrupted: Seq2SeqTrainer, tmp_path: Path
+) -> None:
+    note = {"args": {}, "attributes": {"num_processes": 2}}
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        state = TrainerState(global_step=step)
+        state.stateful_callbacks["CheckpointLogCallback"] = note
+        state.save_to_json(str(folder / "trainer_state.json"))
+        for rank in range(2):
+            torch.save({}, folder / f"rng_state_{rank}.pth")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    file = tmp_path / "checkpoint-2" / "rng_state_1.pth"
+    content = file.read_bytes()
+    file.unlink()
+    if random_state is not None:
+        file.write_bytes(content[: len(content) // 2])
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert uninterrupted.state.stateful_callbacks["CheckpointLogCallback"]["attributes"] == {"num_processes": 1}
+
+
 def test_without_checkpoints_there_is_none_to_go_on_from(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-best").mkdir()
     assert last_checkpoint(tmp_path) is None

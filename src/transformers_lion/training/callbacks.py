@@ -6,6 +6,7 @@ the model's settings alone. `TrainableCheckpointCallback`: checkpoints of what i
 
 import copy
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,26 @@ from .trainable_checkpoints import INDEX, TENSORS, save_trainable
 WEIGHTS = "model.safetensors"
 """What the Trainer calls the tensors of a checkpoint."""
 
+FSDP_FILE, FSDP_FOLDER = "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0"
+"""What accelerate calls them under FSDP2 where they are whole, and in pieces."""
+
+NOTE = "CheckpointLogCallback"
+"""Where the Trainer's state has what the callback of that name notes down."""
+
 
 class CheckpointLogCallback(TrainerCallback):
-    """Has the Trainer log before each checkpoint.
+    """Has the Trainer log before each checkpoint, and note down how many processes write it.
 
     A logged loss is the mean since the last one, and what was summed up for the next is not in a checkpoint. With this,
     nothing is pending there, and the log of a resumed run is that of one that was never stopped.
     """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note down in the state, where each checkpoint has it, how many processes' random states belong to one."""
+        num_processes = 1 if args.save_only_model else args.world_size
+        state.stateful_callbacks[NOTE] = {"args": {}, "attributes": {"num_processes": num_processes}}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log if this step is saved, or may be after it was evaluated."""
@@ -135,7 +149,9 @@ class TrainableCheckpointCallback(TrainerCallback):
         for name in (TENSORS, INDEX):
             os.replace(unfinished / name, folder / name)
         unfinished.rmdir()
-        (folder / WEIGHTS).unlink()
+        for name in (WEIGHTS, FSDP_FILE):  # in this order: where the first is, the second may be needed
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / FSDP_FOLDER, ignore_errors=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

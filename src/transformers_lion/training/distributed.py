@@ -36,10 +36,13 @@ class FsdpCallback(TrainerCallback):
 
     What it sees to: accelerate finds LION's units in each stage; tied embeddings are one module, without which FSDP2
     stops; gradients are summed up in float32, and the loss is not rounded, when computing in bfloat16; all processes
-    begin with the same parameters.
+    begin with the same parameters, and make the same first step.
 
     The Trainer takes no `optimizers=` together with FSDP: set `trainer.optimizer` afterwards.
     """
+
+    def __init__(self) -> None:
+        self._gradients_agree = False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -62,8 +65,47 @@ class FsdpCallback(TrainerCallback):
         Raises:
             ValueError: if FSDP2 was asked for, but the model is not sharded.
         """
+        self._gradients_agree = False
         if fsdp_is_requested(args):
             check_sharded(model)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Have a model that was evaluated before its training prepared for it all the same.
+
+        accelerate marks it as prepared, and would then leave out DistributedDataParallel without a word.
+        """
+        if args.world_size > 1 and not fsdp_is_requested(args):
+            vars(model).pop("_is_accelerate_prepared", None)
+
+    on_predict = on_evaluate
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Look at the first gradients.
+
+        Raises:
+            ValueError: if each process has its own.
+        """
+        if not self._gradients_agree and args.world_size > 1 and not fsdp_is_requested(args):
+            check_gradients(model)
+            self._gradients_agree = True
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Raise `ValueError` unless all processes have the same gradients. All processes must call this."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    own = torch.stack([gradient.float().abs().sum() for gradient in gradients]).sum()
+    sums = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(sums, own)
+    if any(found != own for found in sums):
+        raise ValueError(
+            f"{len(sums)} processes train apart: the sums of their gradients' sizes go from {min(sums):.6g} to "
+            f"{max(sums):.6g}. A model that was evaluated or compiled before `train` may be without "
+            "DistributedDataParallel; to evaluate before the first step, set eval_on_start=True."
+        )
 
 
 def check_processes(arguments: TrainingArguments) -> None:

@@ -12,16 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import is_zipfile
 
 from transformers import Seq2SeqTrainer, TrainerState
 
-from .callbacks import WEIGHTS, TrainableCheckpointCallback
-from .trainable_checkpoints import INDEX, TENSORS, load_trainable
+from .callbacks import NOTE, WEIGHTS, TrainableCheckpointCallback
+from .trainable_checkpoints import INDEX, load_trainable
 
 logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
-"""What the Trainer writes last into a checkpoint."""
+"""What the Trainer's first process writes last into a checkpoint."""
+
+RANDOM_STATE = "rng_state_{}.pth"
+"""What each of several processes writes last, when it comes to it."""
+
+NO_WEIGHTS = "model.safetensors.index.json"
+"""With no tensors in it, a checkpoint that the Trainer loads nothing from."""
 
 
 def train(trainer: Seq2SeqTrainer) -> None:
@@ -53,13 +60,14 @@ def train(trainer: Seq2SeqTrainer) -> None:
 
 @contextmanager
 def trainer_view(checkpoint: Path) -> Iterator[Path]:
-    """A checkpoint as the Trainer knows it: one of what is trained alone has its tensors under the usual name."""
+    """A checkpoint as the Trainer knows it: of one of what is trained alone, it has the tensors already."""
     if (checkpoint / WEIGHTS).exists() or not (checkpoint / INDEX).exists():
         yield checkpoint
         return
     with TemporaryDirectory(prefix="lion-checkpoint-") as folder:
         for entry in checkpoint.resolve().iterdir():
-            Path(folder, WEIGHTS if entry.name == TENSORS else entry.name).symlink_to(entry)
+            Path(folder, entry.name).symlink_to(entry)
+        Path(folder, NO_WEIGHTS).write_text(json.dumps({"weight_map": {}}), encoding="utf-8")
         yield Path(folder)
 
 
@@ -78,14 +86,18 @@ def last_checkpoint(folder: str | os.PathLike) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any] | None:
-    """The state of the Trainer in a checkpoint, `None` if writing it was stopped."""
+    """The state of the Trainer in a checkpoint, `None` if writing it was stopped in any process."""
     if not (checkpoint / STATE).exists():
         return None
     text = (checkpoint / STATE).read_text(encoding="utf-8")
     try:
-        return json.loads(text)
+        state = json.loads(text)
     except json.JSONDecodeError:  # half of it was written
         return None
+    noted = (state.get("stateful_callbacks") or {}).get(NOTE, {})
+    num_processes = noted.get("attributes", {}).get("num_processes", 1)
+    others = [checkpoint / RANDOM_STATE.format(rank) for rank in range(num_processes) if num_processes > 1]
+    return state if all(map(is_zipfile, others)) else None  # torch writes zip files, whose end says that they are whole
 
 
 def is_finished(trainer: Seq2SeqTrainer, checkpoint: Path) -> bool:

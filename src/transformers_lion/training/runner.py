@@ -24,8 +24,8 @@ from ..ram import ImageTagger
 from .augmentation import ImageAugmentation
 from .collator import LionDataCollator
 from .curves import draw_curves
-from .data import load_records, mix_datasets
-from .distributed import check_processes
+from .data import CheckImages, load_records, mix_datasets
+from .distributed import check_processes, find_lion, fsdp_is_requested, gather_model
 from .preflight import MODEL, SETTINGS, as_list, check_run, folder_of, noted_settings
 from .recipe import make_trainer, training_arguments
 from .report import RecordReport
@@ -146,7 +146,10 @@ def load_source(source: DataSettings, stage: StageSettings, kind: Stage, report:
     Raises:
         ValueError: if there are none.
     """
-    records = load_records(source.records, source.images, on_error=stage.on_error, report=report)
+    check_images: CheckImages = "decode" if stage.on_error == "skip" else "exists"  # a batch of none would be fatal
+    records = load_records(
+        source.records, source.images, check_images=check_images, on_error=stage.on_error, report=report
+    )
     chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
     name = ", ".join(as_list(source.records))
     say(f"{name}: {len(chosen)} of {len(records)} records are {' or '.join(kind.task_types)}")
@@ -178,10 +181,18 @@ def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
         if unfinished.exists():
             shutil.rmtree(unfinished)
     trainer.accelerator.wait_for_everyone()
-    trainer.save_model(str(unfinished))
+    if fsdp_is_requested(trainer.args):
+        model = gather_model(
+            find_lion(trainer.model)
+        )  # also where checkpoints are in pieces, when the Trainer saves none
+        if model is not None and trainer.args.should_save:
+            model.save_pretrained(unfinished)
+            trainer.processing_class.save_pretrained(unfinished)
+    else:
+        trainer.save_model(str(unfinished))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        (unfinished / "training_args.bin").unlink()
+        (unfinished / "training_args.bin").unlink(missing_ok=True)
         unfinished.rename(folder / MODEL)
     trainer.accelerator.wait_for_everyone()
 
