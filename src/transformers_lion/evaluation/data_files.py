@@ -156,7 +156,7 @@ def read_values(file: TextIO, path: Path) -> Any:
         return parse_json(first + file.read(), path, skipped)
     for number, line in enumerate(file, skipped + 2):
         if line.strip():
-            values.append(parse_json(line, path, number - 1))
+            values.append(parse_json(line.strip(), path, number - 1))
     return values[0] if len(values) == 1 else values
 
 
