@@ -7,6 +7,7 @@ for a wrong command line; 130 after Ctrl-C.
 import typer
 
 from .evaluate import EPILOG, evaluate
+from .info import info
 from .questions import ask, caption, locate
 from .tag import tag
 from .train import train
@@ -28,6 +29,7 @@ app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What co
 app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
+app.command(epilog="Example: lion info lion-flant5-xl")(info)
 app.command(epilog="Example: lion train --config recipe.yaml output=runs/2 mixture.steps=100")(train)
 
 
