@@ -1,6 +1,7 @@
 """How well a small LION does on unseen scenes: boxes, captions, and each kind of question.
 
-`python -m transformers_lion.training.small_world.evaluation MODEL [--tagger DIR] [--split test] [--scenes 1000]`
+`python -m transformers_lion.training.small_world.evaluation MODEL [--tagger DIR] [--split test] [--scenes 1000]`;
+`--photographs` puts the objects on photographs, `--reword` asks as no training did.
 """
 
 import argparse
@@ -8,11 +9,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ...grounding import box_iou, extract_boxes
 from ...modeling_lion import LionForConditionalGeneration
@@ -20,7 +23,7 @@ from ...processing_lion import LionProcessor
 from ...ram import ImageTagger
 from .language import ASKERS, KIND_WEIGHTS, Sample
 from .records import noisy_tags
-from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, render, sample_scene
+from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, paste_objects, render, sample_scene
 
 THING = re.compile(rf"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
 GROUND = re.compile(rf"({'|'.join(BACKGROUNDS)}) background")
@@ -69,6 +72,29 @@ def summarize(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, fl
     return figures
 
 
+REWORDINGS = (
+    str.upper, str.lower, lambda x: f"hey, {x}", lambda x: f"{x} thanks", lambda x: x.replace("?", "??"),
+    lambda x: f"Tell me: {x}", lambda x: f"{x} I can't see it well.", lambda x: x.replace("the", "that"),
+    lambda x: x.replace("What", "So what").replace("Is there", "I wonder, is there").replace("How", "Just how"),
+)  # fmt: skip
+"""Questions as people may type them and no training had them."""
+
+
+def reword(generator: np.random.Generator, question: str) -> str:
+    """The question in one of the `REWORDINGS`."""
+    return REWORDINGS[int(generator.integers(len(REWORDINGS)))](question)
+
+
+def on_photograph(scene: Scene, size: int, generator: np.random.Generator) -> Image.Image:
+    """The scene's objects on a piece of one of scikit-learn's two photographs, instead of its background."""
+    from sklearn.datasets import load_sample_images
+
+    photograph = Image.fromarray(load_sample_images().images[int(generator.integers(2))])
+    side = int(generator.integers(150, photograph.height))
+    x, y = (int(generator.integers(length - side + 1)) for length in photograph.size)
+    return paste_objects(scene, photograph.crop((x, y, x + side, y + side)).resize((size, size)))
+
+
 def evaluate(
     model: LionForConditionalGeneration,
     processor: LionProcessor,
@@ -80,24 +106,32 @@ def evaluate(
     seed: int = 1,
     size: int = 200,
     batch_size: int = 16,
+    photographs: bool = False,
+    rewordings: bool = False,
 ) -> dict[str, float]:
     """Ask one question of each kind about each scene, greedily.
 
     Args:
         tags: `None` for none, "auto" for the tagger's, a number for true ones of which that share is wrong or missing.
         size: pixels of the pictures.
+        photographs: whether the objects lie on photographs; no question is then about the background.
+        rewordings: whether questions are asked in one of the `REWORDINGS`.
 
     Returns:
         See `summarize`.
     """
+    if photographs:
+        kinds = [kind for kind in kinds if kind != "background"]
     samples: list[Sample] = []
     answers: list[str] = []
     for low in range(0, num_scenes, batch_size):
         pictures, chosen, indices, tag_rows = [], [], [], []
         for index in range(low, min(low + batch_size, num_scenes)):
             scene, generator = sample_scene(split, index, seed), np.random.default_rng([9, seed, index])
-            pictures.append(render(scene, size))
+            pictures.append(on_photograph(scene, size, generator) if photographs else render(scene, size))
             asked = [sample for kind in kinds if (sample := ASKERS[kind](generator, scene)) is not None]
+            if rewordings:
+                asked = [replace(sample, question=reword(generator, sample.question)) for sample in asked]
             chosen += asked
             indices += [len(pictures) - 1] * len(asked)
             given = noisy_tags(generator, scene, tags) if isinstance(tags, float) else None
@@ -129,12 +163,17 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", default=list(KIND_WEIGHTS))
+    parser.add_argument("--photographs", action="store_true")
+    parser.add_argument("--reword", action="store_true")
     options = parser.parse_args()
     model = LionForConditionalGeneration.from_pretrained(options.model).eval()
     processor = LionProcessor.from_pretrained(options.model)
     tagger: Any = ImageTagger.from_pretrained(options.tagger) if options.tagger else None
     tags = "auto" if tagger else None
-    figures = evaluate(model, processor, options.split, options.scenes, options.kinds, tags, tagger, options.seed)
+    figures = evaluate(
+        model, processor, options.split, options.scenes, options.kinds, tags, tagger, options.seed,
+        photographs=options.photographs, rewordings=options.reword,
+    )  # fmt: skip
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))
 
 

@@ -232,9 +232,13 @@ def render(scene: Scene, size: int = 200) -> Image.Image:
     Args:
         size: width and height in pixels.
     """
-    picture = Image.fromarray(background_pixels(scene, size))
+    return paste_objects(scene, Image.fromarray(background_pixels(scene, size)))
+
+
+def paste_objects(scene: Scene, picture: Image.Image) -> Image.Image:
+    """Draw a scene's objects on a square picture, which is changed and returned."""
     for thing in scene.objects:
-        alpha, corner = mask(thing, size)
+        alpha, corner = mask(thing, picture.width)
         picture.paste(thing.rgb, (*corner, corner[0] + alpha.width, corner[1] + alpha.height), alpha)
     return picture
 
@@ -311,6 +315,7 @@ __all__ = [
     "TAGS",
     "Scene",
     "SceneObject",
+    "paste_objects",
     "render",
     "sample_scene",
     "scenes",
