@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from transformers_lion import cli, example_checkpoint
 from transformers_lion.cli.evaluate import TASK_NAMES
 from transformers_lion.evaluation.tasks import TASKS
+from transformers_lion.training.small_world.scenes import TAGS
 
 KEPT = ("setup.json", "model.json", "predictions.jsonl", "worst.html", "worst.png")
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -108,6 +109,16 @@ def test_choices_are_ranked_and_their_prompts_have_the_datas_tags(place: Path) -
     assert result["check"] == {"examples": 3, "differ": 0, "differences": []}
 
 
+def test_tags_are_those_of_the_tagger_that_is_named(place: Path) -> None:
+    lion("multiple-choice", "choice", "--tagger", f"{example_checkpoint()}/ram", "--limit", "2")
+    tags = read("predictions.jsonl")[0]["tags"]
+    assert tags
+    assert set(tags) <= set(TAGS)
+    assert read("result.json")["model"]["tagger"] is True
+    lion("pope", "pope", "--tagger", f"{example_checkpoint()}/ram", "--limit", "2", output="pope")
+    assert read("predictions.jsonl", "pope")[0]["tags"] == tags
+
+
 def test_batched_answers_are_those_one_by_one(place: Path) -> None:
     result = lion("rec", "rec", "--tags", "none", "--check-batching", "5", "--limit", "5")
     assert "0 of 5 answers differ in a batch from those one by one (float32)." in result.stdout
@@ -116,7 +127,7 @@ def test_batched_answers_are_those_one_by_one(place: Path) -> None:
 def test_a_file_of_predictions_is_scored_without_a_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lion("rec", "rec", "--tags", "none", "--num-beams", "1")
     figures = read("result.json")["figures"]
-    monkeypatch.setattr("transformers_lion.evaluation.runner.load_lion", None)
+    monkeypatch.setattr(sys.modules["transformers_lion.cli.evaluate"], "load_lion", None)
     lion("rec", "rec", "--predictions", "out/predictions.jsonl", output="again")
     assert read("result.json", "again")["figures"] == figures
     rows = read("predictions.jsonl")
@@ -190,6 +201,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "images": (arguments("rec", "rec", "--images", "lost"), "lost: No such file or directory"),
     "a data set": (arguments("rec", "rec", "--dataset", "x"), "no figures of the paper for 'x' in rec; there are for"),
     "a model": (arguments("rec", "rec", "--model", "./lost"), "lost"),
+    "a device": (arguments("rec", "rec", "--device", "gpu9"), "--device gpu9: "),
+    "a tagger": (arguments("rec", "rec", "--tagger", "lost/it"), "lost/it is no folder, and no repository"),
+    "a tagger for nothing": (arguments("rec", "rec", "--tags", "none", "--tagger", "x"), "tagger x would have nothing"),
     "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: leave --model"),
     "predictions": (arguments("rec", "rec", "--predictions", "lost"), "lost cannot be read"),
     "foreign predictions": (arguments("rec", "rec", "--predictions", "pope.jsonl"), "pope.jsonl, line 1: expected"),

@@ -213,6 +213,12 @@ def test_a_model_that_was_trained_further_in_its_folder_is_another(place: Path) 
         run(place)
 
 
+def test_a_setup_without_predictions_binds_nobody(place: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(place, FakeLion(stop_after=0))
+    assert run(place, seed=3).is_complete
+
+
 def test_predictions_of_unknown_origin_are_not_added_to(place: Path) -> None:
     (place / "out").mkdir()
     (place / "out" / "predictions.jsonl").write_text('{"id": "a", "answer": "b"}\n')

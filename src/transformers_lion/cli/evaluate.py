@@ -9,19 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from .checkpoints import check_model, choose_device, load_lion
 from .common import Debug, hide_progress_bars, run_action, show_progress, speaker
+from .options import Device, Dtype, Model, NumBeams, Tagger
 
 if TYPE_CHECKING:
     from ..evaluation.results import Result
     from ..evaluation.settings import EvaluationSettings
-
-
-class Dtype(str, Enum):
-    """Of weights."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+    from ..inference import Lion
 
 
 class TagSource(str, Enum):
@@ -47,9 +42,7 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder of the images.", show_default="that of the data")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Folder or Hub id.", show_default="the example checkpoint")
-    ] = None,
+    model: Model = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Score this file; no model is loaded.")
     ] = None,
@@ -57,22 +50,19 @@ def evaluate(
         str | None, typer.Option("--dataset", help="Show the paper's figures of this data set beside: refcoco-testA.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Questions at a time.")] = 8,
-    num_beams: Annotated[
-        int | None, typer.Option("--num-beams", min=1, help="Of the search.", show_default="the checkpoint's")
-    ] = None,
+    num_beams: NumBeams = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer.", show_default="the task's")
     ] = None,
     length_penalty: Annotated[
-        float | None, typer.Option("--length-penalty", help="Of beams.", show_default="the checkpoint's")
+        float | None, typer.Option("--length-penalty", help="Of beams.", show_default="the model's")
     ] = None,
     tags: Annotated[
         TagSource, typer.Option("--tags", help="The tagger's, if there is one; the data's; none.")
     ] = TagSource.AUTO,
-    dtype: Annotated[Dtype | None, typer.Option("--dtype", help="Of the weights.", show_default="as saved")] = None,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cpu, cuda:0...", show_default="a GPU if there is one")
-    ] = None,
+    tagger: Tagger = None,
+    dtype: Dtype = None,
+    device: Device = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first examples.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="For checkpoints that draw answers at random.")] = 0,
     check_batching: Annotated[
@@ -89,7 +79,6 @@ def evaluate(
         from ..evaluation.runner import evaluate, evaluate_file
         from ..evaluation.settings import EvaluationSettings
         from ..evaluation.tasks import TASKS
-        from ..example import example_checkpoint
 
         if not show_progress() or os.environ.get("RANK", "0") != "0":
             hide_progress_bars()
@@ -99,19 +88,20 @@ def evaluate(
             data=data,
             output=output,
             images=images,
-            model=model or example_checkpoint(),
+            model=check_model(model),
             dataset=dataset,
             batch_size=batch_size,
             generation={name: value for name, value in options.items() if value is not None},
             tags=tags.value,
+            tagger=tagger,
             dtype=dtype.value if dtype else None,
-            device=device,
+            device=None if device is None else str(choose_device(device)),
             limit=limit,
             seed=seed,
             check_batching=check_batching,
         )
         if predictions is None:
-            result = evaluate(settings, speaker(), show_progress())
+            result = evaluate(settings, speaker(), show_progress(), load)
         elif model is not None or check_batching:
             raise ValueError("--predictions scores a file without a model: leave --model and --check-batching out.")
         else:
@@ -119,6 +109,11 @@ def evaluate(
         return result is None or show(result, settings)
 
     run_action(action, debug)
+
+
+def load(settings: "EvaluationSettings", device: str, dtype: str | None) -> "Lion":
+    """The model of an evaluation, with its tagger where that has something to do."""
+    return load_lion(settings.model, settings.tagger or settings.tags == TagSource.AUTO.value, device, dtype)
 
 
 def find_name(name: str, known: list[str]) -> str:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..inference import Lion
+from ..ram import ImageTagger
 from .answering import Fields, answer_batch
 from .batches import Batch, plan_batches
 from .batching_check import BatchingCheck, check_batching
@@ -73,9 +74,10 @@ class Run:
 
 def load_lion(settings: EvaluationSettings, device: str, dtype: str | None) -> Lion:
     """The model of an evaluation, with its tagger where that has something to do."""
-    if settings.tags == "auto":
-        return Lion.from_pretrained(settings.model, device=device, dtype=dtype)
-    return Lion.from_pretrained(settings.model, tagger=False, device=device, dtype=dtype)
+    tagger: ImageTagger | Literal[False] | None = None if settings.tags == "auto" else False
+    if settings.tagger is not None:
+        tagger = ImageTagger.from_pretrained(settings.tagger, device=device)
+    return Lion.from_pretrained(settings.model, tagger=tagger, device=device, dtype=dtype)
 
 
 def evaluate(
@@ -167,7 +169,8 @@ def begin_folder(settings: EvaluationSettings, examples: Sequence[Example]) -> N
     """Note what predictions depend on, and put what earlier processes did into one file."""
     setup = describe_setup(settings, examples)
     settings.output.mkdir(parents=True, exist_ok=True)
-    check_unchanged(settings.output, setup)
+    if read_parts(settings.output):
+        check_unchanged(settings.output, setup)
     write_text(settings.output / SETUP, json.dumps(setup, indent=2, ensure_ascii=False) + "\n")
     merge_parts(settings.output, [example.id for example in examples])
 

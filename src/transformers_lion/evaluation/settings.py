@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..configuration_lion import LionConfig
+from transformers import PreTrainedConfig
+
 from .task import Example, Task
 
 SETUP, MODEL, PREDICTIONS = "setup.json", "model.json", "predictions.jsonl"
@@ -37,6 +38,7 @@ class EvaluationSettings:
         batch_size: questions that go through the model at a time.
         generation: options of `generate` that are not the checkpoint's.
         tags: one of `TAGS`.
+        tagger: folder or id of one, for tags "auto"; by default the one in the checkpoint's folder, if there is one.
         dtype: of the weights; as saved by default.
         device: the first GPU's, or each process's own, by default.
         limit: only so many examples, from the data's first on.
@@ -53,6 +55,7 @@ class EvaluationSettings:
     batch_size: int = 8
     generation: dict[str, Any] = field(default_factory=dict)
     tags: str = "auto"
+    tagger: str | None = None
     dtype: str | None = None
     device: str | None = None
     limit: int | None = None
@@ -79,6 +82,10 @@ def check_settings(settings: EvaluationSettings) -> None:
     """
     if settings.tags not in TAGS:
         raise ValueError(f"tags is {settings.tags!r}, but must be one of {', '.join(map(repr, TAGS))}.")
+    if settings.tagger is not None and settings.tags != "auto":
+        raise ValueError(
+            f"The tagger {settings.tagger} would have nothing to do: tags is {settings.tags!r}, not 'auto'."
+        )
     for name, least in (("batch_size", 1), ("limit", 1), ("check_batching", 0)):
         value = getattr(settings, name)
         if value is not None and value < least:
@@ -115,6 +122,7 @@ def describe_setup(settings: EvaluationSettings, examples: Sequence[Example]) ->
         "data": {"name": str(settings.data), "sha256": hash_examples(examples)},
         "images": str(settings.image_folder.resolve()),
         "tags": settings.tags,
+        "tagger": None if settings.tagger is None else identify_model(settings.tagger),
         "dtype": settings.dtype,
         **settings.generate_options,
         "seed": settings.seed,
@@ -122,19 +130,17 @@ def describe_setup(settings: EvaluationSettings, examples: Sequence[Example]) ->
 
 
 def check_unchanged(folder: Path, setup: dict[str, Any]) -> None:
-    """Compare a setup with the one that the predictions in a folder were made with.
+    """Compare a setup with the one that the predictions in a folder, of which there are some, were made with.
 
     Raises:
         ValueError: if they differ, or there are predictions of unknown origin.
     """
     file = folder / SETUP
     if not file.exists():
-        if (folder / PREDICTIONS).exists():
-            raise ValueError(
-                f"{folder} has {PREDICTIONS}, but no {SETUP} that says how they were made. Take another output, or "
-                "score them with --predictions."
-            )
-        return
+        raise ValueError(
+            f"{folder} has {PREDICTIONS}, but no {SETUP} that says how they were made. Take another output, or "
+            "score them with --predictions."
+        )
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -164,10 +170,17 @@ def identify_model(model: str) -> dict[str, Any]:
     """A model's name, with a hash of its folder's files or the commit of its repository.
 
     Of each file its name, size, and both ends count; a change within large weights that leaves all three is not seen.
+
+    Raises:
+        ValueError: if it is neither.
     """
     folder = Path(model)
     if not folder.is_dir():
-        return {"name": model, "sha256": getattr(LionConfig.from_pretrained(model), "_commit_hash", None)}
+        try:
+            return {"name": model, "sha256": PreTrainedConfig.get_config_dict(model)[0].get("_commit_hash")}
+        except (OSError, ValueError) as error:  # where the text goes on, it gives advice
+            reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+            raise ValueError(f"{model} is no folder, and no repository that can be read: {reason}.") from error
     digest = hashlib.sha256()
     for path in list_model_files(folder):
         with path.open("rb") as file:
