@@ -87,6 +87,10 @@ def test_answers_are_normalized(answer: str, normalized: str) -> None:
     assert normalize_answer(answer) == normalized
 
 
+def test_of_full_stops_only_the_first_32_are_dropped_as_by_the_official_script() -> None:
+    assert normalize_answer("." * 40) == "." * 8
+
+
 def test_where_all_people_agree_capitals_count() -> None:
     assert compute_vqa_accuracy("Yes", ["yes"] * 10) == 0
     assert compute_vqa_accuracy("Yes", ["yes"] * 9 + ["no"]) == 1

@@ -58,8 +58,9 @@ KEEPS_STOP = f"(?i:{either(ABBREVIATIONS)})|{either(CAPITAL_ABBREVIATIONS)}|{eit
 
 TOKEN = re.compile(
     rf"""
-      </?[A-Za-z][^<>]*> | (?i:-[lr][rsc]b-)                               # tags, brackets as the program writes them
-    | (?i:https?://|www\.)[^\s"<>|(){{}}]+ | [\w.+-]{{1,64}}@\w+(?:[.-]\w+)*\.[a-z]+ | [@\#][A-Za-z]\w*   # addresses
+      </?[A-Za-z][^<>]*> | (?i:-[lr][rsc]b-) | \(\d{{3}}\)(?=\s?\d{{3}}-\d{{4}}\b)    # tags, brackets, area codes
+    | (?i:https?://|www\.)[^\s"<>|(){{}}]*[\w/=] | [\w.+-]{{1,64}}@\w+(?:[.-]\w+)*\.[A-Za-z]+     # addresses
+    | [@\#][A-Za-z]\w*
     | [:;=]-?[()DPdp](?!\w)                                                # smileys
     | (?:{LETTER}\w*{HYPHEN})?{INITIALS}(?:{HYPHEN}(?:{INITIALS}|{WORD}))* | (?i:ph\.d\.)    # initials
     | [A-Za-z]\.(?![^\W\d]) | (?:{KEEPS_STOP})\.(?!\w)(?:{HYPHEN}{WORD})*
@@ -83,7 +84,7 @@ TOKEN = re.compile(
 def split_words(caption: str) -> list[str]:
     """The words of a caption."""
     text = ENTITY.sub(lambda entity: ENTITIES[entity.group().lower()], UNKNOWN.sub(" ", caption)).translate(SYMBOLS)
-    tokens = (token.group() for token in TOKEN.finditer(text))
+    tokens = (part for token in TOKEN.finditer(text) for part in token.group().split())  # tags may have spaces
     return [token.lower().translate(BRACKETS) for token in tokens if token not in PUNCTUATION and token.strip("-.")]
 
 

@@ -279,8 +279,9 @@ def read_answers(row: Row) -> list[str]:
     """Answers: a list of texts or of objects with the text in `answer`, or a single text."""
     value = row.need(*ANSWER_NAMES)
     answers = value if isinstance(value, list) else [value]
-    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    found = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+    texts = [text for text in found if isinstance(text, str)]
+    if not texts or len(texts) < len(found):
         raise row.error(f"expected a text or a list of them in {' or '.join(ANSWER_NAMES)}, not {describe(value)}.")
     return texts
 
