@@ -4,12 +4,15 @@ Exit codes: 0 if all went well; 1 after an error, which is one line on stderr (`
 for a wrong command line; 130 after Ctrl-C.
 """
 
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from .evaluate import EPILOG, evaluate
 from .info import info
 from .questions import ask, caption, locate
-from .tag import tag
+from .tagging import tag
 from .train import train
 
 app = typer.Typer(
@@ -17,8 +20,19 @@ app = typer.Typer(
 )
 
 
+def show_version(is_wanted: bool) -> None:
+    """Print the version and end."""
+    if is_wanted:
+        print(f"transformers-lion {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def lion() -> None:
+def lion(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """LION, a multimodal language model with dual-level visual knowledge."""
 
 

@@ -1,0 +1,130 @@
+"""Which pictures a command line names."""
+
+import io
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cli.command_line import lion, refusal
+from transformers_lion.cli.pictures import find_pictures, open_picture, open_pictures
+from transformers_lion.example import example_image
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.png", "a.JPG", "sub/c d.webp", "sub/deep/e.png", ".hidden/f.png", "._g.png", "x[1].png", "h.txt"):
+        path = Path("pics", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(path, format="PNG")
+    Path("empty").mkdir()
+    return tmp_path
+
+
+def give_stdin(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+
+
+def test_folders_are_read_to_the_bottom_in_order(tree: Path) -> None:
+    found = find_pictures(["pics"])
+    expected = ["pics/a.JPG", "pics/b.png", "pics/x[1].png", "pics/sub/c d.webp", "pics/sub/deep/e.png"]
+    assert (found.names, found.errors, found.is_many) == (expected, [], True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "names"),
+    [
+        ("pics/*.png", ["pics/b.png", "pics/x[1].png"]),
+        ("pics/**/e.png", ["pics/sub/deep/e.png"]),
+        ("pics/s*", ["pics/sub/c d.webp", "pics/sub/deep/e.png"]),
+        ("pics/x[1].png", ["pics/x[1].png"]),
+        ("pics/h.txt", ["pics/h.txt"]),
+        ("https://example.org/*.png", ["https://example.org/*.png"]),
+    ],
+)
+def test_an_argument_names_what_is_there_before_it_is_a_pattern(argument: str, names: list[str], tree: Path) -> None:
+    found = find_pictures([argument])
+    assert (found.names, found.errors) == (names, [])
+
+
+@pytest.mark.parametrize("content", [b"pics/b.png\n\npics/sub/c d.webp\n", b"pics/b.png\r\npics/sub/c d.webp",
+                                     b"pics/b.png\0pics/sub/c d.webp\0"])  # fmt: skip
+def test_lists_on_stdin(content: bytes, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_stdin(content, monkeypatch)
+    assert find_pictures(["-"]).names == ["pics/b.png", "pics/sub/c d.webp"]
+
+
+def test_zero_bytes_allow_names_of_several_lines(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy("pics/b.png", "two\nlines.png")
+    give_stdin(b"two\nlines.png\0", monkeypatch)
+    assert find_pictures(["-"]).names == ["two\nlines.png"]
+
+
+def test_an_empty_list_is_an_error(tree: Path) -> None:
+    assert refusal("caption", "-", stdin="") == "stdin names no pictures."
+    assert refusal("caption", "-", stdin="\n \n") == "stdin names no pictures."
+
+
+def test_what_names_nothing_is_reported_and_the_rest_found(tree: Path) -> None:
+    found = find_pictures(["lost.png", "empty", "*.gif", "pics/b.png"])
+    assert found.names == ["pics/b.png"]
+    assert [str(error) for error in found.errors] == [
+        "[Errno 2] No such file or directory: 'lost.png'",
+        "empty: there is no picture in this folder.",
+        "[Errno 2] No such file or directory: '*.gif'",
+    ]
+    ran = lion("caption", "lost.png", "empty")
+    assert ran.code == 1
+    assert ran.errors == [
+        "error: lost.png: No such file or directory.", "error: empty: there is no picture in this folder.",
+    ]  # fmt: skip
+
+
+def test_a_name_that_is_too_long_is_no_file(tree: Path) -> None:
+    assert len(find_pictures(["a" * 5000]).errors) == 1
+
+
+def write(name: str, content: bytes) -> str:
+    Path(name).write_bytes(content)
+    return name
+
+
+def png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+BAD_FILES: dict[str, tuple[Any, str]] = {
+    "text": (lambda: write("bad.png", b"hello"), "bad.png: this cannot be read: it is not a picture"),
+    "nothing": (lambda: write("empty.png", b""), "empty.png: the file is empty"),
+    "a piece": (
+        lambda: write("cut.png", png(example_image(100))[:2000]),
+        "cut.png: this cannot be read: .*(truncated|broken)",
+    ),
+    "a link to nowhere": (lambda: os.symlink("nowhere", "link.png") or "link.png", "No such file.*link.png"),
+    "a pipe": (lambda: os.mkfifo("pipe.png") or "pipe.png", "pipe.png: this is no file"),
+    "a server that is not there": (lambda: "http://127.0.0.1:9/x.png", "127.0.0.1:9/x.png.* cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "words"), BAD_FILES.values(), ids=BAD_FILES.keys())
+def test_a_file_that_is_no_picture_is_named_with_the_reason(make: Any, words: str, tree: Path) -> None:
+    with pytest.raises((ValueError, OSError), match=words):
+        open_picture(make())
+
+
+def test_pictures_are_opened_so_many_at_a_time(tree: Path) -> None:
+    write("bad.png", b"hello")
+    names = ["pics/b.png", "pics/b.png", "bad.png", "pics/a.JPG", "pics/b.png", "pics/h.txt"]
+    errors: list[Exception] = []
+    chunks = list(open_pictures(names, 2, errors.append))
+    assert [[name for name, _ in chunk] for chunk in chunks] == [
+        ["pics/b.png", "pics/b.png", "pics/a.JPG", "pics/b.png"], ["pics/h.txt"],
+    ]  # fmt: skip
+    assert len(errors) == 1
