@@ -16,7 +16,7 @@ from transformers import pipeline
 
 from transformers_lion import ImageTagger, Lion, LionForConditionalGeneration, LionProcessor, Request, inference
 from transformers_lion.example import TAGGER, example_checkpoint, example_image, sketch
-from transformers_lion.grounding import box_iou
+from transformers_lion.grounding import box_iou, token_log_probs
 from transformers_lion.processing_lion import TAG_PROMPT
 
 PICTURES = [
@@ -141,6 +141,24 @@ def test_boxes_are_pixels_of_the_image(example: Lion) -> None:
     assert box_iou(small.boxes[0], SKETCHED["the red circle"]) > 0.5
     assert box_iou(tuple(2 * value for value in large.boxes[0]), SKETCHED["the red circle"]) > 0.5
     assert small.entities[0][2] == small.boxes
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_boxes_have_the_scores_of_their_tokens_on_request(example: Lion, num_beams: int) -> None:
+    images = [example_image(), sketch()]
+    found = example.locate(images, "the red circle", scores=True, num_beams=num_beams)
+    assert example.locate(images, "the red circle", num_beams=num_beams)[1].scores is None
+    for image, answer in zip(images, found, strict=True):
+        inputs = example.processor(image, inference.LOCATE_QUESTION.format(phrase="the red circle"),
+                                   task_type="region_level", return_tensors="pt")  # fmt: skip
+        generated = example.model.generate(
+            **inputs, num_beams=num_beams, return_dict_in_generate=True, output_logits=True
+        )
+        log_probs = token_log_probs(example.model, generated)
+        (alone,) = example.processor.post_process_grounded_object_detection(generated.sequences, scores=log_probs)
+        assert answer.scores == pytest.approx(alone["scores"].tolist(), rel=1e-3)
+        assert len(answer.scores) == len(answer.boxes) > 0
+    assert example.answer([Request(images[0], "How many objects are there?")], scores=True)[0].scores == []
 
 
 def test_no_requests_are_no_answers(lion: Lion) -> None:

@@ -61,6 +61,15 @@ def test_boxes_are_whole_pixels_for_people_and_exact_in_json(workplace: Path) ->
     assert record["prompt"] == f"How can I locate {CIRCLE} in the image? Please provide the coordinates."
 
 
+def test_scores_are_the_fifth_number_of_a_box(workplace: Path, example_lion: Lion) -> None:
+    answer = example_lion.locate("sketch.jpg", CIRCLE, scores=True)
+    (line,) = lion("locate", "sketch.jpg", "-p", CIRCLE, "--scores").lines
+    assert float(line.split(",")[4]) == pytest.approx(answer.scores[0], abs=1e-3)
+    (text,) = lion("locate", "sketch.jpg", "-p", CIRCLE, "--scores", "--json").lines
+    assert json.loads(text)["scores"] == [pytest.approx(answer.scores[0], abs=1e-4)]
+    assert "scores" not in json.loads(lion("locate", "sketch.jpg", "-p", CIRCLE, "--json").lines[0])
+
+
 def test_tags_of_pictures(workplace: Path, example_tagger: ImageTagger) -> None:
     (tagged,) = example_tagger.tag(["scene.png"])
     assert lion("tag", "scene.png").lines == [", ".join(tagged.names or [])]

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from .example import example_checkpoint
-from .grounding import Box, Entity, extract_entities, format_boxes
+from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .image_loading import flatten, is_batch, to_rgb
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures
 from .pipelines import as_names, find_tagger
@@ -151,7 +151,9 @@ class Lion:
     # --- requests of any kind ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def answer(self, requests: Sequence[Request], *, batch_size: int = 8, **generation: Any) -> list[Answer]:
+    def answer(
+        self, requests: Sequence[Request], *, batch_size: int = 8, scores: bool = False, **generation: Any
+    ) -> list[Answer]:
         """Answer requests.
 
         Requests about the same image go through the model one after the other, whatever their order in the list, and
@@ -160,6 +162,7 @@ class Lion:
         Args:
             requests: in any order.
             batch_size: requests, and at most so many images, that go through the model at a time.
+            scores: also score each box, as `grounding.score_boxes` does.
             **generation: anything that `generate` takes but several sequences for a request.
 
         Raises:
@@ -170,20 +173,19 @@ class Lion:
             raise ValueError(
                 f"num_return_sequences is {generation['num_return_sequences']}, but a request has 1 answer."
             )
+        options = self._with_length(generation)
         answers: dict[int, Answer] = {}
         for positions, images in self._batches(requests, batch_size):
-            batch = [requests[position] for position in positions]
-            inputs = self._inputs(batch, images)
-            ids = self.model.generate(**inputs, **self._with_length(generation))
-            ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
-            texts = self.processor.batch_decode(ids, skip_special_tokens=True)
-            for position, image, prompt, text in zip(positions, images, self._prompts(inputs), texts, strict=True):
+            inputs = self._inputs([requests[position] for position in positions], images)
+            rows = zip(positions, images, self._prompts(inputs), self._generate(inputs, scores, options), strict=True)
+            for position, image, prompt, (text, found) in rows:
                 answers[position] = Answer(
                     text=text,
                     prompt=prompt,
                     tags=as_names(self._tags(requests[position], image)),
                     entities=extract_entities(text, image.size)[1],
                     image_size=image.size,
+                    scores=found,
                 )
         return [answers[position] for position in range(len(requests))]
 
@@ -256,7 +258,14 @@ class Lion:
         return unpack([found.text for found in self.answer(requests, batch_size=batch_size, **generation)], is_single)
 
     def locate(
-        self, images: Any, phrases: str | Sequence[str], *, tags: Any = None, batch_size: int = 8, **generation: Any
+        self,
+        images: Any,
+        phrases: str | Sequence[str],
+        *,
+        tags: Any = None,
+        batch_size: int = 8,
+        scores: bool = False,
+        **generation: Any,
     ) -> Any:
         """Find what phrases such as "the red cup" speak of: one image, one phrase, or as many of both.
 
@@ -264,7 +273,7 @@ class Lion:
             images: one or a list.
             phrases: one or a list.
             tags: of all images, as of `Request`.
-            batch_size, **generation: as of `answer`.
+            batch_size, scores, **generation: as of `answer`.
 
         Returns:
             An `Answer`, of which `boxes` are those found (none, where the model wrote none), or a list.
@@ -274,7 +283,7 @@ class Lion:
             Request(picture, LOCATE_QUESTION.format(phrase=text.strip()), "region_level", tags)
             for picture, text in zip(pictures, texts, strict=True)
         ]
-        return unpack(self.answer(requests, batch_size=batch_size, **generation), is_single)
+        return unpack(self.answer(requests, batch_size=batch_size, scores=scores, **generation), is_single)
 
     def describe_region(
         self, images: Any, boxes: Any, *, tags: Any = None, batch_size: int = 8, **generation: Any
@@ -408,6 +417,23 @@ class Lion:
         parts = [decode(part, clean_up_tokenization_spaces=False) for part in (ids[:cut], ids[cut + 1 :])]
         gaps = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
         return f"{parts[0]}{gaps[0]}{token}{gaps[1]}{parts[1]}"
+
+    def _generate(
+        self, inputs: dict[str, Any], scores: bool, options: dict[str, Any]
+    ) -> list[tuple[str, list[float] | None]]:
+        """The texts that the model writes, and if wanted the score of each of their boxes."""
+        if not scores:
+            ids = self.model.generate(**inputs, **options)
+            ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
+            return [(text, None) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        generated = self.model.generate(**inputs, **{**options, "return_dict_in_generate": True, "output_logits": True})
+        log_probs = token_log_probs(self.model, generated)  # (B, S), of the last S ids
+        results: list[tuple[str, list[float] | None]] = []
+        texts = self.processor.batch_decode(generated.sequences, skip_special_tokens=True)
+        for text, ids, row in zip(texts, generated.sequences[:, -log_probs.shape[1] :], log_probs, strict=True):
+            tokens = self.processor.tokenizer.convert_ids_to_tokens(ids.tolist())
+            results.append((text, score_boxes(text, tokens, row.tolist())))
+        return results
 
     def _encode_prompts(self, inputs: dict[str, Any]) -> torch.Tensor:
         """The language model's encoder, (B, E, D); of its decoder, a single step."""

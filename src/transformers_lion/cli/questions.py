@@ -1,5 +1,6 @@
 """`lion caption`, `lion ask` and `lion locate`."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,7 @@ class Answering(Job):
     Args:
         name: of what `Question.about` is, in records.
         describe: an answer for people.
+        scores: also score each box.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Answering(Job):
         questions: Sequence[Question],
         name: str = "",
         describe: Callable[[Answer], str] = lambda answer: answer.text,
+        scores: bool = False,
     ):
         self.settings = settings
         self.questions = questions
         self.name = name
         self.describe = describe
+        self.scores = scores
         self.lion: Lion
 
     def load(self) -> None:
@@ -83,7 +87,9 @@ class Answering(Job):
             for _, picture in pictures
             for question in self.questions
         ]
-        answers = self.lion.answer(requests, batch_size=self.settings.batch_size, **self.settings.generation)
+        answers = self.lion.answer(
+            requests, batch_size=self.settings.batch_size, scores=self.scores, **self.settings.generation
+        )
         count = len(self.questions)
         return [
             self.outcome(picture, requests[start : start + count], answers[start : start + count])
@@ -126,12 +132,17 @@ def to_record(request: Request, answer: Answer) -> dict[str, Any]:
         "task_type": request.task_type,
         "prompt": answer.prompt,
     }
-    return record if answer.scores is None else {**record, "scores": [round(score, 4) for score in answer.scores]}
+    if answer.scores is None:
+        return record
+    return {**record, "scores": [None if math.isnan(score) else round(score, 4) for score in answer.scores]}
 
 
 def boxes_of(answer: Answer) -> str:
-    """An answer's boxes in whole pixels."""
-    return " ".join(",".join(f"{value:.0f}" for value in box) for box in answer.boxes) or "no box"
+    """An answer's boxes in whole pixels, with their scores if they have some."""
+    boxes = [",".join(f"{value:.0f}" for value in box) for box in answer.boxes]
+    if answer.scores is not None:
+        boxes = [f"{box},{score:.3f}" for box, score in zip(boxes, answer.scores, strict=True)]
+    return " ".join(boxes) or "no box"
 
 
 def check_texts(option: str, texts: Sequence[str]) -> None:
@@ -202,6 +213,7 @@ def locate(
     phrases: Annotated[
         list[str], typer.Option("--phrase", "-p", help="What to find, 'the red cup'; may be given several times.")
     ],
+    scores: Annotated[bool, typer.Option("--scores", help="Also how sure the model was of each box, 0 to 1.")] = False,
     model: Model = None,
     tags: Tags = None,
     no_tags: NoTags = False,
@@ -224,4 +236,4 @@ def locate(
     questions = [
         Question(LOCATE_QUESTION.format(phrase=phrase.strip()), phrase.strip(), "region_level") for phrase in phrases
     ]
-    answer_all(Answering(settings, questions, "phrase", boxes_of), images, debug)
+    answer_all(Answering(settings, questions, "phrase", boxes_of, scores), images, debug)
