@@ -137,6 +137,7 @@ class SymbolicLanguageModel(nn.Module):
         """How badly the first layer tells tags from the question, and what scene and question attend to tags."""
         num_visual = batch.asked.shape[1]
         text = outputs.encoder_hidden_states[1][:, num_visual:]
+        assert self.tag_pointer is not None
         loss = read_out_loss(self.tag_pointer, text, batch.is_tag)
         is_tag = (batch.is_tag == 1).float()
         with_tags = is_tag.any(1)
