@@ -76,7 +76,7 @@ class FsdpCallback(TrainerCallback):
 
         accelerate marks it as prepared, and would then leave out DistributedDataParallel without a word.
         """
-        if args.world_size > 1 and not fsdp_is_requested(args):
+        if is_data_parallel():
             vars(model).pop("_is_accelerate_prepared", None)
 
     on_predict = on_evaluate
@@ -89,7 +89,7 @@ class FsdpCallback(TrainerCallback):
         Raises:
             ValueError: if each process has its own.
         """
-        if not self._gradients_agree and args.world_size > 1 and not fsdp_is_requested(args):
+        if not self._gradients_agree and is_data_parallel():
             check_gradients(model)
             self._gradients_agree = True
 
@@ -124,6 +124,13 @@ def check_processes(arguments: TrainingArguments) -> None:
 def fsdp_is_requested(arguments: TrainingArguments) -> bool:
     """Whether a Trainer was asked for FSDP, by its arguments or by `accelerate launch`."""
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
+
+
+def is_data_parallel() -> bool:
+    """Whether accelerate is to run DistributedDataParallel here, and not FSDP, DeepSpeed or a single process."""
+    from accelerate.state import AcceleratorState
+
+    return AcceleratorState().distributed_type.value.startswith("MULTI_")
 
 
 def fsdp_plugin() -> Any:

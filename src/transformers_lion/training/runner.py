@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from datasets import Dataset, concatenate_datasets
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
+from transformers.integrations import unset_hf_deepspeed_config
 
 from ..configuration_lion import LionConfig
 from ..modeling_lion import LionForConditionalGeneration
@@ -67,12 +68,13 @@ def run_stage(
     """Train one stage, and save it."""
     kind, folder = get_stage(stage.stage), folder_of(settings, stage)
     folder.mkdir(parents=True, exist_ok=True)
+    set_seed(settings.seed)
+    unset_hf_deepspeed_config()  # of the last stage: with ZeRO-3 from arguments on, models are only loaded in pieces
+    model = begin_model(kind, origin, stage.reuse)
     arguments = stage_arguments(settings, stage, folder, progress_bar)
     check_processes(arguments)
     if arguments.should_save:
         write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
-    set_seed(settings.seed)
-    model = begin_model(kind, origin, stage.reuse)
     say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
     processor = LionProcessor.from_pretrained(origin[0])
     report = RecordReport(folder / RECORDS)
