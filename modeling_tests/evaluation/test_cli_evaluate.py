@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from scene_files import write_scenes
+from scene_files import SIZE, write_scenes
 from typer.testing import CliRunner
 
 from transformers_lion import cli, example_checkpoint
@@ -91,6 +91,18 @@ def test_boxes_are_found_and_stand_beside_the_papers_figure(place: Path) -> None
     assert {path.name for path in Path("out").iterdir()} == {*KEPT, "result.json"}
 
 
+def test_boxes_in_another_form_are_told_so_on_the_line(place: Path) -> None:
+    records = [json.loads(line) for line in Path("rec.jsonl").read_text().splitlines()][:3]
+    for record in records:
+        record["bbox"] = [value * 1000 / SIZE for value in record["bbox"]]
+    Path("thousandths.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    options = ["--tags", "none", "--num-beams", "1"]
+    lion("rec", "thousandths", *options, "--box-unit", "thousandths")
+    lion("rec", "rec", *options, "--limit", "3", output="pixels")
+    assert read("result.json")["figures"] == pytest.approx(read("result.json", "pixels")["figures"], abs=0.1)
+    assert "leaves its image" in refusal("rec", "thousandths", *options, "--box-unit", "pixels", output="wrong")
+
+
 def test_short_answers_are_scored(place: Path) -> None:
     lion("exact_match", "exact", "--tags", "none", "--num-beams", "1")
     assert read("result.json")["figures"]["accuracy"] >= 70
@@ -110,12 +122,12 @@ def test_choices_are_ranked_and_their_prompts_have_the_datas_tags(place: Path) -
 
 
 def test_tags_are_those_of_the_tagger_that_is_named(place: Path) -> None:
-    lion("multiple-choice", "choice", "--tagger", f"{example_checkpoint()}/ram", "--limit", "2")
+    lion("multiple-choice", "choice", "--tagger", f"{example_checkpoint()}/tagger", "--limit", "2")
     tags = read("predictions.jsonl")[0]["tags"]
     assert tags
     assert set(tags) <= set(TAGS)
     assert read("result.json")["model"]["tagger"] is True
-    lion("pope", "pope", "--tagger", f"{example_checkpoint()}/ram", "--limit", "2", output="pope")
+    lion("pope", "pope", "--tagger", f"{example_checkpoint()}/tagger", "--limit", "2", output="pope")
     assert read("predictions.jsonl", "pope")[0]["tags"] == tags
 
 
@@ -205,6 +217,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a tagger": (arguments("rec", "rec", "--tagger", "lost/it"), "lost/it is no folder, and no repository"),
     "a tagger for nothing": (arguments("rec", "rec", "--tags", "none", "--tagger", "x"), "tagger x would have nothing"),
     "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: leave --model"),
+    "an option of another task": (arguments("pope", "pope", "--box-unit", "pixels"), "pope has no option box_unit"),
+    "a form of boxes": (arguments("rec", "rec", "--box-format", "x"), "box_format"),
     "predictions": (arguments("rec", "rec", "--predictions", "lost"), "lost cannot be read"),
     "foreign predictions": (arguments("rec", "rec", "--predictions", "pope.jsonl"), "pope.jsonl, line 1: expected"),
     "another task's data": (arguments("pope", "rec"), "rec.jsonl, record 1: expected"),

@@ -177,7 +177,9 @@ class Lion:
         answers: dict[int, Answer] = {}
         for positions, images in self._batches(requests, batch_size):
             inputs = self._inputs([requests[position] for position in positions], images)
-            rows = zip(positions, images, self._prompts(inputs), self._generate(inputs, scores, options), strict=True)
+            rows = zip(
+                positions, images, self.read_prompts(inputs), self._generate(inputs, scores, options), strict=True
+            )
             for position, image, prompt, (text, found) in rows:
                 answers[position] = Answer(
                     text=text,
@@ -402,7 +404,7 @@ class Lion:
             "image_indices": torch.tensor([rows[id(image)] for image in images]),
         }
 
-    def _prompts(self, inputs: dict[str, Any]) -> list[str]:
+    def read_prompts(self, inputs: dict[str, Any]) -> list[str]:
         """What the language model reads, as text, without the end token."""
         rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
         return [self._prompt(ids[: length - 1]) for ids, length in rows]

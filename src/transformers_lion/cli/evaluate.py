@@ -57,6 +57,13 @@ def evaluate(
     length_penalty: Annotated[
         float | None, typer.Option("--length-penalty", help="Of beams.", show_default="the model's")
     ] = None,
+    box_format: Annotated[
+        str | None, typer.Option("--box-format", help="REC: xyxy or xywh, where the data do not say.")
+    ] = None,
+    box_unit: Annotated[
+        str | None,
+        typer.Option("--box-unit", help="REC: pixels, fractions or thousandths, where the data do not say."),
+    ] = None,
     tags: Annotated[
         TagSource, typer.Option("--tags", help="The tagger's, if there is one; the data's; none.")
     ] = TagSource.AUTO,
@@ -83,6 +90,7 @@ def evaluate(
         if not show_progress() or os.environ.get("RANK", "0") != "0":
             hide_progress_bars()
         options = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
+        boxes = {"box_format": box_format, "box_unit": box_unit}
         settings = EvaluationSettings(
             task=TASKS[find_name(task, list(TASKS))],
             data=data,
@@ -96,6 +104,7 @@ def evaluate(
             tagger=tagger,
             dtype=dtype.value if dtype else None,
             device=None if device is None else str(choose_device(device)),
+            load_options={name: value for name, value in boxes.items() if value is not None},
             limit=limit,
             seed=seed,
             check_batching=check_batching,

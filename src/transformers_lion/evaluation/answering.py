@@ -112,7 +112,7 @@ def tag_requests(lion: Lion, requests: Sequence[Request]) -> list[Request]:
 def read_prompt(lion: Lion, request: Request) -> str:
     """What the language model reads of a request."""
     tags = None if request.tags is False else request.tags
-    return lion._prompts(lion.processor(text=[request.question], tags=[tags], return_tensors="pt"))[0]
+    return lion.read_prompts(lion.processor(text=[request.question], tags=[tags], return_tensors="pt"))[0]
 
 
 def format_fields(name: str, fields: Fields) -> str:

@@ -125,7 +125,7 @@ def evaluate_file(settings: EvaluationSettings, predictions: Path) -> Result:
         OSError: if a file or folder is missing.
     """
     check_settings(settings)
-    examples = settings.task.load(settings.data, settings.images)
+    examples = settings.task.load(settings.data, settings.images, **settings.load_options)
     chosen = examples[: settings.limit]
     left_out = {example.id for example in examples[len(chosen) :]}
     found = [prediction for prediction in read_predictions(predictions) if prediction.id not in left_out]
@@ -159,7 +159,7 @@ def prepare(settings: EvaluationSettings, processes: Processes) -> tuple[list[Ex
 def read_examples(settings: EvaluationSettings) -> list[Example]:
     """All examples of the data."""
     check_settings(settings)
-    examples = settings.task.load(settings.data, settings.image_folder)
+    examples = settings.task.load(settings.data, settings.image_folder, **settings.load_options)
     if settings.tags == "data" and not any(example.tags is not None for example in examples):
         raise ValueError(f"tags is 'data', but none of the {len(examples)} examples of {settings.data} has tags.")
     return examples

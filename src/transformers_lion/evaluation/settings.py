@@ -41,6 +41,7 @@ class EvaluationSettings:
         tagger: folder or id of one, for tags "auto"; by default the one in the checkpoint's folder, if there is one.
         dtype: of the weights; as saved by default.
         device: the first GPU's, or each process's own, by default.
+        load_options: of the task's `load`, such as `box_format`.
         limit: only so many examples, from the data's first on.
         seed: of random numbers, which answers depend on only where the checkpoint has them drawn at random.
         check_batching: so many examples are answered one by one as well, to see whether anything changes.
@@ -58,6 +59,7 @@ class EvaluationSettings:
     tagger: str | None = None
     dtype: str | None = None
     device: str | None = None
+    load_options: dict[str, Any] = field(default_factory=dict)
     limit: int | None = None
     seed: int = 0
     check_batching: int = 0
@@ -90,6 +92,10 @@ def check_settings(settings: EvaluationSettings) -> None:
         value = getattr(settings, name)
         if value is not None and value < least:
             raise ValueError(f"{name} is {value}, but must be at least {least}.")
+    for name in settings.load_options:
+        if name not in settings.task.load_options:
+            known = ", ".join(settings.task.load_options) or "none"
+            raise ValueError(f"{settings.task.name} has no option {name} for its data; it has {known}.")
     for path in (settings.data, *([settings.images] if settings.images else [])):
         if not path.exists():
             raise FileNotFoundError(2, os.strerror(2), str(path))

@@ -69,18 +69,20 @@ class Task:
 
     Attributes:
         name: on the command line.
-        load: from the data's file and the folder of images to examples.
+        load: from the data's file and the folder of images to examples; options of its own by name.
         score: from examples and predictions to figures. An example without a prediction is an error.
         headline: the figure that the paper gives.
         max_new_tokens: of a generated answer.
+        load_options: names of the options that `load` has.
         paper: by data set and model, the paper's value of `headline`, in the same unit.
     """
 
     name: str
-    load: Callable[[Path, Path | None], list[Example]]
+    load: Callable[..., list[Example]]
     score: Callable[[Sequence[Example], Sequence[Prediction]], Scores]
     headline: str
     max_new_tokens: int = 32
+    load_options: tuple[str, ...] = ()
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

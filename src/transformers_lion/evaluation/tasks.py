@@ -41,6 +41,7 @@ TASKS: dict[str, Task] = {
             score_rec,
             headline="accuracy",
             max_new_tokens=64,
+            load_options=("box_format", "box_unit"),
             paper=list_paper(
                 {
                     "RefCOCO val": (89.73, 89.80),
