@@ -6,7 +6,6 @@ A task knows no model. `runner.py` turns examples into predictions with one; any
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 
