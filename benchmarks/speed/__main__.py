@@ -1,0 +1,113 @@
+"""Measure, section by section, and write the tables and figures after each.
+
+    python -m benchmarks.speed [--quick] [--only answers] [--threads 2] [--output benchmarks/speed/results]
+
+A section that is there from an earlier run is kept until it is measured again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from . import sections
+from .advice import paper_memory
+from .floors import floors
+from .growth import growth
+from .measures import CLOCKS, Settings
+from .memory import TASKS, measure_here, memory
+from .models import SIZES
+from .plots import plot_bars, plot_growth
+from .profiling import top_operations
+from .report import HEADINGS, Results
+from .sections import Bench
+
+SECTIONS: dict[str, Callable[[Bench], list[Any]]] = {
+    "sizes": paper_memory,
+    "load": sections.load,
+    "encode": sections.encode,
+    "answers": sections.answers,
+    "language": sections.language,
+    "questions": sections.questions,
+    "tagging": sections.tagging,
+    "training": sections.training,
+    "memory": memory,
+    "profile": top_operations,
+    "growth": growth,
+    "floors": floors,
+}
+"""In the order of running: a compiler comes last."""
+DRAWN = ("encode", "answers", "questions", "tagging", "training")
+QUICK = {"repeats": 1, "new_tokens": 4, "num_questions": 2, "quick": True}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--quick", action="store_true", help="a smoke: short answers, one turn, nothing compiled")
+    parser.add_argument("--size", choices=SIZES, default="middle")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, help="5 by default")
+    parser.add_argument("--new-tokens", type=int, help="20 by default")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: time on busy cores, one thread")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--page", type=Path, help="a page whose tables are to be replaced")
+    parser.add_argument("--tables", action="store_true", help="measure nothing: make tables and figures again")
+    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "TASK"), help=f"one peak, in this process: {TASKS}")
+    return parser.parse_args(arguments)
+
+
+def read_settings(options: argparse.Namespace) -> Settings:
+    given = {"repeats": options.repeats, "new_tokens": options.new_tokens}
+    fields = {**(QUICK if options.quick else {}), **{name: value for name, value in given.items() if value}}
+    return Settings(size=options.size, threads=options.threads, clock=options.clock, **fields)
+
+
+def write_figures(results: Results) -> None:
+    rows = [row for row in results.rows(*DRAWN) if row.unit == "s"]
+    if rows:
+        plot_bars(rows, results.folder / "answers.png")
+    if "growth" in results.sections:
+        plot_growth(results.sections["growth"]["rows"], results.folder / "growth.png")
+
+
+def run(settings: Settings, names: Sequence[str], results: Results, page: Path | None = None) -> None:
+    """Measure sections; print and write each as soon as it is there."""
+    bench = Bench(settings)
+    for name in names:
+        start = time.perf_counter()
+        content = SECTIONS[name](bench)
+        taken = time.perf_counter() - start
+        results.put(name, settings, taken, content)
+        write_figures(results)
+        if page:
+            results.update_page(page)
+        print(f"{HEADINGS[name]}: {taken / 60:.1f} minutes", flush=True)
+    print(f"\n{results.markdown()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(options.threads)
+    settings = read_settings(options)
+    if options.peak:
+        print(json.dumps(measure_here(settings, *options.peak)))
+        return
+    names = () if options.tables else options.only or tuple(SECTIONS)
+    run(settings, names, Results(options.output), options.page)
+    if options.tables:
+        results = Results(options.output)
+        write_figures(results)
+        if options.page:
+            results.update_page(options.page)
+
+
+if __name__ == "__main__":
+    main()

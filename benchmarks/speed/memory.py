@@ -1,0 +1,61 @@
+"""Peak memory of each side, in a process that holds nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from .measures import Row, Settings
+from .models import SIZES, make_inputs, make_labels
+from .sections import TRAINING_BATCH, Bench, training_step
+from .sides import build_sides
+
+ROOT = Path(__file__).parents[2]
+TASKS = ("answer", "training")
+UNMAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Memory that is given back goes back to the system, so that the peak is that of what was in use."""
+
+
+def peak_bytes() -> int:
+    """The most memory that this program ever had. (`ru_maxrss` would begin with the size of the program's parent.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+def measure_here(settings: Settings, side_name: str, task: str) -> dict[str, int]:
+    """Peaks before any model, with the model, and after the task."""
+    size = SIZES[settings.size]
+    libraries = peak_bytes()
+    [side] = build_sides(size, (side_name,))
+    built = peak_bytes()
+    if task == "training":
+        step = training_step(side, make_inputs(size, TRAINING_BATCH), make_labels(size, TRAINING_BATCH))
+        step()
+        step()
+    else:
+        with torch.no_grad():
+            side.answer(make_inputs(size, 4), 5, settings.new_tokens)
+    return {"libraries": libraries, "model": built, "peak": peak_bytes()}
+
+
+def measure_apart(settings: Settings, side_name: str, task: str) -> dict[str, int]:
+    """The same in a process of its own."""
+    options = ["--size", settings.size, "--threads", str(settings.threads), "--new-tokens", str(settings.new_tokens)]
+    command = [sys.executable, "-m", "benchmarks.speed", *options, "--peak", side_name, task]
+    environment = {**os.environ, **UNMAPPED}
+    output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Peaks of answers with 5 beams at batch 4, and of training."""
+    titles = {"answer": "peak memory, answer, 5 beams, batch 4", "training": "peak memory, training step, batch 4"}
+    rows = []
+    for task in TASKS:
+        found = {name: measure_apart(bench.settings, name, task) for name in ("lion", "instructblip", "composed")}
+        values = {name: [peaks["peak"] / 1e9] for name, peaks in found.items()}
+        rows.append(Row(titles[task], "GB", values, {"with the model alone, and before it": found}))
+    return rows

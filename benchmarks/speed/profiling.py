@@ -1,0 +1,28 @@
+"""Where the time of an answer goes, operation by operation."""
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from .sections import Bench
+
+NUM_ROWS = 15
+
+
+@torch.no_grad()
+def top_operations(bench: Bench) -> list[dict[str, float | int | str]]:
+    """The operations of an answer with 5 beams that take most by themselves: ms, share and calls."""
+    inputs = bench.inputs(1)
+    bench.lion.answer(inputs, 5, bench.settings.new_tokens)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        bench.lion.answer(inputs, 5, bench.settings.new_tokens)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return [
+        {
+            "operation": event.key,
+            "ms": event.self_cpu_time_total / 1e3,
+            "share": event.self_cpu_time_total / total,
+            "calls": event.count,
+        }
+        for event in events[:NUM_ROWS]
+    ]

@@ -1,0 +1,202 @@
+"""Results as JSON, and as Markdown made from it."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from . import reference
+from .measures import Row, Settings, median, ratio
+from .targets import check
+
+NAMES = {"lion": "LION", "instructblip": "InstructBLIP", "composed": "composed as the reference"}
+BEGIN, END = "<!-- results of benchmarks/speed -->", "<!-- end of results -->"
+HEADINGS = {
+    "load": "Loading",
+    "encode": "From pixels to the language model",
+    "language": "Language model",
+    "answers": "Whole answers",
+    "questions": "Several questions",
+    "tagging": "Tagging",
+    "training": "Training",
+    "memory": "Peak memory",
+    "floors": "What the hardware allows",
+    "growth": "How the cost grows",
+    "profile": "Where an answer's time goes",
+    "sizes": "Memory of the paper's models",
+}
+"""Of the sections, in their order."""
+
+
+def facts() -> dict[str, Any]:
+    """What a run ran on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        cpu = platform.processor()
+    return {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+class Results:
+    """A file that holds every section measured so far; it is written again after each."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / "speed.json"
+        self.sections: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def put(self, name: str, settings: Settings, taken: float, content: list[Any]) -> None:
+        """Keep a section and write both files."""
+        content = [part if isinstance(part, dict) else asdict(part) for part in content]
+        self.sections[name] = {"ran on": facts(), "settings": asdict(settings), "minutes": taken / 60, "rows": content}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.sections, indent=1) + "\n")
+        (self.folder / "speed.md").write_text(f"# Speed and memory\n\n{self.markdown()}")
+
+    def rows(self, *names: str) -> list[Row]:
+        """The rows of sections that were measured."""
+        return [Row(**row) for name in names if name in self.sections for row in self.sections[name]["rows"]]
+
+    def markdown(self) -> str:
+        """All tables."""
+        timed = [name for name in HEADINGS if name not in ("growth", "profile", "sizes", "floors")]
+        parts = [self.conditions(), *targets(self.rows(*timed, "floors"))]
+        for name, heading in HEADINGS.items():
+            if name in self.sections:
+                table = {"growth": growth, "profile": profile, "sizes": sizes, "floors": floors}.get(name, compared)
+                rows = self.sections[name]["rows"] if name in ("growth", "profile", "sizes") else self.rows(name)
+                parts += [f"### {heading}", table(rows)]
+        parts += beside_reference(self.rows("encode", "answers"))
+        return "\n\n".join(parts) + "\n"
+
+    def conditions(self) -> str:
+        """On what, and how, the sections were measured; sections measured alike share a line."""
+        lines: dict[str, list[str]] = {}
+        for name, section in self.sections.items():
+            ran, how = section["ran on"], section["settings"]
+            line = (
+                f"{ran['cpu']}, {how['threads']} of {ran['cores']} cores, torch {ran['torch']}, transformers "
+                f"{ran['transformers']}; {how['size']} size, float32, {how['new_tokens']} new tokens, medians of "
+                f"{how['repeats']} in turns, {how['clock']} time"
+            )
+            lines.setdefault(line, []).append(name)
+        if len(lines) == 1:
+            return f"{next(iter(lines))}."
+        return "\n".join(f"- {', '.join(names)}: {line}." for line, names in lines.items())
+
+    def update_page(self, page: Path) -> None:
+        """Put the tables between the marks of a page.
+
+        Raises:
+            ValueError: if there are no marks.
+        """
+        text = page.read_text()
+        if text.count(BEGIN) != 1 or text.count(END) != 1:
+            raise ValueError(f"{page} has no place for results: {BEGIN} and {END}, once each.")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        page.write_text(f"{before}{BEGIN}\n{self.markdown()}{END}{after}")
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def spread(found: tuple[float, float, float]) -> str:
+    middle, low, high = found
+    return f"{middle:.2f}" if low == high else f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def pick_unit(row: Row) -> tuple[str, float]:
+    """Milliseconds for what is short."""
+    return ("ms", 1e3) if row.unit == "s" and median(row.values["lion"]) < 0.1 else (row.unit, 1)
+
+
+def compared(rows: list[Row]) -> str:
+    """Medians of the sides, and LION beside the others."""
+    lines = []
+    for row in rows:
+        unit, factor = pick_unit(row)
+        cells = [f"{row.name}, {unit}"]
+        cells += [number(factor * median(row.values[side])) if side in row.values else "" for side in NAMES]
+        lion, blip, composed = (row.values.get(side) for side in NAMES)
+        cells.append(spread(ratio(composed, lion)) if composed and lion else "")
+        cells.append(spread(ratio(lion, blip)) if blip and lion else "")
+        lines.append(cells)
+    return table(["", *NAMES.values(), "composed / LION", "LION / InstructBLIP"], lines)
+
+
+def floors(rows: list[Row]) -> str:
+    """LION over the floors."""
+    lines = []
+    for row in rows:
+        notes = ", ".join(
+            f"{name}: {value if isinstance(value, str) else number(value)}" for name, value in row.notes.items()
+        ).replace("|", "/")
+        floor = row.values["floor"][0]
+        measured = row.values.get("lion")
+        cells = [row.name, f"{1e3 * floor:.1f}"]
+        cells += [f"{1e3 * median(measured):.1f}", f"{median(measured) / floor:.2f}"] if measured else ["", ""]
+        lines.append([*cells, notes])
+    return table(["", "floor, ms", "LION, ms", "LION / floor", "of which"], lines)
+
+
+def growth(rows: list[dict[str, Any]]) -> str:
+    """The fitted lines; the figure is `growth.png`."""
+    heads = ["", "grows", "from, to", "seconds", "seconds for one more", "seconds at zero", "R²"]
+    lines = [
+        [row["name"], row["axis"], f"{row['x'][0]}, {row['x'][-1]}",
+         f"{number(row['seconds'][0])}, {number(row['seconds'][-1])}", number(row["slope"]), number(row["intercept"]),
+         f"{row['r_squared']:.4f}"]
+        for row in rows
+    ]  # fmt: skip
+    return table(heads, lines)
+
+
+def profile(rows: list[dict[str, Any]]) -> str:
+    """Operations of one answer with 5 beams."""
+    lines = [[f"`{row['operation']}`", number(row["ms"]), f"{row['share']:.1%}", str(row["calls"])] for row in rows]
+    return table(["operation", "ms by itself", "share", "calls"], lines)
+
+
+def sizes(rows: list[dict[str, Any]]) -> str:
+    """GB."""
+    heads = list(rows[0])
+    lines = [[value if isinstance(value, str) else f"{value:.2f}" for value in row.values()] for row in rows]
+    return table([f"{head}, GB" if isinstance(rows[0][head], float) else head for head in heads], lines)
+
+
+def targets(rows: list[Row]) -> list[str]:
+    """Each target, and whether it is met."""
+    lines = []
+    for target, found in check(rows):
+        verdict = "not measured" if found is None else "met" if target.is_met(found[0]) else "not met"
+        against = NAMES.get(target.against, "the hardware's floor")
+        lines.append([target.row, against, target.bound, spread(found) if found else "", verdict])
+    if not lines:
+        return []
+    return ["### Targets", table(["", "against", "target", "measured", ""], lines)]
+
+
+def beside_reference(rows: list[Row]) -> list[str]:
+    """The composition and the reference's own code, both over InstructBLIP."""
+    lines = []
+    for row in rows:
+        if row.name in reference.SECONDS:
+            code, blip = reference.SECONDS[row.name]
+            now = ratio(row.values["composed"], row.values["instructblip"])
+            lines.append([row.name, number(code), number(blip), f"{code / blip:.2f}", spread(now)])
+    if not lines:
+        return []
+    heads = ["", "reference's own code, s", "InstructBLIP beside it, s", "ratio", "composed / InstructBLIP in this run"]
+    return ["### Does the composition stand for the reference?", table(heads, lines)]
