@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
 PYTEST_OPTIONS ?= -n 2 -q
+BENCH_OPTIONS ?=
 BIN = $(VENV)/bin/python
 
-.PHONY: demo test test-oldest lint format common-suite clean
+.PHONY: demo test test-oldest lint format common-suite bench clean
 
 demo: $(VENV)/.ready
 	$(BIN) -m transformers_lion.example demo
@@ -27,6 +28,10 @@ format: $(VENV)/.ready-dev
 
 common-suite: $(VENV)/.ready
 	$(BIN) modeling_tests/upstream/run.py
+
+# about 25 minutes on two cores that do nothing else; `make bench BENCH_OPTIONS=--quick` is a smoke
+bench: $(VENV)/.ready
+	$(BIN) -m benchmarks.speed --page docs/performance.md $(BENCH_OPTIONS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) .cache
