@@ -9,7 +9,7 @@ BIN = $(VENV)/bin/python
 .PHONY: demo test test-oldest lint format common-suite bench clean
 
 demo: $(VENV)/.ready
-	$(BIN) -m transformers_lion.example demo
+	$(BIN) -m transformers_lion.example_answers demo
 
 test: $(VENV)/.ready
 	$(BIN) -m pytest $(PYTEST_OPTIONS)

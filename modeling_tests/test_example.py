@@ -17,7 +17,7 @@ SCENE = sample_scene("test", EXAMPLE_SCENE)
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    return pipeline("image-to-text", model=example_checkpoint(), tagger=False)
+    return pipeline("image-to-text", model=example_checkpoint())
 
 
 def test_the_example_is_small_and_loads_in_float32() -> None:

@@ -97,7 +97,7 @@ def test_a_model_is_loaded_as_asked(folder: Path) -> None:
     lion_object = load_lion("lion", False, "cpu", "bfloat16")
     assert isinstance(lion_object, Lion)
     assert (lion_object.model.dtype, lion_object.tagger) == (torch.bfloat16, None)
-    tagged = load_lion("lion", f"{example_checkpoint()}/ram", "cpu", None)
+    tagged = load_lion("lion", f"{example_checkpoint()}/tagger", "cpu", None)
     assert isinstance(tagged.tagger, ImageTagger)
 
 

@@ -4,24 +4,20 @@ It is a LION with all parts, 5.2 million parameters at 100 x 100 pixels, for try
 documentation: it captions, answers, locates and tags in its small world and knows nothing of any other. How it was
 trained stands in `transformers_lion.training.small_world`, what it reaches in `docs/example-checkpoint.md`.
 
-`python -m transformers_lion.example [FOLDER]` shows it at work on two pictures.
+`python -m transformers_lion.example_answers [FOLDER]` shows it at work on two pictures.
 """
 
-import argparse
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
 FOLDER = Path(__file__).parent / "example_checkpoint"
-TAGGER = "ram"
+TAGGER = "tagger"
 EXAMPLE_SCENE = 3
 
 
 def example_checkpoint() -> str:
-    """The folder of the small LION, for `from_pretrained` and `pipeline`; its subfolder `ram` holds its tagger.
-
-    The subfolder is not called `tagger`, where the pipeline would find it: this LION answers better without tags.
+    """The folder of the small LION, for `from_pretrained` and `pipeline`, which finds its tagger in `tagger/`.
 
     Raises:
         FileNotFoundError: if this installation came without it.
@@ -61,49 +57,3 @@ def sketch(width: int = 640, height: int = 480) -> Image.Image:
     pen.polygon(at(0.70, 0.18, 0.90, 0.60, 0.52, 0.58), fill=(50, 90, 215), outline="black", width=line)
     pen.rectangle(at(0.20, 0.68, 0.40, 0.92), fill=(245, 222, 60), outline="black", width=line)
     return paper
-
-
-def main() -> None:
-    """Tag, caption, ask and locate in two pictures; print the answers and write the pictures with boxes."""
-    from transformers import logging, pipeline
-
-    from .grounding import draw_boxes
-    from .ram import ImageTagger
-
-    parser = argparse.ArgumentParser(prog="python -m transformers_lion.example", description="Show LION at work.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"), help="for the pictures")
-    folder = parser.parse_args().folder
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    pipe: Any = pipeline("image-to-text", model=example_checkpoint(), tagger=False)
-    tagger = ImageTagger.from_pretrained(Path(example_checkpoint()) / TAGGER)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, image, questions, phrases in (
-        ("scene", example_image(), SCENE_QUESTIONS, SCENE_PHRASES),
-        ("sketch", sketch(), SKETCH_QUESTIONS, SKETCH_PHRASES),
-    ):
-        print(f"{name}, {image.width} x {image.height}")
-        print(f"  tags     {', '.join(tagger([image])[0] or [])}")
-        print(f"  caption  {pipe(image)[0]['generated_text']}")
-        for question in questions:
-            print(f"  ask      {question}  {pipe(image, text=question)[0]['generated_text']}")
-        entities = []
-        for phrase in phrases:
-            question = f"How can I locate {phrase} in the image? Please provide the coordinates."
-            answer = pipe(image, text=question, task_type="region_level")[0]["generated_text"]
-            print(f"  locate   {phrase}  {answer}")
-            found = pipe.processor.post_process_generation(answer, image_size=image.size)[1]
-            entities += [(phrase, span, boxes) for _, span, boxes in found]
-        file = folder / f"{name}.png"
-        draw_boxes(image, entities).save(file)
-        print(f"  picture  {file}")
-
-
-SCENE_QUESTIONS = ("How many objects are there?", "Is there a green star in the image?")
-SCENE_PHRASES = ("the leftmost object", "the lowest object")
-SKETCH_QUESTIONS = ("What color is the triangle?", "Is the yellow square to the right of the red circle?")
-SKETCH_PHRASES = ("the red circle", "the blue triangle", "the small yellow square")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,21 @@
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 
+from transformers_lion import LionForConditionalGeneration, LionProcessor, example_checkpoint
 from transformers_lion.grounding import box_iou
-from transformers_lion.training.small_world.evaluation import caption_attributes, is_right, summarize
+from transformers_lion.training.small_world.evaluation import (
+    caption_attributes,
+    evaluate,
+    is_right,
+    on_photograph,
+    summarize,
+)
 from transformers_lion.training.small_world.language import Sample
 from transformers_lion.training.small_world.records import KINDS, SceneRecords, noisy_tags
-from transformers_lion.training.small_world.scenes import TAGS, sample_scene
+from transformers_lion.training.small_world.scenes import TAGS, render, sample_scene
 
 
 def test_iou_by_hand() -> None:
@@ -57,6 +65,54 @@ def test_records_of_a_stage_have_its_task_alone() -> None:
     for stage in ("image_level", "region_level"):
         records = SceneRecords("train", 6, KINDS[stage])
         assert {task for record in (records[i] for i in range(6)) for task in record["task_types"]} == {stage}
+
+
+def test_chatter_changes_questions_alone() -> None:
+    plain, chatty = SceneRecords("train", 4), SceneRecords("train", 4, chatter_share=0.5)
+    pairs = [pair for index in range(4) for pair in zip(*(r[index]["questions"] for r in (plain, chatty)), strict=True)]
+    assert 8 < sum(first != second for first, second in pairs) < 24
+    for index in range(4):
+        for name in ("answers", "tags", "task_types"):
+            assert plain[index][name] == chatty[index][name]
+
+
+def test_photographs_take_the_place_of_backgrounds_alone() -> None:
+    scene = sample_scene("test", 0)
+    drawn = np.asarray(render(scene, 200), dtype=float)
+    pasted = np.asarray(on_photograph(scene, 200, np.random.default_rng(0)), dtype=float)
+    for thing in scene.objects:
+        x, y = (int(200 * value) for value in thing.center)
+        inside = np.abs(drawn - pasted)[y - 2 : y + 2, x - 2 : x + 2].mean()
+        assert thing.shape in ("ring", "moon") or inside < 20, thing
+    x1, y1, x2, y2 = (int(200 * value) for value in scene.objects[0].box)
+    outside = np.abs(drawn - pasted)
+    outside[y1:y2, x1:x2] = 0
+    assert outside.mean() > 10
+
+
+def test_a_model_is_asked_in_other_words_and_on_photographs() -> None:
+    model = LionForConditionalGeneration.from_pretrained(example_checkpoint()).eval()
+    processor = LionProcessor.from_pretrained(example_checkpoint())
+    heard: list[str] = []
+
+    class Listening:
+        """A processor that notes what it is asked."""
+
+        batch_decode = processor.batch_decode
+
+        def __call__(self, **inputs: Any) -> Any:
+            heard.extend(inputs.get("text", ()))
+            return processor(**inputs)
+
+    options = {"num_scenes": 3, "kinds": ("locate", "background", "color"), "seed": 4}
+    plain = evaluate(model, Listening(), **options)
+    usual = [*heard]
+    heard.clear()
+    evaluate(model, Listening(), rewordings=True, **options)
+    assert len(heard) == len(usual)
+    assert sum(first != second for first, second in zip(usual, heard, strict=True)) > len(usual) / 2
+    photographed = evaluate(model, processor, photographs=True, **options)
+    assert set(plain) - set(photographed) == {"background"}
 
 
 def test_records_end() -> None:

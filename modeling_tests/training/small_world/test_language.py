@@ -13,6 +13,7 @@ from transformers_lion.training.small_world.language import (
     Sample,
     ask,
     caption,
+    chatter,
     full_description,
     is_beside,
     roughen,
@@ -166,6 +167,16 @@ def test_roughened_questions_keep_their_words() -> None:
         assert [word for word in words if word != "please"] == [
             word for word in re.findall(r"[a-z]+", sample.question.lower()) if word != "please"
         ]
+
+
+def test_chatter_keeps_what_is_asked_and_most_often_changes_how() -> None:
+    generator, changed = np.random.default_rng(0), 0
+    for _, sample in samples("locate", 60):
+        said = chatter(generator, sample.question)
+        changed += said != sample.question
+        named = re.findall("|".join([*COLORS, *SHAPES, *SUPERLATIVES]), sample.question)
+        assert all(word in said.lower() for word in named)
+    assert changed > 40
 
 
 def test_the_worlds_sentences_are_words_to_both_tokenizers() -> None:

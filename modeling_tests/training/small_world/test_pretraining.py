@@ -125,6 +125,39 @@ def test_what_is_asked_about_is_marked_on_the_grid() -> None:
     assert (batch.asked == -1).all()
 
 
+def test_words_of_tags_are_marked_apart_from_the_question() -> None:
+    tokenizer, scene = language_model_tokenizer(), SymbolicScene.build("train", 0, 0, 10)
+    for form, share in itertools.product(("cells", "text"), (0.0, 1.0)):
+        generator, sample = np.random.default_rng(1), Sample("caption", "What is in the image?", "a")
+        batch = language_pretraining.make_batch(generator, [scene], tokenizer, form, 16, [sample], tag_share=share)
+        outside, question, marked = (tokenizer.decode(batch.input_ids[0][batch.is_tag[0] == x]) for x in (-1, 0, 1))
+        assert question == "What is in the image?</s>"
+        assert (marked.startswith("According to"), marked.endswith("].")) == (share == 1, share == 1)
+        assert bool(outside) == (form == "text")
+
+
+def test_attention_to_tags_costs() -> None:
+    torch.manual_seed(0)
+    scenes = [SymbolicScene.build("train", index, 0, 10) for index in range(2)]
+    model = SymbolicLanguageModel(tags=True).eval()
+    part = language_pretraining.make_batch(
+        np.random.default_rng(0), scenes, language_model_tokenizer(), "cells", 16, tag_share=1.0
+    )
+    losses = []
+    for weight in (0.0, 2.0):
+        model.attention_weight = weight
+        losses.append(model.loss([part]).item())
+    assert losses[1] > losses[0] + 1e-3
+    free = language_pretraining.make_batch(
+        np.random.default_rng(0), scenes, language_model_tokenizer(), "cells", 16, tag_share=0.0
+    )
+    values = []
+    for weight in (0.0, 2.0):
+        model.attention_weight = weight
+        values.append(model.loss([free]).item())
+    assert values[0] == values[1]
+
+
 def test_every_object_has_a_slot() -> None:
     for num_objects in range(1, 6):
         rows = language_pretraining.slot_rows(np.random.default_rng(num_objects), num_objects, 8)

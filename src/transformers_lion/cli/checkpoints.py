@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..configuration_lion import LionConfig
-from ..example import TAGGER, example_checkpoint
+from ..example import example_checkpoint
 from ..modeling_lion import LionForConditionalGeneration
 from ..pipelines import TAGGER_FOLDER
 from ..ram import ImageTagger, RamConfig, RamForImageTagging
@@ -196,14 +196,12 @@ def load_tagger(model: str | None, device: str | None) -> ImageTagger:
     Raises:
         OSError, ValueError: if there is none.
     """
-    if model is None:
-        return load_tagger_from(str(Path(example_checkpoint()) / TAGGER), choose_device(device))
-    folder = Path(model)
+    folder = Path(model or example_checkpoint())
     if folder.is_dir() and (folder / TAGGER_FOLDER).is_dir():
         return load_tagger_from(str(folder / TAGGER_FOLDER), choose_device(device))
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "lion":
         raise ValueError(f"{folder}: it holds no tagger (a folder {TAGGER_FOLDER}/); name one with --model.")
-    return load_tagger_from(model, choose_device(device))
+    return load_tagger_from(str(model), choose_device(device))
 
 
 def load_tagger_from(name: str, device: torch.device) -> ImageTagger:

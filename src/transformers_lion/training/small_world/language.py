@@ -451,4 +451,25 @@ def roughen(generator: np.random.Generator, question: str) -> str:
     return question
 
 
-__all__ = ["KIND_WEIGHTS", "REGION_LEVEL_KINDS", "Sample", "ask", "caption", "roughen", "unique_phrase"]
+OPENINGS = (
+    "so", "well,", "hi!", "hello,", "quick question:", "can you say", "I would like to know:", "ok.", "um,",
+    "look at this.", "now", "and", "one more thing:", "excuse me,", "do you know",
+)  # fmt: skip
+ENDINGS = ("please", "thank you", "or not", "here", "now", "I need it.", "I am not sure.", "!", "!!", "...", "in there")
+SWAPS = (("the ", "this "), ("What ", "And what "), ("there", "here"), (" a ", " any "), (" is ", "'s "), (" ", "  "))
+
+
+def chatter(generator: np.random.Generator, question: str) -> str:
+    """The question with words around and within it that change nothing of what is asked."""
+    if generator.random() < 0.15:
+        question = question.upper()
+    if generator.random() < 0.3:
+        question = question.replace(*SWAPS[int(generator.integers(len(SWAPS)))])
+    if generator.random() < 0.5:
+        question = f"{pick(generator, OPENINGS)} {question}"
+    if generator.random() < 0.5:
+        question = f"{question} {pick(generator, ENDINGS)}"
+    return question
+
+
+__all__ = ["KIND_WEIGHTS", "REGION_LEVEL_KINDS", "Sample", "ask", "caption", "chatter", "roughen", "unique_phrase"]

@@ -1,12 +1,13 @@
 """Scenes with several questions each, as records for `LionDataCollator`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from .language import KIND_WEIGHTS, REGION_LEVEL_KINDS, Sample, ask, roughen
+from .language import KIND_WEIGHTS, REGION_LEVEL_KINDS, Sample, ask, chatter, roughen
 from .scenes import TAGS, Scene, render, sample_scene
 
 IMAGE_LEVEL_KINDS = tuple(kind for kind in KIND_WEIGHTS if kind not in REGION_LEVEL_KINDS)
@@ -30,6 +31,7 @@ class SceneRecords(torch.utils.data.Dataset):
         seed: of questions and tags; the scenes are those of world 0.
         tag_share: of the scenes, those that come with tags.
         wrong_tags: chance of each tag to be another one, and of each to be missing.
+        chatter_share: of the questions, those with needless words.
         size: pixels of the pictures.
     """
 
@@ -43,6 +45,7 @@ class SceneRecords(torch.utils.data.Dataset):
         seed: int = 0,
         tag_share: float = 0.5,
         wrong_tags: float = 0.05,
+        chatter_share: float = 0.0,
         size: int = 100,
     ):
         self.split = split
@@ -53,6 +56,7 @@ class SceneRecords(torch.utils.data.Dataset):
         self.seed = seed
         self.tag_share = tag_share
         self.wrong_tags = wrong_tags
+        self.chatter_share = chatter_share
         self.size = size
 
     def __len__(self) -> int:
@@ -69,6 +73,12 @@ class SceneRecords(torch.utils.data.Dataset):
         samples = [ask(generator, scene, self.kinds) for _ in range(self.num_questions)]
         samples = [Sample(x.kind, roughen(generator, x.question), x.answer, x.about) for x in samples]
         tags = noisy_tags(generator, scene, self.wrong_tags) if generator.random() < self.tag_share else None
+        if self.chatter_share:
+            chatty = generator.random(len(samples)) < self.chatter_share
+            samples = [
+                replace(x, question=chatter(generator, x.question)) if talks else x
+                for x, talks in zip(samples, chatty, strict=True)
+            ]
         return samples, tags
 
     def __getitem__(self, index: int) -> dict[str, Any]:

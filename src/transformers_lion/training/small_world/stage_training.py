@@ -23,9 +23,10 @@ from .vocabulary import language_model_tokenizer, qformer_tokenizer
 
 BATCH_IMAGES, NUM_QUESTIONS = 12, 8
 FIRST_SCENE = {"image_level": 2_000_000, "region_level": 3_000_000, "mixture": 4_000_000}
-NUM_STEPS = {"image_level": 520, "region_level": 60, "mixture": 250}
+NUM_STEPS = {"image_level": 520, "region_level": 60, "mixture": 320}
 LEARNING_RATE = {"image_level": 2e-3, "region_level": 5e-5, "mixture": 1e-3}
 AGGREGATOR_LR_MULTIPLIER = {"image_level": 1.0, "region_level": 1.0, "mixture": 0.1}
+CHATTER_SHARE = {"image_level": 0.0, "region_level": 0.0, "mixture": 0.4}
 
 
 def make_processor() -> LionProcessor:
@@ -106,7 +107,10 @@ def train(
 def train_stage(stage: str, folder: Path, seed: int = 0) -> None:
     """Train a stage at its own length, from what the stages before left in `folder`, to `folder/STAGE`."""
     steps = NUM_STEPS[stage]
-    records = SceneRecords("train", BATCH_IMAGES * steps, KINDS[stage], NUM_QUESTIONS, FIRST_SCENE[stage], seed)
+    records = SceneRecords(
+        "train", BATCH_IMAGES * steps, KINDS[stage], NUM_QUESTIONS, FIRST_SCENE[stage], seed,
+        chatter_share=CHATTER_SHARE[stage],
+    )  # fmt: skip
     train(
         start_model(stage, folder, seed), stage, records, folder / stage, steps, LEARNING_RATE[stage], seed,
         AGGREGATOR_LR_MULTIPLIER[stage],
