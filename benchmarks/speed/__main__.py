@@ -2,13 +2,13 @@
 
     python -m benchmarks.speed [--quick] [--only answers] [--threads 2] [--output benchmarks/speed/results]
 
-A section that is there from an earlier run is kept until it is measured again.
+A section that is there from an earlier run is kept until it is measured again. A smoke writes elsewhere by itself.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Any]]] = {
 }
 """In the order of running: a compiler comes last."""
 DRAWN = ("encode", "answers", "questions", "tagging", "training")
+RESULTS, SMOKE = Path("benchmarks/speed/results"), Path(".cache/speed")
 QUICK = {"repeats": 1, "new_tokens": 4, "num_questions": 2, "quick": True}
 
 
@@ -55,8 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, help="5 by default")
     parser.add_argument("--new-tokens", type=int, help="20 by default")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: time on busy cores, one thread")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--page", type=Path, help="a page whose tables are to be replaced")
+    parser.add_argument("--output", type=Path, help=f"{RESULTS}; of a smoke, {SMOKE}")
+    parser.add_argument("--page", type=Path, help="a page whose tables are to be replaced; not by a smoke")
     parser.add_argument("--tables", action="store_true", help="measure nothing: make tables and figures again")
     parser.add_argument("--peak", nargs=2, metavar=("SIDE", "TASK"), help=f"one peak, in this process: {TASKS}")
     return parser.parse_args(arguments)
@@ -68,27 +69,28 @@ def read_settings(options: argparse.Namespace) -> Settings:
     return Settings(size=options.size, threads=options.threads, clock=options.clock, **fields)
 
 
-def write_figures(results: Results) -> None:
+def write(results: Results, page: Path | None, changed: Collection[str]) -> None:
+    """Tables of all sections, and the figures that show a changed one."""
+    results.write()
+    if page:
+        results.update_page(page)
     rows = [row for row in results.rows(*DRAWN) if row.unit == "s"]
-    if rows:
+    if rows and not set(DRAWN).isdisjoint(changed):
         plot_bars(rows, results.folder / "answers.png")
-    if "growth" in results.sections:
+    if "growth" in changed and "growth" in results.sections:
         plot_growth(results.sections["growth"]["rows"], results.folder / "growth.png")
 
 
 def run(settings: Settings, names: Sequence[str], results: Results, page: Path | None = None) -> None:
-    """Measure sections; print and write each as soon as it is there."""
+    """Measure sections, and write each as soon as it is there."""
     bench = Bench(settings)
     for name in names:
         start = time.perf_counter()
         content = SECTIONS[name](bench)
         taken = time.perf_counter() - start
         results.put(name, settings, taken, content)
-        write_figures(results)
-        if page:
-            results.update_page(page)
+        write(results, page, [name])
         print(f"{HEADINGS[name]}: {taken / 60:.1f} minutes", flush=True)
-    print(f"\n{results.markdown()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,13 +102,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.peak:
         print(json.dumps(measure_here(settings, *options.peak)))
         return
-    names = () if options.tables else options.only or tuple(SECTIONS)
-    run(settings, names, Results(options.output), options.page)
+    results = Results(options.output or (SMOKE if options.quick else RESULTS))
+    page = None if options.quick else options.page
     if options.tables:
-        results = Results(options.output)
-        write_figures(results)
-        if options.page:
-            results.update_page(options.page)
+        write(results, page, list(SECTIONS))
+    else:
+        run(settings, options.only or tuple(SECTIONS), results, page)
+    print(f"\n{results.markdown()}")
 
 
 if __name__ == "__main__":

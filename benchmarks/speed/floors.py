@@ -86,14 +86,14 @@ def fastest(function: Callable[[], object], settings: Settings, times: int = 1) 
             function()
 
     repeated()
-    return min(seconds(repeated, settings.clock) for _ in range(TRIES)) / times
+    return min(seconds(repeated, settings.clock) for _ in range(2 if settings.quick else TRIES)) / times
 
 
 def product_seconds(products: list[Product], settings: Settings) -> tuple[float, float]:
     """Seconds of all products one after the other, each at its best, and their flops."""
     total, flops = 0.0, 0
     for product in products:
-        times = max(1, int(2e8 / product.flops))
+        times = max(1, int((1e6 if settings.quick else 2e8) / product.flops))
         total += product.count * fastest(product.make(), settings, times)
         flops += product.count * product.flops
     return total, flops
@@ -101,7 +101,7 @@ def product_seconds(products: list[Product], settings: Settings) -> tuple[float,
 
 def bandwidth(settings: Settings) -> float:
     """Bytes a second that all threads read from memory, at best: a sum, and a matrix times a vector."""
-    matrix = torch.ones(STREAM_NUMBERS // 10_000, 10_000)
+    matrix = torch.ones(STREAM_NUMBERS // (10 if settings.quick else 1) // 10_000, 10_000)
     vector = torch.ones(10_000)
     calls: tuple[Callable[[], object], ...] = (matrix.sum, lambda: torch.mv(matrix, vector))
     return 4 * matrix.numel() / min(fastest(call, settings) for call in calls)

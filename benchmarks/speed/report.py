@@ -51,9 +51,12 @@ class Results:
         self.sections: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def put(self, name: str, settings: Settings, taken: float, content: list[Any]) -> None:
-        """Keep a section and write both files."""
+        """Keep a section, instead of an earlier one of that name."""
         content = [part if isinstance(part, dict) else asdict(part) for part in content]
         self.sections[name] = {"ran on": facts(), "settings": asdict(settings), "minutes": taken / 60, "rows": content}
+
+    def write(self) -> None:
+        """Both files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.sections, indent=1) + "\n")
         (self.folder / "speed.md").write_text(f"# Speed and memory\n\n{self.markdown()}")
