@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .demo import demo
 from .evaluate import EPILOG, evaluate
 from .info import info
 from .questions import ask, caption, locate
@@ -43,6 +44,7 @@ app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What co
 app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
+app.command(epilog="Example: lion demo --model lion-flant5-xl --port 8080")(demo)
 app.command(epilog="Example: lion info lion-flant5-xl")(info)
 app.command(epilog="Example: lion train --config recipe.yaml output=runs/2 mixture.steps=100")(train)
 

@@ -1,0 +1,56 @@
+"""`lion demo`: the page of `transformers_lion.demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import Debug, hide_progress_bars, note, report, require, run_action
+from .options import Device, Dtype, Model, Tagger
+
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all of this machine.")]
+Port = Annotated[
+    int | None, typer.Option("--port", min=1, max=65535, help="To listen on.", show_default="the first free from 7860")
+]
+Share = Annotated[bool, typer.Option("--share", help="Also at a public address, through Gradio's servers.")]
+Examples = Annotated[Path | None, typer.Option("--examples", help="A folder with pictures to offer.")]
+WRONG_COMMAND_LINE = 2
+
+
+def demo(
+    model: Model = None,
+    host: Host = "127.0.0.1",
+    port: Port = None,
+    share: Share = False,
+    examples: Examples = None,
+    tagger: Tagger = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    debug: Debug = False,
+) -> None:
+    """Show a page in the browser: tags, captions, questions and boxes of a picture."""
+    try:
+        require("lion demo", "demo", ["gradio"])
+    except ValueError as error:
+        report(error)
+        raise typer.Exit(WRONG_COMMAND_LINE) from error
+
+    def action() -> None:
+        from ..demo.server import examples_of, serve
+        from .checkpoints import load_lion
+
+        hide_progress_bars()
+        offered = examples_of(model, examples)
+        lion = load_lion(model, True if tagger is None else tagger, device, dtype and dtype.value)
+        if lion.tagger is None:
+            note(f"{model} holds no tagger, so that prompts have no tags but those that are typed; see --tagger.")
+        serve(lion, host=host, port=port, share=share, name=name_of(model), examples=offered)
+
+    run_action(action, debug)
+
+
+def name_of(model: str | None) -> str:
+    """What the page says of the model; no path of this machine."""
+    if model is None:
+        return "The model here is the package's small example: it knows coloured shapes and nothing else."
+    return f"The model here is `{Path(model).name}`."

@@ -1,0 +1,57 @@
+"""What is drawn on the picture of the page: the boxes of an answer, and the region that somebody chooses."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from ..grounding import Box, Entity, draw_boxes
+from ..inference import Answer
+from .answering import Question, Seen
+
+Point = tuple[int, int]
+
+REGION_LABEL = "your region"
+
+
+def draw_answer(seen: Seen, question: Question, answer: Answer) -> Image.Image:
+    """The picture with the boxes of an answer; those of "locate" carry the words that were looked for."""
+    entities = [
+        (question.about if question.task == "locate" else phrase, span, boxes)
+        for phrase, span, boxes in answer.entities
+    ]
+    if question.box is not None:
+        entities = [(REGION_LABEL, (0, 0), [question.box]), *entities]
+    return draw_boxes(seen.shown, [scale(entity, seen) for entity in entities])
+
+
+def scale(entity: Entity, seen: Seen) -> Entity:
+    """An entity in pixels of the picture that was sent, in those of the one that is shown."""
+    x, y = seen.shown.width / seen.size[0], seen.shown.height / seen.size[1]
+    phrase, span, boxes = entity
+    return phrase, span, [(box[0] * x, box[1] * y, box[2] * x, box[3] * y) for box in boxes]
+
+
+def draw_corners(seen: Seen, corners: Sequence[Point]) -> Image.Image:
+    """The picture with one corner of a region, or with the region of two; in pixels of the picture that is shown."""
+    if len(corners) == 2:
+        (x1, y1), (x2, y2) = corners
+        return draw_boxes(seen.shown, [(REGION_LABEL, (0, 0), [(x1, y1, x2, y2)])])
+    drawn = seen.shown.copy()
+    reach, width = max(6, min(drawn.size) // 30), max(1, min(drawn.size) // 200)
+    for x, y in corners:
+        for color, line in (("white", 3 * width), ("#e6194b", width)):
+            ImageDraw.Draw(drawn).line((x - reach, y, x + reach, y), fill=color, width=line)
+            ImageDraw.Draw(drawn).line((x, y - reach, x, y + reach), fill=color, width=line)
+    return drawn
+
+
+def to_box(corners: Sequence[Point], seen: Seen) -> Box:
+    """Two corners on the picture that is shown as a box in pixels of the picture that was sent."""
+    x, y = seen.size[0] / seen.shown.width, seen.size[1] / seen.shown.height
+    (x1, y1), (x2, y2) = corners
+    return min(x1, x2) * x, min(y1, y2) * y, max(x1, x2) * x, max(y1, y2) * y
+
+
+def box_as_text(box: Box) -> str:
+    """A box in whole pixels."""
+    return ", ".join(f"{value:.0f}" for value in box)

@@ -1,0 +1,123 @@
+"""The server: local unless asked, nothing from the network, and no files but those of the page and its users."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..inference import Lion
+from .examples import Examples, from_folder, no_pictures, small_world
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+MAX_FILE_SIZE = "20mb"
+SESSIONS = 200
+"""Users whose pictures are kept at a time; those of others are forgotten, the oldest first."""
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
+MONOSPACE = ["ui-monospace", "Consolas", "Liberation Mono", "monospace"]
+OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def serve(
+    lion: Lion,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    name: str = "",
+    examples: Examples | None = None,
+    max_file_size: str | int = MAX_FILE_SIZE,
+    root_path: str | None = None,
+) -> None:
+    """Show the page until Ctrl-C.
+
+    Args:
+        lion: the model.
+        host: address to listen on; "0.0.0.0" for all of this machine.
+        port: by default the first that is free from 7860 on.
+        share: also at a public address, through Gradio's servers.
+        name: of the model, for the page.
+        examples: by default those of the small world.
+        max_file_size: of a picture that is sent, "20mb" or bytes.
+        root_path: of the page, where a proxy puts it below one.
+
+    Raises:
+        OSError: if the port is taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="lion-demo-", ignore_cleanup_errors=True) as folder:
+        page = start(lion, Path(folder), host=host, port=port, share=share, name=name, examples=examples,
+                     max_file_size=max_file_size, root_path=root_path)  # fmt: skip
+        print(f"LION is at {page.local_url}" + (f" and at {page.share_url}" if share else ""), flush=True)
+        page.block_thread()
+
+
+def start(
+    lion: Lion,
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    name: str = "",
+    examples: Examples | None = None,
+    max_file_size: str | int = MAX_FILE_SIZE,
+    root_path: str | None = None,
+) -> "gr.Blocks":
+    """Start the server in threads of its own.
+
+    Args:
+        folder: for what users send; nothing else of the disk is shown to them.
+        lion, host, port, share, name, examples, max_file_size, root_path: as of `serve`.
+
+    Returns:
+        The page; `close()` ends the server.
+    """
+    os.environ.update(OFFLINE)  # Gradio reads these when it is imported ...
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # ... and this when the page is made
+    import gradio as gr
+
+    from .page import CSS, build_page
+
+    page = build_page(lion, examples or small_world(), name)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        root_path=root_path,
+        max_file_size=max_file_size,
+        state_session_capacity=SESSIONS,
+        theme=gr.themes.Default(primary_hue="amber", font=FONTS, font_mono=MONOSPACE),
+        css=CSS,
+        footer_links=[],
+        prevent_thread_lock=True,
+        quiet=True,
+        **CLOSED,
+    )
+    return page
+
+
+CLOSED: dict[str, Any] = {
+    "allowed_paths": [],
+    "blocked_paths": [],
+    "show_error": False,
+    "enable_monitoring": False,
+    "mcp_server": False,
+    "pwa": False,
+    "run_history": False,
+    "ssr_mode": False,
+    "strict_cors": True,
+}
+"""What Gradio could open beyond the page: nothing of it."""
+
+
+def examples_of(model: str | None, folder: Path | None) -> Examples:
+    """The examples that fit a model.
+
+    Args:
+        model: folder or repository; `None` for the example checkpoint.
+        folder: with pictures, if there is one.
+    """
+    if folder is not None:
+        return from_folder(folder)
+    return small_world() if model is None else no_pictures()
