@@ -82,15 +82,25 @@ def write(results: Results, page: Path | None, changed: Collection[str]) -> None
 
 
 def run(settings: Settings, names: Sequence[str], results: Results, page: Path | None = None) -> None:
-    """Measure sections, and write each as soon as it is there."""
-    bench = Bench(settings)
+    """Measure sections, and write each as soon as it is there.
+
+    Raises:
+        SystemExit: at the end, if sides that are to compute the same did not; such a section is not written.
+    """
+    bench, failed = Bench(settings), []
     for name in names:
         start = time.perf_counter()
-        content = SECTIONS[name](bench)
+        try:
+            content = SECTIONS[name](bench)
+        except AssertionError as error:
+            failed.append(f"{HEADINGS[name]}: {error}")
+            continue
         taken = time.perf_counter() - start
         results.put(name, settings, taken, content)
         write(results, page, [name])
         print(f"{HEADINGS[name]}: {taken / 60:.1f} minutes", flush=True)
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

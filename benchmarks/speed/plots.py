@@ -33,6 +33,8 @@ def plot_bars(rows: list[Row], path: Path) -> None:
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.invert_yaxis()
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
         axes.margins(x=0.12)
         axes.set_xlabel("seconds")
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
@@ -51,7 +53,7 @@ def plot_growth(series: list[dict[str, Any]], path: Path) -> None:
             axes.set_title(f"{row['name']}: R² {row['r_squared']:.4f}", fontsize=10)
             axes.set_xlabel(row["axis"])
             axes.set_ylabel("seconds")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * max(row["seconds"]))
         for axes in all_axes.flat[len(series) :]:
             axes.set_axis_off()
         figure.savefig(path)

@@ -121,6 +121,18 @@ def test_the_page_shows_the_results_that_are_kept() -> None:
     assert page.split(BEGIN)[1].split(END)[0].strip() == Results(ROOT / command.RESULTS).markdown().strip()
 
 
+def test_a_section_whose_sides_differ_is_left_out_and_the_run_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differ(bench: Bench) -> list[Row]:
+        raise AssertionError("ids")
+
+    monkeypatch.setitem(command.SECTIONS, "answers", differ)
+    with pytest.raises(SystemExit, match="ids"):
+        command.main([*COMMAND, "--only", "answers", "encode", "--output", str(tmp_path)])
+    assert list(json.loads((tmp_path / "speed.json").read_text())) == ["encode"]
+
+
 def test_a_page_without_a_place_for_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("# Page\n")
     with pytest.raises(ValueError, match="no place for results"):
