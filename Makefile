@@ -6,7 +6,7 @@ PYTEST_OPTIONS ?= -n 2 -q
 BENCH_OPTIONS ?=
 BIN = $(VENV)/bin/python
 
-.PHONY: demo test test-oldest lint format common-suite bench clean
+.PHONY: demo test test-oldest lint format common-suite bench docs release-check clean
 
 demo: $(VENV)/.ready
 	$(BIN) -m transformers_lion.example_answers demo
@@ -33,8 +33,21 @@ common-suite: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN) -m benchmarks.speed --page docs/performance.md $(BENCH_OPTIONS)
 
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --strict
+
+release-check: $(VENV)/.ready-release
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	rm -rf dist build/installed
+	$(BIN) -m build --outdir dist
+	$(BIN) -m twine check --strict dist/*
+	$(BIN) .ci/check_release.py dist
+	$(PYTHON) -m venv build/installed
+	build/installed/bin/python -m pip install --quiet --constraint .ci/constraints.txt dist/*.whl
+	build/installed/bin/python .ci/check_release.py --installed
+
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) .cache
+	rm -rf $(VENV) $(OLDEST_VENV) .cache build dist
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +56,14 @@ $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[docs]"
+	touch $@
+
+$(VENV)/.ready-release: $(VENV)/.ready
+	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[release]"
 	touch $@
 
 $(OLDEST_VENV)/.ready: pyproject.toml .ci/constraints-oldest.txt
