@@ -1,7 +1,8 @@
 """What the site needs beyond MkDocs: links as they are on GitHub, and notebooks as pages.
 
 Pages link by paths of the repository. What they link to outside of `docs/` becomes a page of the site, under
-`repository/`, so that the site needs no other. A notebook becomes a page with its code and its outputs, and stays there as a file.
+`repository/`, so that the site needs no other. A notebook becomes a page with its code and its
+outputs, and stays there as a file.
 """
 
 import os

@@ -59,7 +59,8 @@ def main() -> int:
     changed = 0
     with tempfile.TemporaryDirectory() as temporary:
         files = write_lion_files(Path(temporary) / "files")
-        lion_folder = convert_lion(files, Path(temporary) / "lion")
+        with contextlib.redirect_stdout(sys.stderr):
+            lion_folder = convert_lion(files, Path(temporary) / "lion")
         for name in names:
             page = known[name]
             with workplace(lion_folder, files) as folder:
