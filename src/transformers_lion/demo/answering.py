@@ -204,8 +204,8 @@ def answer(
         options: of generation.
 
     Yields:
-        The answer so far, at least twice a second; in the end with the `Answer`, whose boxes are in pixels of the picture
-        as it was sent. Who closes the iterator stops the model.
+        The answer so far, at least twice a second; in the end with the `Answer`, whose boxes are in pixels of the
+        picture as it was sent. Who closes the iterator stops the model.
     """
     start = time.perf_counter()
     inputs = lion.processor(

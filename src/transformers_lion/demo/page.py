@@ -48,18 +48,8 @@ CSS = """
 #picture img { cursor: crosshair; }
 #status p { margin: 0; }
 #answer textarea { font-size: 1.15em; }
-#examples .caption-label { font-size: 0.75em; }
+#examples .caption-label { display: none; }
 """
-
-
-class Picture(gr.Image):
-    """An image field that hands over the path of what was sent, whatever it is: `open_upload` looks at it."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> str | None:
-        """The path, which the server has checked to be that of an upload."""
-        return payload and payload.path
 
 
 class Handlers:
@@ -77,12 +67,12 @@ class Handlers:
     # Values of: the picture seen, the field of the picture, status, tags that can be ticked, their boxes, corners,
     # the box as text, and what `Results.cleared` has.
 
-    def on_upload(self, file: str | None) -> tuple[Any, ...]:
-        """A file was sent."""
+    def on_upload(self, file: dict[str, Any] | None) -> tuple[Any, ...]:
+        """A file was sent. The server has checked that its path is that of an upload."""
         if file is None:
             return self.on_clear()
         try:
-            picture = open_upload(file)
+            picture = open_upload(file["path"])
         except ValueError as error:
             return self.refuse(str(error))
         return self.on_picture(picture)
@@ -171,9 +161,13 @@ class Handlers:
             for_people(question, progress),
             describe_time(progress),
             details(question, progress),
-            gr.Dataframe(value=[[row.task, row.about, row.answer, f"{row.seconds:.2f}"] for row in reversed(seen.asked)],
-                         visible=True),
-        )  # fmt: skip
+            gr.Dataframe(value=table(seen), visible=True),
+        )
+
+
+def table(seen: Seen) -> list[list[str]]:
+    """What was asked, the last first."""
+    return [[row.task, row.about, row.answer, f"{row.seconds:.2f}"] for row in reversed(seen.asked)]
 
 
 def cleared() -> tuple[Any, ...]:
@@ -191,7 +185,7 @@ def describe_seen(seen: Seen) -> str:
     count = len(seen.asked)
     questions = "1 question" if count == 1 else f"{count} questions"
     return (
-        f"{seen.size[0]} × {seen.size[1]} pixels · image encoded **once** ({seen.seconds:.2f} s), **{questions}** since"
+        f"{seen.size[0]} x {seen.size[1]} pixels · image encoded **once** ({seen.seconds:.2f} s), **{questions}** since"
     )
 
 
@@ -244,16 +238,18 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
         gr.Markdown(f"# LION\nCaptions, answers and boxes, with the tags of the picture as a hint. {name}")
         with gr.Row():
             with gr.Column(scale=6, min_width=340):
-                picture = Picture(
-                    label="Picture", format="png", sources=["upload", "clipboard"], height=440, elem_id="picture",
-                    buttons=["download", "fullscreen"], placeholder="Drop a picture here\n- or -\nClick to choose one",
+                picture = gr.Image(
+                    label="Picture", show_label=False, format="png", sources=["upload", "clipboard"], height=440,
+                    elem_id="picture", buttons=["download", "fullscreen"], type="filepath",
+                    placeholder="Drop a picture here\n- or -\nClick to choose one",
                 )  # fmt: skip
                 status = gr.Markdown(NO_PICTURE, elem_id="status")
                 gallery = None
                 if examples.pictures:
                     gallery = gr.Gallery(
-                        list(examples.pictures), label="Examples", columns=max(4, len(examples.pictures)), height=140,
-                        allow_preview=False, interactive=False, object_fit="contain", buttons=[], elem_id="examples",
+                        list(examples.pictures), label="Examples", show_label=False, height=130,
+                        columns=min(6, max(4, len(examples.pictures))), allow_preview=False, interactive=False,
+                        object_fit="cover", buttons=[], elem_id="examples",
                     )  # fmt: skip
             with gr.Column(scale=5, min_width=340):
                 with gr.Group():
@@ -263,8 +259,8 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                         if lion.tagger else "This model has no tagger; add tags of your own.",
                     )  # fmt: skip
                     new_tags = gr.Textbox(
-                        placeholder="Add tags: type, with commas between them, and press Enter", show_label=False,
-                        max_length=MAX_CHARACTERS, elem_id="new-tags", container=False,
+                        placeholder="Type, with commas between them, and press Enter", label="Add tags",
+                        max_length=MAX_CHARACTERS, elem_id="new-tags",
                     )  # fmt: skip
                     tell_tags = gr.Checkbox(True, label="Tell the model the ticked tags", elem_id="tell-tags")
                 with gr.Tabs(elem_id="tasks") as tabs:
@@ -273,7 +269,9 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                     with gr.Tab("Ask", id="ask"):
                         question, ask = text_task("Question", "What color is it?", "Ask", "ask", examples.questions)
                     with gr.Tab("Locate", id="locate"):
-                        phrase, locate = text_task("What to find", "the red circle", "Locate", "locate", examples.phrases)
+                        phrase, locate = text_task(
+                            "What to find", "the red circle", "Locate", "locate", examples.phrases
+                        )
                     with gr.Tab("Describe a region", id="region"):
                         box, region = text_task(
                             "Region", "Click two opposite corners on the picture, or type x1, y1, x2, y2",
@@ -318,12 +316,17 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
             "cancels": running, "show_progress": "minimal", "show_progress_on": [status],
         }  # fmt: skip
         model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": AT_ONCE}
-        picture.upload(handlers.on_upload, picture, api_name="see", **new_picture, **model)
+        # without preprocessing, in which Gradio would open the file, and have its own words for those that are none
+        picture.upload(handlers.on_upload, picture, api_name="see", preprocess=False, **new_picture, **model)
         picture.clear(handlers.on_clear, None, api_visibility="private", queue=False, **new_picture)
         if gallery is not None:
             gallery.select(handlers.on_example, None, api_visibility="private", **new_picture, **model)
         new_tags.submit(
-            handlers.on_tags, [new_tags, known_tags, tags], [known_tags, tags, new_tags], api_name="add_tags", queue=False
+            handlers.on_tags,
+            [new_tags, known_tags, tags],
+            [known_tags, tags, new_tags],
+            api_name="add_tags",
+            queue=False,
         )
         picture.select(
             handlers.on_click, [seen, corners], [corners, picture, box, tabs], api_visibility="private",

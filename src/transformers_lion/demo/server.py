@@ -79,6 +79,7 @@ def start(
 
     from .page import CSS, build_page
 
+    refuse_downloads()
     page = build_page(lion, examples or small_world(), name)
     page.launch(
         server_name=host,
@@ -95,6 +96,16 @@ def start(
         **CLOSED,
     )
     return page
+
+
+def refuse_downloads() -> None:
+    """Have Gradio fetch nothing for users: a request may name an address in the place of an upload, of any size."""
+    from gradio import processing_utils
+
+    async def refuse(url: str, *args: Any, **kwargs: Any) -> str:
+        raise ValueError(f"Pictures have to be sent; {url[:200]!r} is not fetched.")
+
+    processing_utils.async_ssrf_protected_download = refuse
 
 
 CLOSED: dict[str, Any] = {

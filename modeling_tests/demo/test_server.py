@@ -1,0 +1,154 @@
+"""A running server, asked by programs: sessions, wrong files, limits, and what it does not hand out."""
+
+import json
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transformers_lion.demo.server import CLOSED
+
+pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+gradio_client = pytest.importorskip("gradio_client", reason="the extra [demo] is not installed")
+
+SETTINGS = (True, [], 1, 64)
+"""Tell the tags, the ticked ones, beams, length."""
+
+
+def connect(address: str) -> Any:
+    return gradio_client.Client(address, verbose=False)
+
+
+def send(client: Any, file: Path) -> str:
+    """Send a file as a picture; the line below the picture."""
+    return client.predict(gradio_client.handle_file(str(file)), api_name="/see")[1]
+
+
+def ask(client: Any, task: str, *about: str) -> tuple[str, str]:
+    """The line below the picture, and the answer."""
+    _, status, found, *_ = client.predict(*SETTINGS, *about, api_name=f"/{task}")
+    return status, found
+
+
+def fetch(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_a_picture_is_encoded_once_for_all_questions_of_a_user(address: str, sketch_file: Path) -> None:
+    client = connect(address)
+    assert "640 x 480" in send(client, sketch_file)
+    assert "1 question" in ask(client, "caption")[0]
+    status, found = ask(client, "locate", "the red circle")
+    assert "once" in status
+    assert "2 questions" in status
+    assert found.startswith("the red circle: ")
+
+
+def test_two_users_at_once_get_the_answers_to_their_own_questions(address: str, sketch_file: Path) -> None:
+    jobs = [("caption",), ("locate", "the blue triangle")]
+
+    def run(job: tuple[str, ...]) -> tuple[str, str]:
+        client = connect(address)
+        send(client, sketch_file)
+        return ask(client, *job)
+
+    with ThreadPoolExecutor(2) as pool:
+        captioned, located = pool.map(run, jobs)
+    assert "1 question" in captioned[0]
+    assert "1 question" in located[0]
+    assert located[1].startswith("the blue triangle: ")
+    assert ":" not in captioned[1]
+
+
+def test_a_file_that_is_no_picture_is_refused_in_a_sentence(address: str, no_picture: Path, sketch_file: Path) -> None:
+    client = connect(address)
+    assert "not a picture" in send(client, no_picture)
+    assert "640 x 480" in send(client, sketch_file)
+
+
+def test_a_question_without_a_picture_is_refused_in_a_sentence(address: str) -> None:
+    with pytest.raises(gradio_client.exceptions.AppError, match="Choose a picture first"):
+        ask(connect(address), "caption")
+
+
+def test_tags_that_are_typed_can_be_ticked(address: str, sketch_file: Path) -> None:
+    client = connect(address)
+    send(client, sketch_file)
+    offered, emptied = client.predict("sky, red", [], api_name="/add_tags")
+    assert {"sky", "red"} <= set(offered["value"])
+    assert emptied == ""
+
+
+def test_a_file_above_the_limit_is_refused(address: str, tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(4_000_000))
+    with pytest.raises(Exception, match="413|size"):
+        send(connect(address), tmp_path / "large.png")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "/gradio_api/file=../../../../etc/passwd",
+        "..%2f..%2f..%2fetc%2fpasswd",
+        "/tmp/../etc/passwd",
+        "pyproject.toml",
+        str(Path(__file__)),
+        "//etc/passwd",
+        "/proc/self/environ",
+    ],
+)
+def test_no_file_of_the_machine_is_handed_out(address: str, path: str) -> None:
+    for prefix in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "theme.css/", ""):
+        code, content = fetch(f"{address}{prefix}{path}")
+        assert code != 200 or b"<!doctype html>" in content[:200].lower(), prefix
+        assert b"root:" not in content
+        assert b"[project]" not in content
+
+
+def test_what_was_sent_is_handed_out(address: str, sketch_file: Path) -> None:
+    """So that the test above is about the path, and not about an address that is never right."""
+    client = connect(address)
+    picture = client.predict(gradio_client.handle_file(str(sketch_file)), api_name="/see")[0]
+    assert Path(picture["path"] if isinstance(picture, dict) else picture).stat().st_size > 1000
+
+
+def post_picture(address: str, path: str) -> str:
+    """Ask for a picture by a path that was not sent; all that comes back."""
+    functions = json.loads(fetch(f"{address}config")[1])["dependencies"]
+    index = next(function["id"] for function in functions if function["api_name"] == "see")
+    body = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}], "fn_index": index, "session_hash": "x"}
+    request = urllib.request.Request(
+        f"{address}gradio_api/queue/join", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    urllib.request.urlopen(request, timeout=20).read()
+    with urllib.request.urlopen(f"{address}gradio_api/queue/data?session_hash=x", timeout=20) as events:
+        return events.read().decode()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", __file__, "https://example.com/photo.png"])
+def test_neither_files_nor_addresses_can_be_named_in_the_place_of_an_upload(address: str, path: str) -> None:
+    answer = post_picture(address, path)
+    assert '"success":false' in answer
+    assert "Traceback" not in answer
+    assert "root:" not in answer
+
+
+def test_the_page_names_no_address_but_its_own(address: str) -> None:
+    page = fetch(address)[1].decode() + fetch(f"{address}theme.css")[1].decode()
+    assert "fonts.googleapis.com/css" not in page
+    assert '"analytics_enabled":false' in page.replace(" ", "")
+
+
+def test_nothing_is_shared_unless_asked(address: str) -> None:
+    config = json.loads(fetch(f"{address}config")[1])
+    assert address.startswith("http://127.0.0.1:")
+    assert config["is_space"] is False
+    assert CLOSED["allowed_paths"] == []
