@@ -276,6 +276,8 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
             decoder_input_ids = self._shift_right(labels)
             if decoder_attention_mask is None:  # the reference masks the answers' padding in the decoder too
                 decoder_attention_mask = (labels != -100).long()
+        if starts_anew(past_key_values):
+            self.packed_head.drop_if_stale()
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
@@ -299,7 +301,7 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
             return_dict=True,
             **kwargs,
         )
-        logits, loss = self._compute_logits(outputs.last_hidden_state, past_key_values, logits_to_keep), None
+        logits, loss = self._compute_logits(outputs.last_hidden_state, logits_to_keep), None
         if labels is not None:
             loss = self.loss_function(
                 logits,
@@ -319,15 +321,11 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
             encoder_attentions=encoder_outputs.attentions,
         )
 
-    def _compute_logits(
-        self, states: torch.Tensor, past_key_values: Cache | None, logits_to_keep: int | torch.Tensor
-    ) -> torch.Tensor:
+    def _compute_logits(self, states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
         """(B, T, D) -> (B, T or as many as are kept, vocabulary)."""
         states = states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         if self.config.scale_decoder_outputs:
             states = states * self.model_dim**-0.5
-        if starts_anew(past_key_values):
-            self.packed_head.drop_if_stale()
         return self.packed_head([self.lm_head], states)[0]
 
     def _expand_inputs_for_generation(

@@ -303,6 +303,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
+        chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionImageFeatures:
         """Compute the question-independent part: vision tower, aggregator and its projection.
@@ -311,11 +312,26 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             pixel_values: (B, 3, H, W), preprocessed.
             interpolate_pos_encoding: resize the position table to another image size than the configured one.
             output_hidden_states: keep the states of every block of the tower and of every layer of the aggregator.
+            chunk_size: encode so many images at a time, to bound the memory; the result then holds the features alone.
             **kwargs: options of transformers; the text's inputs are ignored, so that a processor's output can be given.
 
         Returns:
             Features that `forward` and `generate` take as `image_features=` instead of pixels.
+
+        Raises:
+            ValueError: if `chunk_size` is less than 1.
         """
+        if chunk_size is not None:
+            if chunk_size < 1:
+                raise ValueError(f"chunk_size is {chunk_size}, but at least 1 image is encoded at a time.")
+            return concatenate_features(
+                [
+                    self.get_image_features(
+                        pixels, interpolate_pos_encoding, output_hidden_states=False, return_dict=True, **kwargs
+                    )
+                    for pixels in pixel_values.split(chunk_size)
+                ]
+            )
         kwargs = {name: value for name, value in kwargs.items() if name not in TEXT_INPUTS}
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -459,6 +475,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         interpolate_pos_encoding: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionSeq2SeqLMOutput:
         """Run the whole model.
@@ -479,6 +496,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             labels: (B, L), answer tokens; -100 is not counted.
             interpolate_pos_encoding: resize the position table to another image size than the configured one.
             num_items_in_batch: label tokens over all accumulated batches and processes, which the loss is divided by.
+            logits_to_keep: number of last positions to compute logits of, or the positions; 0 stands for all.
 
         Raises:
             ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
@@ -513,6 +531,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             task_type_ids=task_type_ids,
             num_items_in_batch=num_items_in_batch,
+            logits_to_keep=logits_to_keep,
             return_dict=True,
             **kwargs,
         )
@@ -590,6 +609,15 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         if self.config.text_config.num_adapters > 1:
             check_task_type_ids(task_type_ids, inputs_embeds.shape[0], self.config.text_config.num_task_types)
         return inputs_embeds
+
+
+def concatenate_features(parts: Sequence[LionImageFeatures]) -> LionImageFeatures:
+    """The features of several batches of images, one behind the other."""
+    projected = [part.pooler_output for part in parts if part.pooler_output is not None]
+    return LionImageFeatures(
+        last_hidden_state=torch.cat([part.last_hidden_state for part in parts]),
+        pooler_output=torch.cat(projected) if projected else None,
+    )
 
 
 def prepend_ones(mask: torch.Tensor, count: int) -> torch.Tensor:
