@@ -32,7 +32,9 @@ CHATTER_SHARE = {"image_level": 0.0, "region_level": 0.0, "mixture": 0.4}
 def make_processor() -> LionProcessor:
     """The small world's processor."""
     image_processor = LionImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
-    return LionProcessor(image_processor, language_model_tokenizer(), qformer_tokenizer())
+    return LionProcessor(
+        image_processor, language_model_tokenizer(), qformer_tokenizer(), caption_prompt="Describe the image."
+    )
 
 
 def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
