@@ -7,9 +7,10 @@
     python benchmarks/claims.py FOLDER [--seeds 0 1 2] [--steps 150] [--scenes 200] [--only CLAIM ...]
 
 All runs start from the same stage 0 and aligned aggregator, where they have one, and see the same scenes in the same
-order; a seed decides on the other new parts' first values and on the data. `--steps` is the budget of a run in batches of 96 questions. A run that is done is
-kept in FOLDER/claims and not repeated; one that was killed goes on. The table goes to `benchmarks/claims.md`, with a
-plot beside it, from whatever runs are there; it says how many seeds each row has.
+order; a seed decides on the other new parts' first values and on the data. `--steps` is the budget of a run in batches
+of 96 questions. A run that is done is kept in FOLDER/claims and not repeated; one that was killed goes on. The table
+goes to `benchmarks/claims.md`, with a plot beside it, from whatever runs are there; it says how many seeds each row
+has.
 """
 
 import argparse
