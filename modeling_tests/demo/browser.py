@@ -111,9 +111,9 @@ class Visitor:
         self.page.mouse.click(left + x * scale, top + y * scale)
         self.page.wait_for_timeout(300)
 
-    def screenshot(self) -> Image.Image:
-        """What is seen of the page."""
-        return Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+    def screenshot(self, full_page: bool = False) -> Image.Image:
+        """What is seen of the page, or all of it."""
+        return Image.open(io.BytesIO(self.page.screenshot(full_page=full_page))).convert("RGB")
 
 
 def boxes_in(answer: str) -> list[tuple[float, float, float, float]]:

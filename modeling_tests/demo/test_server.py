@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from transformers_lion.demo.server import CLOSED
+from transformers_lion import Lion
+from transformers_lion.demo.server import start
 
-pytest.importorskip("gradio", reason="the extra [demo] is not installed")
+gradio = pytest.importorskip("gradio", reason="the extra [demo] is not installed")
 gradio_client = pytest.importorskip("gradio_client", reason="the extra [demo] is not installed")
 
 SETTINGS = (True, [], 1, 64)
@@ -88,7 +89,7 @@ def test_tags_that_are_typed_can_be_ticked(address: str, sketch_file: Path) -> N
 
 def test_a_file_above_the_limit_is_refused(address: str, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(4_000_000))
-    with pytest.raises(Exception, match="413|size"):
+    with pytest.raises(Exception, match=r"413|size"):
         send(connect(address), tmp_path / "large.png")
 
 
@@ -147,8 +148,10 @@ def test_the_page_names_no_address_but_its_own(address: str) -> None:
     assert '"analytics_enabled":false' in page.replace(" ", "")
 
 
-def test_nothing_is_shared_unless_asked(address: str) -> None:
-    config = json.loads(fetch(f"{address}config")[1])
-    assert address.startswith("http://127.0.0.1:")
-    assert config["is_space"] is False
-    assert CLOSED["allowed_paths"] == []
+def test_nothing_is_opened_unless_asked(lion: Lion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: dict[str, Any] = {}
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page, **options: launched.update(options))
+    start(lion, tmp_path)
+    expected = {"server_name": "127.0.0.1", "share": False, "allowed_paths": [], "mcp_server": False}
+    assert {name: launched[name] for name in expected} == expected
+    assert launched["max_file_size"] == "20mb"

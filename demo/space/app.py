@@ -1,0 +1,17 @@
+"""The demo as a Space. The variable `LION_MODEL` names a checkpoint; by default it is the package's small example."""
+
+import os
+
+from transformers_lion import Lion
+from transformers_lion.demo import serve
+from transformers_lion.demo.server import examples_of
+
+if __name__ == "__main__":
+    model = os.environ.get("LION_MODEL") or None
+    serve(
+        Lion.from_pretrained(model),
+        host="0.0.0.0",  # a Space's own address; Gradio's variables for it are not read
+        port=7860,
+        name=f"The model here is {model or 'the small example, which knows coloured shapes and nothing else'}.",
+        examples=examples_of(model, None),
+    )
