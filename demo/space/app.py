@@ -4,7 +4,7 @@ import os
 
 from transformers_lion import Lion
 from transformers_lion.demo import serve
-from transformers_lion.demo.server import examples_of
+from transformers_lion.demo.server import examples_of, sentence_about
 
 if __name__ == "__main__":
     model = os.environ.get("LION_MODEL") or None
@@ -12,6 +12,6 @@ if __name__ == "__main__":
         Lion.from_pretrained(model),
         host="0.0.0.0",  # a Space's own address; Gradio's variables for it are not read
         port=7860,
-        name=f"The model here is {model or 'the small example, which knows coloured shapes and nothing else'}.",
+        name=sentence_about(model),
         examples=examples_of(model, None),
     )

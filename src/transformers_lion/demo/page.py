@@ -212,10 +212,10 @@ def details(question: Question, progress: Progress) -> dict[str, Any]:
     assert found is not None
     return {
         "answer": found.text,
-        "boxes": [[round(value, 1) for value in box] for box in found.boxes],
-        "picture": list(found.image_size),
+        "boxes": [", ".join(f"{value:.1f}" for value in box) for box in found.boxes],
+        "picture": f"{found.image_size[0]} x {found.image_size[1]}",
         "prompt": found.prompt,
-        "tags": found.tags,
+        "tags": None if found.tags is None else ", ".join(found.tags),
         "task_type": question.task_type,
         "seconds": round(progress.seconds, 3),
         "seconds_to_first_word": None if progress.first is None else round(progress.first, 3),
@@ -228,7 +228,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
     Args:
         lion: the model.
         examples: pictures and questions to offer.
-        name: of the model.
+        name: a sentence about the model.
     """
     handlers = Handlers(lion, examples)
     with gr.Blocks(title="LION", analytics_enabled=False, delete_cache=(KEEP_SECONDS, KEEP_SECONDS)) as page:
@@ -247,7 +247,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                 gallery = None
                 if examples.pictures:
                     gallery = gr.Gallery(
-                        list(examples.pictures), label="Examples", show_label=False, height=130,
+                        list(examples.pictures), label="Examples", show_label=False, height=150,
                         columns=min(6, max(4, len(examples.pictures))), allow_preview=False, interactive=False,
                         object_fit="cover", buttons=[], elem_id="examples",
                     )  # fmt: skip
@@ -260,7 +260,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                     )  # fmt: skip
                     new_tags = gr.Textbox(
                         placeholder="Type, with commas between them, and press Enter", label="Add tags",
-                        max_length=MAX_CHARACTERS, elem_id="new-tags",
+                        max_length=MAX_CHARACTERS, max_lines=1, elem_id="new-tags",
                     )  # fmt: skip
                     tell_tags = gr.Checkbox(True, label="Tell the model the ticked tags", elem_id="tell-tags")
                 with gr.Tabs(elem_id="tasks") as tabs:
@@ -286,7 +286,6 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
             visible=False, wrap=True, elem_id="asked", buttons=[], column_widths=["12%", "35%", "43%", "10%"],
         )  # fmt: skip
         with gr.Accordion("The raw answer, and how it is made", open=False, elem_id="details"):
-            raw = gr.JSON(label="Raw answer", elem_id="raw")
             with gr.Row():
                 beams = gr.Slider(
                     1, MAX_BEAMS, 1, step=1, label="Beams", elem_id="beams",
@@ -294,6 +293,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                 )  # fmt: skip
                 longest = longest_answer(lion)
                 length = gr.Slider(1, longest, longest, step=1, label="Longest answer, in tokens", elem_id="length")
+            raw = gr.JSON(label="Raw answer", elem_id="raw")
 
         results = [found, time, raw, asked]
         shared = [seen, tell_tags, tags, beams, length]
@@ -339,7 +339,9 @@ def text_task(
     label: str, placeholder: str, action: str, name: str, suggestions: Sequence[str] = ()
 ) -> tuple[gr.Textbox, gr.Button]:
     """A field for words, a button, and words to put into the field."""
-    text = gr.Textbox(label=label, placeholder=placeholder, max_length=MAX_CHARACTERS, elem_id=f"{name}-text")
+    text = gr.Textbox(
+        label=label, placeholder=placeholder, max_length=MAX_CHARACTERS, max_lines=1, elem_id=f"{name}-text"
+    )
     button = gr.Button(action, variant="primary", elem_id=f"{name}-button")
     if suggestions:
         with gr.Row():

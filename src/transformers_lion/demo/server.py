@@ -16,6 +16,7 @@ SESSIONS = 200
 """Users whose pictures are kept at a time; those of others are forgotten, the oldest first."""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
 MONOSPACE = ["ui-monospace", "Consolas", "Liberation Mono", "monospace"]
+EXAMPLE = "The model here is the package's small example, which knows coloured shapes and nothing else."
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
@@ -37,7 +38,7 @@ def serve(
         host: address to listen on; "0.0.0.0" for all of this machine.
         port: by default the first that is free from 7860 on.
         share: also at a public address, through Gradio's servers.
-        name: of the model, for the page.
+        name: a sentence about the model, for the page.
         examples: by default those of the small world.
         max_file_size: of a picture that is sent, "20mb" or bytes.
         root_path: of the page, where a proxy puts it below one.
@@ -120,6 +121,15 @@ CLOSED: dict[str, Any] = {
     "strict_cors": True,
 }
 """What Gradio could open beyond the page: nothing of it."""
+
+
+def sentence_about(model: str | None) -> str:
+    """What the page says of a model; no path of this machine.
+
+    Args:
+        model: folder or repository; `None` for the example checkpoint.
+    """
+    return EXAMPLE if model is None else f"The model here is `{Path(model).name}`."
 
 
 def examples_of(model: str | None, folder: Path | None) -> Examples:
