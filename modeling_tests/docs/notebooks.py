@@ -11,6 +11,8 @@ from docs.pages import ROOT
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 TIMEOUT = 600
 """Seconds of a cell."""
+VARIES = "varies"
+"""The tag of a cell whose output is not compared."""
 
 
 def execute(page: Path, folder: Path) -> str:
@@ -22,11 +24,16 @@ def execute(page: Path, folder: Path) -> str:
     NotebookClient(notebook, timeout=TIMEOUT, resources={"metadata": {"path": str(folder)}}).execute()
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     for cell in notebook.cells:
-        cell.metadata = {}
+        cell.metadata = {"tags": [VARIES]} if varies(cell) else {}
         if cell.cell_type == "code":
             cell.execution_count = None
             cell.outputs = [output for output in map(cleaned, cell.outputs) if output]
     return nbformat.writes(notebook, indent=1) + "\n"
+
+
+def varies(cell: Any) -> bool:
+    """Whether a cell's output may be another one elsewhere."""
+    return VARIES in cell.metadata.get("tags", ())
 
 
 def cleaned(output: Any) -> Any:
@@ -42,8 +49,8 @@ def cleaned(output: Any) -> Any:
 
 
 def printed(text: str) -> list[list[str]]:
-    """What each cell of a notebook prints or shows as text."""
-    cells = [cell for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "code"]
+    """What each cell of a notebook prints or shows as text, but for cells with the tag "varies"."""
+    cells = [cell for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "code" and not varies(cell)]
     return [[text_of(output) for output in cell.outputs] for cell in cells]
 
 
