@@ -16,7 +16,7 @@ from demo.browser import Visitor, chromium
 from transformers_lion import Lion
 from transformers_lion.demo.server import EXAMPLE, start
 
-COLORS = 128
+COLORS = 256
 """Of a stored picture, which makes it small."""
 
 

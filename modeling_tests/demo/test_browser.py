@@ -140,5 +140,6 @@ def test_an_answer_is_written_word_by_word_and_can_be_stopped(
     visitor.page.click("#stop")
     visitor.wait_for("#time", "Stopped")
     monkeypatch.undo()
+    visitor.page.wait_for_timeout(1000)  # Gradio takes no click for a moment after the cancellation
     assert "0 questions" in visitor.page.locator("#status").inner_text()
     assert len(visitor.ask("caption", 1).split()) > 3

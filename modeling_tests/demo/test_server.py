@@ -1,5 +1,6 @@
 """A running server, asked by programs: sessions, wrong files, limits, and what it does not hand out."""
 
+import asyncio
 import json
 import urllib.error
 import urllib.request
@@ -140,6 +141,13 @@ def test_neither_files_nor_addresses_can_be_named_in_the_place_of_an_upload(addr
     assert '"success":false' in answer
     assert "Traceback" not in answer
     assert "root:" not in answer
+
+
+def test_the_server_downloads_nothing(address: str) -> None:
+    from gradio import processing_utils
+
+    with pytest.raises(ValueError, match="is not fetched"):
+        asyncio.run(processing_utils.async_ssrf_protected_download("https://example.com/photo.png"))
 
 
 def test_the_page_names_no_address_but_its_own(address: str) -> None:

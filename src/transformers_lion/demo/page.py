@@ -298,9 +298,10 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
         results = [found, time, raw, asked]
         shared = [seen, tell_tags, tags, beams, length]
         running = []
-        for task, button, about in (
+        tasks: tuple[tuple[Task, gr.Button, gr.Textbox | None], ...] = (
             ("caption", caption, None), ("ask", ask, question), ("locate", locate, phrase), ("region", region, box),
-        ):  # fmt: skip
+        )  # fmt: skip
+        for task, button, about in tasks:
             running.append(gr.on(
                 [button.click] if about is None else [button.click, about.submit],
                 partial(handlers.on_ask, task),
