@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import EncoderDecoderCache
 
 from factories import tiny_inputs, tiny_model
 from transformers_lion import LionForConditionalGeneration, adapter_folding, adapters, packed_linear
@@ -32,6 +33,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         for module in (adapters, adapter_folding, packed_linear):
             monkeypatch.setattr(module, "may_derive", lambda *_: False)
         monkeypatch.setattr(LionT5ForConditionalGeneration, "_shares_encoder", lambda *_: False)
+        monkeypatch.setattr(adapters, "SharedCrossCache", EncoderDecoderCache)
 
     return switch_off
 

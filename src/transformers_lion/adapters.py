@@ -75,7 +75,7 @@ class LionAdapterMixture(nn.Module):
             raise ValueError(
                 "task_type_ids is missing: with 2 adapters each sample needs its task (0 region level, 1 image level)."
             )
-        outputs = folded_forward(self.folding, self.adapters, self.router, hidden_states, task_type_ids)
+        outputs = folded_forward(self.folding, list(self.adapters), list(self.router), hidden_states, task_type_ids)
         return self._plain_forward(hidden_states, task_type_ids) if outputs is None else outputs
 
     def _plain_forward(self, hidden_states: torch.Tensor, task_type_ids: torch.Tensor | None) -> torch.Tensor:
@@ -287,14 +287,15 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
                 return_dict=True,
                 **kwargs,
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput):
-            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+        encoded: Any = encoder_outputs
+        if isinstance(encoded, tuple | list):
+            encoded = BaseModelOutput(*encoded[:3])
         outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             inputs_embeds=decoder_inputs_embeds,
             past_key_values=past_key_values,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=attention_mask,
             use_cache=use_cache,
             task_type_ids=task_type_ids,
@@ -316,9 +317,9 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
         )
 
     def _compute_logits(self, states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
@@ -366,7 +367,7 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, T5ForConditionalGene
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         cache = model_kwargs.get("past_key_values")
-        if is_own and type(cache) is EncoderDecoderCache:
+        if is_own and isinstance(cache, EncoderDecoderCache):
             model_kwargs["past_key_values"] = SharedCrossCache(cache.self_attention_cache, cache.cross_attention_cache)
 
 
