@@ -1,7 +1,10 @@
 """The server: local unless asked, nothing from the network, and no files but those of the page and its users."""
 
 import os
+import signal
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +49,8 @@ def serve(
     Raises:
         OSError: if the port is taken.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted
     with tempfile.TemporaryDirectory(prefix="lion-demo-", ignore_cleanup_errors=True) as folder:
         page = start(lion, Path(folder), host=host, port=port, share=share, name=name, examples=examples,
                      max_file_size=max_file_size, root_path=root_path)  # fmt: skip
