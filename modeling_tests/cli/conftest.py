@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers.utils import logging
 
+from restored_logging import restored_logging
 from transformers_lion import ImageTagger, Lion
 from transformers_lion.cli import questions, tagging
 from transformers_lion.example import TAGGER, example_checkpoint, example_image, sketch
@@ -24,11 +24,9 @@ def example_tagger() -> ImageTagger:
 
 @pytest.fixture(autouse=True)
 def level() -> Iterator[None]:
-    """Commands silence transformers; other tests look at its warnings."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
-    logging.enable_progress_bar()
+    """As it was before a command."""
+    with restored_logging():
+        yield
 
 
 @pytest.fixture

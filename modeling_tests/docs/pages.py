@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from transformers.utils import logging
 from typer.testing import CliRunner
 
 from ram.recipe import write_ram_files
+from restored_logging import restored_logging
 from transformers_lion.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -134,14 +134,12 @@ def run_lion(code: str) -> str:
         What they print on stdout.
     """
     printed = ""
-    level = logging.get_verbosity()
-    for line in code.replace("\\\n", " ").splitlines():
-        ran = CliRunner().invoke(app, shlex.split(line)[1:], env=TERMINAL)
-        if ran.exit_code:
-            raise RuntimeError(f"Exit code {ran.exit_code} of\n{line}\n{ran.stderr}") from ran.exception
-        printed += ran.stdout
-    logging.set_verbosity(level)  # commands silence transformers
-    logging.enable_progress_bar()
+    with restored_logging():
+        for line in code.replace("\\\n", " ").splitlines():
+            ran = CliRunner().invoke(app, shlex.split(line)[1:], env=TERMINAL)
+            if ran.exit_code:
+                raise RuntimeError(f"Exit code {ran.exit_code} of\n{line}\n{ran.stderr}") from ran.exception
+            printed += ran.stdout
     return printed
 
 

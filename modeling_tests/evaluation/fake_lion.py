@@ -31,7 +31,7 @@ class FakeLion:
             dtype=torch.float32, device=torch.device("cpu"), generation_config=GenerationConfig(num_beams=3)
         )
 
-    def _prompts(self, prompts: list[str]) -> list[str]:
+    def read_prompts(self, prompts: list[str]) -> list[str]:
         return prompts
 
     def answer(self, requests: Sequence[Request], *, batch_size: int, **generation: Any) -> list[Answer]:

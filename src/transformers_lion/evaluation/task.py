@@ -72,8 +72,8 @@ class Task:
         score: from examples and predictions to figures. An example without a prediction is an error.
         headline: the figure that the paper gives.
         max_new_tokens: of a generated answer.
-        load_options: names of the options that `load` has.
         paper: by data set and model, the paper's value of `headline`, in the same unit.
+        load_options: names of the options that `load` has.
     """
 
     name: str
@@ -81,8 +81,8 @@ class Task:
     score: Callable[[Sequence[Example], Sequence[Prediction]], Scores]
     headline: str
     max_new_tokens: int = 32
-    load_options: tuple[str, ...] = ()
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    load_options: tuple[str, ...] = ()
 
 
 def compute_by_group(
