@@ -17,6 +17,7 @@ from recipe import GOLDENS, write_lion_files
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 
 torch.set_num_threads(1)  # the models are too small to share
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 def convert_lion(files: Path, output: Path, lion: str = "lion.pth") -> Path:
