@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from ..pipelines import TAGGER_FOLDER
 from ..ram import RamConfig
 from .checkpoints import StoredTensor, compare, meta_model, read_config, read_headers, read_json
 from .common import Debug, run_action
+from .placement import describe_placement
 
 PARTS = {
     "vision tower": ("vision_model",),
@@ -39,20 +41,30 @@ def info(
     folder: Annotated[
         Path | None, typer.Argument(metavar="DIR", help="Of a checkpoint.", show_default="the example checkpoint")
     ] = None,
+    max_memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--max-memory", metavar="[DEVICE=]SIZE", help="Show where weights would lie: 0=20GB; cpu=30GB. Repeatable."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As an object.")] = False,
     debug: Debug = False,
 ) -> None:
     """Show a checkpoint's parts, sizes, tasks, tags, dtypes and the memory that it needs. Weights are not loaded."""
 
     def action() -> None:
-        facts = describe(folder or Path(example_checkpoint()))
+        facts = describe(folder or Path(example_checkpoint()), max_memory or ())
         print(json.dumps(facts, indent=2) if as_json else as_text(facts))
 
     run_action(action, debug)
 
 
-def describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
     """All facts of a folder that holds a LION or a tagger.
+
+    Args:
+        folder: of the checkpoint.
+        max_memory: limits under which a LION's weights are placed, see `placement.read_limits`.
 
     Raises:
         OSError, ValueError: if it does not, or something in it is not right.
@@ -81,6 +93,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "loads_as": str(config.dtype or torch.float32).removeprefix("torch."),
         "generation": generation,
         "memory": {name: memory(model, config, generation, itemsize) for name, itemsize in DTYPES.items()},
+        **({"placement": describe_placement(model, max_memory)} if max_memory else {}),
     }
 
 
@@ -178,6 +191,10 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(text)
     if "tasks" in facts:
         lines.append(f"  (estimated for one picture at a time and a prompt of {PROMPT_TOKENS} tokens)")
+    if "placement" in facts:
+        limits, *rows_of_dtypes = facts["placement"].items()
+        lines += ["", f'Weights by device_map="auto" with at most {say_sizes(limits[1])}']
+        lines += [f"  {name:<10}{say_sizes(sizes)}" for name, sizes in rows_of_dtypes]
     return "\n".join(lines)
 
 
@@ -195,6 +212,12 @@ def say_tags(facts: dict[str, Any]) -> str:
         return "none by itself: no tagger/"
     tagger = facts["tagger"]
     return f"by its own tagger ({tagger['num_tags']:,} tags, {tagger['parameters']['total']:,} parameters)"
+
+
+def say_sizes(sizes: dict[str, int]) -> str:
+    """`GPU 0 1.2 GiB, disk 3.0 GiB`; devices with nothing are left out."""
+    named = {f"GPU {device}" if device.isdecimal() else device: size for device, size in sizes.items() if size}
+    return ", ".join(f"{device} {as_size(size)}" for device, size in named.items())
 
 
 def as_size(number: int) -> str:
