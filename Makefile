@@ -4,8 +4,9 @@ VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
 PYTEST_OPTIONS ?= -n 2 -q
 BENCH_OPTIONS ?=
-# tests of what knows nothing of transformers' versions
-ANY_VERSION = $(addprefix --ignore=modeling_tests/,docs benchmarks demo grounding evaluation cli training/small_world)
+# tests of what knows little of transformers' versions, and of several processes; the workflow `tests` runs them on both
+ANY_VERSION = $(addprefix --ignore=modeling_tests/,docs benchmarks demo grounding evaluation cli conversion \
+  training/small_world training/test_distributed.py training/test_distributed_command.py)
 BIN = $(VENV)/bin/python
 
 .PHONY: demo test test-oldest lint format common-suite bench docs release-check clean

@@ -177,12 +177,17 @@ def test_each_batch_is_on_disk_before_the_next_begins(
     assert sizes == [0, 1, 2, 3]
 
 
+def heed_ctrl_c() -> None:
+    """What runs behind others in a shell ignores Ctrl-C, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_closed_pipe_and_ctrl_c_end_a_real_command_quietly(workplace: Path) -> None:
     command = [sys.executable, "-m", "transformers_lion.cli", "caption", "-b", "1", *["scene.png", "sketch.jpg"] * 200]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     options: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     for stop, code, words in ((None, common.PIPE_CLOSED, b""), (signal.SIGINT, 130, b"error: interrupted.\n")):
-        process = subprocess.Popen(command, **options)
+        process = subprocess.Popen(command, preexec_fn=heed_ctrl_c, **options)
         assert process.stdout
         assert process.stderr
         assert process.stdout.readline().startswith(b"scene.png\t")
