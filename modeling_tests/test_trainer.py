@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, default_data_collator
 
-from factories import tiny_inputs, tiny_labels, tiny_model
+from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 from trainer_step import samples, step
 from transformers_lion import LionForConditionalGeneration
 
@@ -97,3 +97,27 @@ def test_tasks_pass_through_every_kind_of_peft_model(task_type: Any) -> None:
     expected = base(**batch).logits
     model = peft.get_peft_model(base, peft.LoraConfig(task_type=task_type, r=2, target_modules=["q", "v"])).eval()
     assert torch.allclose(model(**batch).logits, expected, atol=1e-5)
+
+
+PARTS_TO_CHECKPOINT = ("vision_model", "qformer", "aggregator", "language_model")
+
+
+@pytest.mark.parametrize("part", PARTS_TO_CHECKPOINT)
+def test_activation_checkpointing_of_one_part_recomputes_that_part_alone_and_changes_no_gradient(part: str) -> None:
+    torch.manual_seed(0)
+    model = tiny_model(**NO_DROPOUT).train()
+    inputs = {**tiny_inputs(), "labels": tiny_labels()}
+    model(**inputs).loss.backward()
+    expected = {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
+    model.zero_grad()
+    module: Any = model.get_submodule(part)
+    name = "activation_checkpointing_enable"  # since transformers 5.20
+    getattr(module, name if hasattr(module, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
+    chosen = [name for name, module in model.named_modules() if getattr(module, "gradient_checkpointing", False)]
+    assert chosen
+    assert all(name == part or name.startswith(f"{part}.") for name in chosen)
+    model(**inputs).loss.backward()
+    for name, tensor in model.named_parameters():
+        assert (tensor.grad is None) == (name not in expected)
+        if tensor.grad is not None:
+            torch.testing.assert_close(tensor.grad, expected[name])
