@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,18 @@ from safetensors.torch import load_file
 
 from convert_lion_checkpoint import main as convert
 from recipe import GOLDENS, write_lion_files
+from restored_logging import restored_logging
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 
 torch.set_num_threads(1)  # the models are too small to share
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+
+@pytest.fixture(autouse=True)
+def logging_of_its_own() -> Iterator[None]:
+    """Whatever a test's commands do to logging and progress bars ends with it."""
+    with restored_logging():
+        yield
 
 
 def convert_lion(files: Path, output: Path, lion: str = "lion.pth") -> Path:

@@ -1,12 +1,10 @@
 """A folder with pictures, and the example checkpoint, loaded once."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from restored_logging import restored_logging
 from transformers_lion import ImageTagger, Lion
 from transformers_lion.cli import questions, tagging
 from transformers_lion.example import TAGGER, example_checkpoint, example_image, sketch
@@ -20,13 +18,6 @@ def example_lion() -> Lion:
 @pytest.fixture(scope="session")
 def example_tagger() -> ImageTagger:
     return ImageTagger.from_pretrained(Path(example_checkpoint()) / TAGGER)
-
-
-@pytest.fixture(autouse=True)
-def level() -> Iterator[None]:
-    """As it was before a command."""
-    with restored_logging():
-        yield
 
 
 @pytest.fixture
