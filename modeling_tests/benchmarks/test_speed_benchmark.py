@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from torch.utils.flop_counter import FlopCounterMode
+
+from restored_logging import restored_logging
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -37,10 +38,8 @@ COMMAND = ["--quick", "--size", "tiny", "--threads", "1"]
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
     """What the command says to transformers is taken back."""
-    before = transformers.logging.get_verbosity()
-    yield
-    transformers.logging.set_verbosity(before)
-    transformers.logging.enable_progress_bar()
+    with restored_logging():
+        yield
 
 
 @pytest.fixture(scope="module")

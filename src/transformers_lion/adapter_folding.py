@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import linear, relu
 
 from .derived_weights import DerivedWeights, is_plain_weight, is_wrapped, may_derive, plain_weights
-from .packed_linear import CAN_PACK, MAX_PACKED_ROWS, may_pack, pack_weights
+from .packed_linear import CAN_PACK, MAX_PACKED_ROWS, may_pack, pack_weights, packed_linear
 
 
 class FoldedMixture(NamedTuple):
@@ -106,11 +106,6 @@ def fold(adapters: Sequence[Any], router: Sequence[Any]) -> FoldedMixture:
         packed_down=[pack_weights(*down)] if packs else [],
         packed_ups=[pack_weights(*up) for up in ups] if packs else [],
     )
-
-
-def packed_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`linear` with a packed weight."""
-    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
 def tasks_on_cpu(task_type_ids: torch.Tensor | None) -> set[int] | None:

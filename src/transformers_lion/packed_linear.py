@@ -61,8 +61,7 @@ class PackedLinears(DerivedWeights[tuple[torch.Tensor, torch.Tensor | None]]):
         if weights is None:
             return [linear(states) for linear in linears]
         if self.enabled and CAN_PACK:
-            packed, bias = self.get(weights, lambda: pack(linears))
-            outputs = torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+            outputs = packed_linear(states, *self.get(weights, lambda: pack(linears)))
             return (
                 [outputs] if len(linears) == 1 else list(outputs.split([linear.out_features for linear in linears], -1))
             )
@@ -88,6 +87,11 @@ def pack_weights(weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch
     """(N, K) in the order in which oneDNN reads it (opaque), and a copy of the bias."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKING_HINT)
     return packed, None if bias is None else bias.detach().clone()
+
+
+def packed_linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(..., K) -> (..., N), with a weight of `pack_weights`."""
+    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
 def flipped_linear(linear: nn.Linear, states: torch.Tensor) -> torch.Tensor:

@@ -44,12 +44,7 @@ def place(model: LionForConditionalGeneration, limits: dict[str | int, int], dty
     """
     from accelerate import infer_auto_device_map
 
-    patterns = model.language_model._keep_in_fp32_modules if dtype == torch.float16 else ()
-    special = {
-        name: torch.float32
-        for name, _ in model.named_parameters()
-        if any(re.match(pattern, name) for pattern in patterns)
-    }
+    special = dict.fromkeys(kept_in_float32(model), torch.float32) if dtype == torch.float16 else {}
     accelerates = logging.getLogger("accelerate.utils.modeling")
     level = accelerates.level
     accelerates.setLevel(logging.ERROR)  # it warns of GPUs that this machine has not
@@ -71,6 +66,12 @@ def place(model: LionForConditionalGeneration, limits: dict[str | int, int], dty
     return sizes
 
 
+def kept_in_float32(model: LionForConditionalGeneration) -> list[str]:
+    """Names of the parameters that stay in float32 when a model is loaded in float16."""
+    patterns = model.language_model._keep_in_fp32_modules or ()
+    return [name for name, _ in model.named_parameters() if any(re.match(pattern, name) for pattern in patterns)]
+
+
 def describe_placement(model: LionForConditionalGeneration, words: Sequence[str]) -> dict[str, Any]:
     """The limits in bytes, and of each dtype the bytes on each device."""
     limits = read_limits(words)
@@ -81,4 +82,4 @@ def describe_placement(model: LionForConditionalGeneration, words: Sequence[str]
     }
 
 
-__all__ = ["describe_placement"]
+__all__ = ["describe_placement", "kept_in_float32"]
