@@ -370,8 +370,7 @@ class Lion:
         if not images:
             return {}
         pictures = [to_rgb(image) for image in images.values()]
-        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        features = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
+        features = self.encode(pictures)
         seen = {
             key: SeenImage(picture.size, features.select(torch.tensor([row])))
             for row, (key, picture) in enumerate(zip(images, pictures, strict=True))
@@ -382,6 +381,12 @@ class Lion:
             for (key, _), found in zip(wanted, names, strict=True):
                 seen[key].tags = list(found or [])
         return seen
+
+    @torch.no_grad()
+    def encode(self, pictures: Sequence[Image.Image]) -> LionImageFeatures:
+        """What the model knows of B pictures before any question, for `image_features=` of its `generate`."""
+        pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        return self.model.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
 
     @staticmethod
     def _tags(request: Request, image: SeenImage) -> Tags:

@@ -121,9 +121,7 @@ def see(lion: Lion, picture: Image.Image) -> Seen:
     """
     start = time.perf_counter()
     tags = None if lion.tagger is None else list(lion.tag(picture))
-    pixels = lion.processor(images=picture, return_tensors="pt")["pixel_values"]
-    features = lion.model.get_image_features(pixels.to(lion.model.device, lion.model.dtype), return_dict=True)
-    kept = features.select(torch.tensor([0]))  # without what no question reads
+    kept = lion.encode([picture]).select(torch.tensor([0]))  # without what no question reads
     return Seen(for_page(picture), picture.size, kept, tags, time.perf_counter() - start)
 
 
