@@ -3,7 +3,8 @@ import torch
 from torch.nn.functional import relu
 
 from factories import tiny_config, tiny_model
-from transformers_lion.adapters import LionAdapterMixture, LionT5ForConditionalGeneration
+from transformers_lion.adapters import LionAdapterMixture
+from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration
 
 
 def test_the_mixture_is_the_papers_formula() -> None:

@@ -55,7 +55,7 @@ WRONG = [
     ({"text_config": {"num_adapters": 3}}, ["is 3", "1 to 2"]),
     ({"text_config": {"num_adapters": 0}}, ["is 0", "1 to 2"]),
     ({"text_config": {"adapter_hidden_size": 0}}, ["is 0", "at least 1"]),
-    ({"text_config": {"num_layers": 2, "num_decoder_layers": 3}}, ["3 decoder layers", "2 encoder layers"]),
+    ({"text_config": {"num_decoder_layers": 0}}, ["num_decoder_layers is 0", "at least 1"]),
     ({"num_query_tokens": 0}, ["is 0", "at least 1"]),
     ({"soft_prompt_token_id": 99}, ["(99)", "vocabulary of 99"]),
     ({"text_config": {"num_heads": 0}}, ["num_heads is 0", "at least 1"]),

@@ -9,9 +9,11 @@ import torch
 from transformers import EncoderDecoderCache
 
 from factories import tiny_inputs, tiny_model
-from transformers_lion import LionForConditionalGeneration, adapter_folding, adapters, packed_linear
-from transformers_lion.adapters import LionAdapterMixture, LionT5ForConditionalGeneration
+from transformers_lion import LionForConditionalGeneration, adapter_folding, modeling_lion_t5, packed_linear
+from transformers_lion.adapters import LionAdapterMixture
+from transformers_lion.compatibility import cache_of
 from transformers_lion.derived_weights import derived_forms
+from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration
 from transformers_lion.t5_attention import SharedCrossCache
 
 OPTIONS: list[dict[str, Any]] = [
@@ -30,10 +32,10 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Switches every fast path off."""
 
     def switch_off() -> None:
-        for module in (adapters, adapter_folding, packed_linear):
+        for module in (modeling_lion_t5, adapter_folding, packed_linear):
             monkeypatch.setattr(module, "may_derive", lambda *_: False)
         monkeypatch.setattr(LionT5ForConditionalGeneration, "_shares_encoder", lambda *_: False)
-        monkeypatch.setattr(adapters, "SharedCrossCache", EncoderDecoderCache)
+        monkeypatch.setattr(modeling_lion_t5, "SharedCrossCache", EncoderDecoderCache)
 
     return switch_off
 
@@ -135,7 +137,7 @@ def test_hooks_on_a_layer_are_called_on_the_fast_path_too() -> None:
 def test_keys_and_values_of_the_encoder_are_kept_once_for_all_beams() -> None:
     model = tiny_model()
     outputs = model.generate(**tiny_inputs(2), max_new_tokens=4, num_beams=5, return_dict_in_generate=True)
-    cache = outputs.past_key_values
+    cache = cache_of(outputs)
     assert isinstance(cache, SharedCrossCache)
     assert {len(layer.keys) for layer in cache.cross_attention_cache.layers} == {2}
     assert {len(layer.keys) for layer in cache.self_attention_cache.layers} == {10}

@@ -14,6 +14,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, default_data_
 from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 from trainer_step import samples, step
 from transformers_lion import LionForConditionalGeneration
+from transformers_lion.compatibility import enable_activation_checkpointing
 
 TESTS = Path(__file__).parent
 
@@ -111,8 +112,7 @@ def test_activation_checkpointing_of_one_part_recomputes_that_part_alone_and_cha
     expected = {name: tensor.grad.clone() for name, tensor in model.named_parameters() if tensor.grad is not None}
     model.zero_grad()
     module: Any = model.get_submodule(part)
-    name = "activation_checkpointing_enable"  # since transformers 5.20
-    getattr(module, name if hasattr(module, name) else "gradient_checkpointing_enable")({"use_reentrant": False})
+    enable_activation_checkpointing(module)
     chosen = [name for name, module in model.named_modules() if getattr(module, "gradient_checkpointing", False)]
     assert chosen
     assert all(name == part or name.startswith(f"{part}.") for name in chosen)

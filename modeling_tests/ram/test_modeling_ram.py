@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from ram.factories import NAMES, tiny_pixels, tiny_ram
+from transformers_lion.compatibility import enable_activation_checkpointing
 from transformers_lion.ram import RamConfig, RamForImageTagging
 from transformers_lion.ram.label_queries import LabelQueries
 
@@ -207,8 +208,7 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         twin = copy.deepcopy(model).train()
         if checkpointing:
-            enable = "activation_checkpointing_enable"  # as it is called since 5.23
-            getattr(twin, enable if hasattr(twin, enable) else "gradient_checkpointing_enable")()
+            enable_activation_checkpointing(twin)
         twin(pixels, labels=labels).loss.backward()
         return {name: parameter.grad for name, parameter in twin.named_parameters()}
 

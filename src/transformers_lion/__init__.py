@@ -3,13 +3,13 @@
 Importing the package makes transformers' Auto classes and pipelines know LION; nothing else happens.
 """
 
-from .adapters import LionT5ForConditionalGeneration
 from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
 from .example import example_checkpoint
 from .grounding import draw_boxes
 from .image_processing_lion import LionImageProcessor
 from .inference import Answer, Lion, Request
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, LionPreTrainedModel, LionSeq2SeqLMOutput
+from .modeling_lion_t5 import LionT5ForConditionalGeneration
 from .pipelines import LionImageToTextPipeline
 from .processing_lion import LionProcessor
 from .ram import (

@@ -4,6 +4,7 @@ Source: LION (arXiv:2311.11860), sections 3.2 to 3.4, and the sizes of its refer
 parts: the vision tower, the Q-Former, the vision aggregator, and the language model with its mixture of adapters.
 """
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -162,7 +163,7 @@ class LionT5Config(T5Config):
     """
 
     model_type = "lion_t5"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     d_model: int = 2048
     d_ff: int = 5120
@@ -185,14 +186,18 @@ class LionT5Config(T5Config):
             raise ValueError(
                 f"text_config: num_adapters is {self.num_adapters}, but LION mixes 1 to {MAX_NUM_ADAPTERS} adapters."
             )
-        for name in ("adapter_hidden_size", "num_task_types", "num_heads", "num_layers"):
+        for name in ("adapter_hidden_size", "num_task_types", "num_heads", "num_layers", "num_decoder_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"text_config: {name} is {getattr(self, name)}, but must be at least 1.")
-        if self.num_decoder_layers > self.num_layers:
-            raise ValueError(
-                f"text_config: {self.num_decoder_layers} decoder layers on {self.num_layers} encoder layers: "
-                "transformers' T5 sizes its cache by the encoder and cannot generate with a deeper decoder."
-            )
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "LionT5Config":
+        """The whole, or with `decoder=True` alone the decoder's, whose depth sizes the caches of generation."""
+        if not decoder or encoder:
+            return self
+        config = copy.deepcopy(self)
+        config.is_decoder = True
+        config.num_layers = self.num_decoder_layers
+        return config
 
 
 if TYPE_CHECKING:  # what a part is
@@ -235,6 +240,7 @@ class LionConfig(PreTrainedConfig):
     }
     keys_to_ignore_at_inference = [
         "past_key_values",
+        "cache",
         "image_hidden_states",
         "vision_outputs",
         "qformer_outputs",

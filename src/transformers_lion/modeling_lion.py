@@ -1,7 +1,7 @@
 """LION: vision tower -> Q-Former and aggregator -> merge with the prompt -> language model with adapters.
 
 Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds stands in
-`vision_aggregator.py` and `adapters.py`, and the soft prompt and the merge are here. Reading order:
+`vision_aggregator.py` and `modeling_lion_t5.py`, and the soft prompt and the merge are here. Reading order:
 `get_image_features`, `get_query_features`, `_merge`, `forward`, `generate`.
 
 Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L label tokens, V vision width, D
@@ -33,9 +33,10 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapters import LionT5ForConditionalGeneration
+from .compatibility import CACHE_NAMES, one_cache, with_cache_name
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .initialization import InitializationMixin
+from .modeling_lion_t5 import LionT5ForConditionalGeneration
 from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 
 TEXT_INPUTS = (
@@ -206,7 +207,7 @@ class LionPreTrainedModel(InitializationMixin, PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _no_split_modules = [
         "InstructBlipVisionEmbeddings",  # it has parameters of its own, which only a hook on the whole of it can bring
         "InstructBlipEncoderLayer",
@@ -476,6 +477,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         interpolate_pos_encoding: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionSeq2SeqLMOutput:
         """Run the whole model.
@@ -491,6 +493,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
                 image with several questions is encoded once; left out, images and prompts stand row for row.
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: (B, L) or (B, L, D); made from `labels` if
                 those are given alone.
+            past_key_values, cache: the decoder's cache, under its old or its new name in transformers.
             encoder_outputs: the language model's, to decode without running the rest again.
             inputs_embeds: (B, T, D), instead of `input_ids`; `embed_text` makes them, with the soft prompt.
             labels: (B, L), answer tokens; -100 is not counted.
@@ -525,7 +528,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             **language_inputs,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
+            cache=one_cache(past_key_values, cache),
             decoder_inputs_embeds=decoder_inputs_embeds,
             labels=labels,
             use_cache=use_cache,
@@ -583,7 +586,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             **language_inputs,
             task_type_ids=task_type_ids,
             generation_config=generation_config,
-            **generate_kwargs,
+            **with_cache_name(generate_kwargs),
         )
         settings = {**(generation_config or self.generation_config).to_dict(), **generate_kwargs}
         prompt = generate_kwargs.get("decoder_input_ids")

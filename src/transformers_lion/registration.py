@@ -10,10 +10,10 @@ from transformers import (
     AutoProcessor,
 )
 
-from .adapters import LionT5ForConditionalGeneration
 from .configuration_lion import LionConfig, LionT5Config
 from .image_processing_lion import LionImageProcessor
 from .modeling_lion import LionForConditionalGeneration
+from .modeling_lion_t5 import LionT5ForConditionalGeneration
 from .pipeline_registration import register_pipelines
 from .processing_lion import LionProcessor
 from .ram import RamConfig, RamForImageTagging, RamImageProcessor

@@ -18,8 +18,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..adapters import LionT5ForConditionalGeneration
 from ..modeling_lion import LionForConditionalGeneration
+from ..modeling_lion_t5 import LionT5ForConditionalGeneration
 
 UNITS = (
     "InstructBlipVisionEmbeddings", "InstructBlipEncoderLayer", "InstructBlipQFormerEmbeddings",

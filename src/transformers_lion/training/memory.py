@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..compatibility import enable_activation_checkpointing
 from ..configuration_lion import LionConfig
 from ..modeling_lion import LionForConditionalGeneration
 from .distributed import fsdp_units, share_embeddings
@@ -238,12 +239,6 @@ def materialise(model: nn.Module, dtype: torch.dtype) -> None:
             setattr(module, name, replaced[parameter])
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
-
-
-def enable_activation_checkpointing(model: Any) -> None:
-    """As the Trainer does it; transformers calls it so from 5.20 on."""
-    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-    getattr(model, new if hasattr(model, new) else old)({"use_reentrant": False})
 
 
 __all__ = ["METHODS", "TrainingMemory", "training_memory"]

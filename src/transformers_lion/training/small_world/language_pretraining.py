@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ...adapters import LionT5ForConditionalGeneration
 from ...grounding import format_boxes
+from ...modeling_lion_t5 import LionT5ForConditionalGeneration
 from ...processing_lion import TAG_PROMPT
 from .cells import cell_objects
 from .language import KIND_WEIGHTS, Sample, ask, full_description, roughen

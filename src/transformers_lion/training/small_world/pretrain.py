@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...adapters import LionT5ForConditionalGeneration
+from ...modeling_lion_t5 import LionT5ForConditionalGeneration
 from . import language_pretraining, vision_pretraining
 from .architecture import GRID, IMAGE_SIZE, NUM_QUERY_TOKENS, TAPS, small_config
 from .cells import CellLabels, labelled_scenes

@@ -1,0 +1,133 @@
+"""The language model's own stack: caches under both of their names, other depths, and T5's numbers."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention
+
+from factories import tiny_config, tiny_inputs, tiny_labels, tiny_model
+from transformers_lion.compatibility import (
+    CACHE_NAME,
+    cache_of,
+    enable_activation_checkpointing,
+    one_cache,
+    with_cache_name,
+)
+from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration
+from transformers_lion.t5_attention import bucket_distances
+
+PROMPT = {
+    "input_ids": torch.tensor([[5, 6, 7, 1], [8, 9, 1, 0]]),
+    "attention_mask": torch.tensor([[1] * 4, [1, 1, 1, 0]]),
+}
+ANSWER = torch.tensor([[0, 11, 12, 13], [0, 14, 15, 16]])
+
+
+def as_t5(model: LionT5ForConditionalGeneration) -> T5ForConditionalGeneration:
+    """transformers' own T5 with the weights of `model`, whose adapters must be without effect."""
+    fields = {**model.config.to_dict(), "model_type": "t5"}
+    config = T5Config(**{name: value for name, value in fields.items() if hasattr(T5Config(), name)})
+    config.dense_act_fn = model.config.dense_act_fn
+    config.scale_decoder_outputs = False
+    stock = T5ForConditionalGeneration(config).eval()
+    stock.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # which stock T5 ties
+    weights = {}
+    for name, weight in model.state_dict().items():
+        stack, *rest = name.split(".", 3)
+        if len(rest) == 3 and rest[2].startswith("feed_forward."):
+            last = 2 if stack == "decoder" else 1
+            name = f"{stack}.block.{rest[1]}.layer.{last}.{rest[2].removeprefix('feed_forward.')}"
+        weights[name] = weight
+    missing, unexpected = stock.load_state_dict(weights, strict=False)
+    assert not missing
+    assert all(".adapter." in name for name in unexpected)
+    return stock
+
+
+def without_adapters(**fields: Any) -> LionT5ForConditionalGeneration:
+    model = tiny_model(text_config=fields).language_model
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "up_proj" in name:
+                weight.zero_()
+    return model
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_without_its_adapters_the_language_model_is_t5(implementation: str) -> None:
+    model = without_adapters(relative_attention_num_buckets=8, relative_attention_max_distance=12)
+    stock = as_t5(model)
+    for each in (model, stock):
+        each.set_attn_implementation(implementation)
+    ours = model(**PROMPT, decoder_input_ids=ANSWER, task_type_ids=torch.tensor([0, 1])).logits
+    assert torch.allclose(ours, stock(**PROMPT, decoder_input_ids=ANSWER).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_distances_fall_into_t5s_buckets(is_causal: bool) -> None:
+    distances = torch.arange(-200, 201)[None, :]
+    ours = bucket_distances(distances, 32, 128, is_causal)
+    theirs = T5Attention._relative_position_bucket(distances, not is_causal, 32, 128)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("depths", [(1, 3), (3, 1)])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}], ids=str)
+def test_encoder_and_decoder_of_other_depths_decode_with_a_cache_as_without(
+    depths: tuple[int, int], options: dict[str, Any]
+) -> None:
+    model = tiny_model(text_config={"num_layers": depths[0], "num_decoder_layers": depths[1]})
+    plain = {name: value for name, value in options.items() if name != "cache_implementation"}
+    cached = model.generate(**tiny_inputs(), max_new_tokens=6, **options)
+    assert torch.equal(cached, model.generate(**tiny_inputs(), max_new_tokens=6, use_cache=False, **plain))
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_a_cache_is_taken_under_its_old_and_its_new_name(name: str) -> None:
+    model, inputs = tiny_model(), tiny_inputs(2)
+    with torch.no_grad():
+        whole = model(**inputs, decoder_input_ids=ANSWER).logits[:, -1:]
+        start = model(**inputs, decoder_input_ids=ANSWER[:, :-1], use_cache=True)
+        step = model(
+            **inputs, encoder_outputs=(start.encoder_last_hidden_state,), decoder_input_ids=ANSWER[:, -1:],
+            use_cache=True, **{name: cache_of(start)},
+        )  # fmt: skip
+    assert torch.allclose(step.logits, whole, atol=1e-5)
+    assert cache_of(step) is cache_of(start)
+    given = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    assert torch.equal(
+        model.generate(**inputs, max_new_tokens=4, **{name: given}), model.generate(**inputs, max_new_tokens=4)
+    )
+    assert given.get_seq_length() == 4
+
+
+def test_a_cache_under_both_names_is_refused() -> None:
+    cache = DynamicCache()
+    with pytest.raises(ValueError, match="two names of the same argument"):
+        one_cache(cache, cache)
+    assert with_cache_name({"cache": cache, "num_beams": 2}) == {CACHE_NAME: cache, "num_beams": 2}
+    assert with_cache_name({"past_key_values": cache}) == {CACHE_NAME: cache}
+
+
+def test_training_with_activation_checkpointing_keeps_no_cache_and_has_the_same_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = tiny_model(text_config={"dropout_rate": 0.0})
+        if checkpointing:
+            enable_activation_checkpointing(model.language_model)
+        model.language_model.train()
+        outputs = model(**tiny_inputs(), labels=tiny_labels(), use_cache=True)
+        assert (cache_of(outputs) is None) == checkpointing
+        outputs.loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    plain, checkpointed = gradients
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
+
+
+def test_decoder_inputs_are_the_labels_moved_behind_the_start_token() -> None:
+    model = LionT5ForConditionalGeneration(tiny_config().text_config)
+    labels = torch.tensor([[5, 6, 1], [7, 1, -100]])
+    assert model.prepare_decoder_input_ids_from_labels(labels).tolist() == [[0, 5, 6], [0, 7, 1]]

@@ -1,0 +1,484 @@
+"""FlanT5 with the mixture of adapters in every feed-forward layer: LION's language model.
+
+Source: T5 (arXiv:1910.10683) in its version 1.1, and LION (arXiv:2311.11860), section 3.3. Layers, stack and model are
+written out here rather than derived from transformers' T5, whose call signatures change between releases; the names of
+the weights are those of T5. Only leaf layers (norm and dense layers) are transformers' own.
+
+Shape letters: B batch, T encoder positions, L decoder positions, D language-model width.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationConfig, GenerationMode
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
+from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerNorm
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .adapters import LionAdapter, LionAdapterMixture
+from .compatibility import CACHE_NAME, CACHE_NAMES, cache_of, one_cache
+from .configuration_lion import LionT5Config
+from .derived_weights import derived_forms, is_wrapped, may_derive, plain_weights
+from .initialization import InitializationMixin
+from .packed_linear import PackedLinears
+from .t5_attention import (
+    SHARING_IMPLEMENTATIONS,
+    LionT5Attention,
+    LionT5LayerCrossAttention,
+    LionT5LayerSelfAttention,
+    SharedCrossCache,
+)
+
+MAX_PACKED_BYTES = 2**30
+"""A decoder with more weights than this is packed for the CPU on request only: see `pack_decoder`."""
+
+
+class LionT5LayerFF(nn.Module):
+    """Norm, feed-forward, residual, and the mixture of adapters in parallel, on the same input before the norm."""
+
+    def __init__(self, config: LionT5Config) -> None:
+        super().__init__()
+        self.DenseReluDense = (T5DenseGatedActDense if config.is_gated_act else T5DenseActDense)(config)
+        self.layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.adapter = LionAdapterMixture(config)
+        self.packed_inputs = PackedLinears()
+        self.packed_output = PackedLinears()
+
+    def forward(self, hidden_states: torch.Tensor, task_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, D), (B,) -> (B, L, D)."""
+        outputs = self._inference_forward(hidden_states)
+        if outputs is None:
+            outputs = hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
+        return outputs + self.adapter(hidden_states, task_type_ids).to(outputs.dtype)
+
+    def _inference_forward(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """T5's own part in float32 inference, without dropout and casts; `None` elsewhere."""
+        dense = self.DenseReluDense
+        if not may_derive(self, hidden_states) or type(dense) is not T5DenseGatedActDense or is_wrapped(dense):
+            return None
+        linears = [dense.wi_0, dense.wi_1, dense.wo]
+        if plain_weights(linears, torch.float32, hidden_states.device) is None:
+            return None
+        gate, linear = self.packed_inputs(linears[:2], self.layer_norm(hidden_states))
+        return hidden_states + self.packed_output(linears[2:], dense.act(gate) * linear)[0]
+
+
+class LionT5Block(GradientCheckpointingLayer):
+    """Self-attention, in the decoder cross-attention, and the feed-forward with its adapters."""
+
+    def __init__(self, config: LionT5Config, layer_idx: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([LionT5LayerSelfAttention(config, layer_idx)])
+        if config.is_decoder:
+            self.layer.append(LionT5LayerCrossAttention(config, layer_idx))
+        self.feed_forward = LionT5LayerFF(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run the block.
+
+        Args:
+            hidden_states: (B, L, D).
+            attention_mask: of the self-attention, as transformers' mask functions make it.
+            position_bias: of the first block, (1 or B, heads, L, keys); `None` in the first block itself.
+            encoder_hidden_states: (B, T, D), in the decoder.
+            encoder_attention_mask: of the cross-attention.
+            task_type_ids: (B,).
+            cache: read and extended.
+            **kwargs: options of transformers' attention function.
+
+        Returns:
+            (B, L, D), and the position bias.
+        """
+        self_attention, *cross_attention = self.layer
+        hidden_states, position_bias, _ = self_attention(hidden_states, attention_mask, position_bias, cache, **kwargs)
+        hidden_states = clamp_float16(hidden_states)
+        for layer in cross_attention:
+            if encoder_hidden_states is not None:
+                hidden_states, _ = layer(hidden_states, encoder_hidden_states, encoder_attention_mask, cache, **kwargs)
+                hidden_states = clamp_float16(hidden_states)
+        return clamp_float16(self.feed_forward(hidden_states, task_type_ids)), position_bias
+
+
+class LionT5PreTrainedModel(InitializationMixin, PreTrainedModel):
+    """Initialisation and loading rules of the language model."""
+
+    config: LionT5Config
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = False  # it takes no position bias
+    _can_compile_fullgraph = True
+    _skip_keys_device_placement = list(CACHE_NAMES)
+    _no_split_modules = ["LionT5Block"]
+    # the residual stream that the adapters read outgrows float16, as T5's own `wo` does. Quantisers skip these modules
+    # too, and match from the start of a name
+    _keep_in_fp32_modules = [r".*\.DenseReluDense\.wo", r".*\.feed_forward\.adapter"]
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(LionT5Block, index=0),
+        "attentions": OutputRecorder(LionT5LayerSelfAttention, index=-1),
+        "cross_attentions": OutputRecorder(LionT5LayerCrossAttention, index=-1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """T5's own deviations, without a scale by depth; adapters as the reference starts them."""
+        super()._init_weights(module)
+        config, factor = self.config, self.config.initializer_factor
+        if isinstance(module, T5LayerNorm):
+            init.constant_(module.weight, factor)
+        elif isinstance(module, LionT5ForConditionalGeneration):
+            init.normal_(module.shared.weight, std=factor)
+        elif isinstance(module, T5DenseActDense | T5DenseGatedActDense):
+            for name, layer in module.named_children():
+                if isinstance(layer, nn.Linear):
+                    width = config.d_ff if name == "wo" else config.d_model
+                    init.normal_(layer.weight, std=factor * width**-0.5)
+        elif isinstance(module, LionT5Attention):
+            init.normal_(module.q.weight, std=factor * (config.d_model * config.d_kv) ** -0.5)
+            init.normal_(module.k.weight, std=factor * config.d_model**-0.5)
+            init.normal_(module.v.weight, std=factor * config.d_model**-0.5)
+            init.normal_(module.o.weight, std=factor * module.o.in_features**-0.5)
+            if module.has_relative_attention_bias:
+                init.normal_(module.relative_attention_bias.weight, std=factor * config.d_model**-0.5)
+        elif isinstance(module, LionAdapter):
+            init.kaiming_uniform_(module.down_proj.weight, a=math.sqrt(5))
+            init.zeros_(module.up_proj.weight)
+            init.ones_(module.scale)
+        elif isinstance(module, LionAdapterMixture):
+            for index, gate in enumerate(module.router):  # adapter 0 starts as row 0's expert, adapter 1 as row 1's
+                weight = gate.get_parameter("weight")
+                init.copy_(weight, torch.eye(len(weight))[:, index : index + 1].expand_as(weight))
+
+
+class LionT5Stack(LionT5PreTrainedModel):
+    """The encoder or the decoder."""
+
+    def __init__(self, config: LionT5Config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.is_decoder = config.is_decoder
+        self.block = nn.ModuleList(LionT5Block(config, index) for index in range(config.num_layers))
+        self.final_layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Run all blocks; before a first token, forms that inference derived from other weights are dropped.
+
+        Args:
+            input_ids or inputs_embeds: (B, L) or (B, L, D).
+            attention_mask: (B, L), in the decoder with the positions in the cache.
+            encoder_hidden_states, encoder_attention_mask: (B, T, D) and (B, T), in the decoder.
+            past_key_values, cache: two names of the decoder's cache.
+            use_cache: whether to keep keys and values for the next call; by default as the configuration says.
+            task_type_ids: (B,).
+
+        Raises:
+            ValueError: if not exactly one of ids and embeddings is given, or the cache twice.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        cache = self._choose_cache(one_cache(past_key_values, cache), use_cache)
+        drop_stale_forms(self, cache)
+        own_mask, encoder_mask = self._make_masks(
+            inputs_embeds, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
+        )
+        hidden_states, position_bias = self.dropout(inputs_embeds), None
+        for block in self.block:  # what needs a gradient goes by position, for the sake of activation checkpointing
+            hidden_states, position_bias = block(
+                hidden_states,
+                own_mask,
+                position_bias,
+                encoder_hidden_states,
+                encoder_mask,
+                task_type_ids=task_type_ids,
+                cache=cache,
+                **kwargs,
+            )
+        hidden_states = self.dropout(self.final_layer_norm(hidden_states))
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
+
+    def _choose_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """The cache to extend: none in the encoder, nor where activations are computed again for the gradients."""
+        if not self.is_decoder or (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
+            return None
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        return EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache and cache is None else cache
+
+    def _make_masks(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The masks of self-attention and cross-attention, in the form that the attention implementation reads."""
+        if not self.is_decoder:
+            return create_bidirectional_mask(self.config, inputs_embeds, attention_mask), None
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, own)
+        if encoder_hidden_states is None:
+            return causal_mask, None
+        return causal_mask, create_bidirectional_mask(
+            self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
+        )
+
+
+class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
+    """FlanT5 with the mixture of adapters, an `lm_head` of its own, and a loss that the Trainer scales right."""
+
+    # T5 in transformers also ties lm_head; FlanT5's is a tensor of its own
+    _tied_weights_keys = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    }
+
+    def __init__(self, config: LionT5Config):
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = LionT5Stack(encoder_config(config))
+        self.decoder = LionT5Stack(config.get_text_config(decoder=True))
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.packed_head = PackedLinears()
+        self.loss_type = "ForMaskedLM"  # labels stand where their logits stand: the decoder input is what is shifted
+        self.post_init()
+        weights = [*self.decoder.block.parameters(), *self.lm_head.parameters()]
+        self.pack_decoder(4 * sum(weight.numel() for weight in weights) <= MAX_PACKED_BYTES)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings, which encoder and decoder share."""
+        return self.shared
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings, in encoder and decoder too."""
+        for module, name in ((self, "shared"), (self.encoder, "embed_tokens"), (self.decoder, "embed_tokens")):
+            setattr(module, name, value)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """What the decoder reads to predict `labels`: (B, L), moved one to the right behind the start token.
+
+        Args:
+            labels: (B, L); -100 becomes padding.
+        """
+        start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
+        assert start is not None
+        assert padding is not None
+        shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+        return shifted.masked_fill(shifted == -100, padding)
+
+    def pack_decoder(self, enabled: bool = True) -> None:
+        """Whether decoding in float32 on the CPU keeps a second copy of the decoder's weights, which it reads faster.
+
+        It is made at the first generated token. By default so for decoders of up to a GiB.
+        """
+        for form in (*derived_forms(self.decoder), self.packed_head):
+            if isinstance(form, PackedLinears):
+                form.enabled = enabled
+                form.drop()
+
+    def train(self, mode: bool = True) -> "LionT5ForConditionalGeneration":
+        """As of all modules; what inference derived from the weights is dropped."""
+        for form in derived_forms(self):
+            form.drop()
+        return super().train(mode)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqLMOutput:
+        """As `T5ForConditionalGeneration.forward`, with the task of each sample and a loss that counts tokens.
+
+        The decoder may have a multiple of the encoder's samples: so many beams or sequences of each sample, one behind
+        the other.
+
+        Args:
+            past_key_values, cache: two names of the decoder's cache.
+            logits_to_keep: number of last positions to compute logits of, or the positions; 0 stands for all.
+            task_type_ids: (B,), 0 region level, 1 image level.
+            num_items_in_batch: number of label tokens over all accumulated batches and processes. When given, the loss
+                is the sum over this batch's tokens divided by it; otherwise it is their mean.
+        """
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            if decoder_attention_mask is None:  # the reference masks the answers' padding in the decoder too
+                decoder_attention_mask = (labels != -100).long()
+        cache = one_cache(past_key_values, cache)
+        if starts_anew(cache):
+            self.packed_head.drop_if_stale()
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                task_type_ids=task_type_ids,
+                return_dict=True,
+                **kwargs,
+            )
+        encoded: Any = encoder_outputs
+        if isinstance(encoded, tuple | list):
+            encoded = BaseModelOutput(*encoded[:3])
+        outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            cache=cache,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            use_cache=use_cache,
+            task_type_ids=task_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        logits, loss = self._compute_logits(outputs.last_hidden_state, logits_to_keep), None
+        if labels is not None:
+            loss = self.loss_function(
+                logits,
+                labels.contiguous(),  # a slice of longer labels is not, and transformers' loss takes a view
+                vocab_size=logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+            )
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+            **{CACHE_NAME: cache_of(outputs)},
+        )
+
+    def _compute_logits(self, states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """(B, T, D) -> (B, T or as many as are kept, vocabulary)."""
+        states = states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+        if self.config.scale_decoder_outputs:
+            states = states * self.config.d_model**-0.5
+        return self.packed_head([self.lm_head], states)[0]
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """Repeat what each beam has of its own; the encoder's states and their mask are one for all of a sample."""
+        shared = {}
+        if self._shares_encoder(model_kwargs):
+            shared = {name: model_kwargs.pop(name, None) for name in ("encoder_outputs", "attention_mask")}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder and not shared,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        return input_ids, {**model_kwargs, **shared}
+
+    def _shares_encoder(self, model_kwargs: dict[str, Any]) -> bool:
+        """Whether beams can read one copy of the encoder's states: not with a cache that the caller made."""
+        is_shareable = self.decoder.config._attn_implementation in SHARING_IMPLEMENTATIONS
+        return is_shareable and cache_of(model_kwargs) is None
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        generation_mode: GenerationMode,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """As of all models, with a cache whose cross-attention part stays where it is."""
+        is_own = cache_of(model_kwargs) is None
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = cache_of(model_kwargs)
+        if is_own and isinstance(cache, EncoderDecoderCache):
+            model_kwargs[CACHE_NAME] = SharedCrossCache(cache.self_attention_cache, cache.cross_attention_cache)
+
+
+def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Infinities of float16 become large numbers, as T5 in transformers does; other dtypes pass."""
+    if hidden_states.dtype != torch.float16:
+        return hidden_states
+    limit = torch.finfo(torch.float16).max - 1000
+    return hidden_states.clamp(-limit, limit)
+
+
+def starts_anew(cache: Cache | None) -> bool:
+    """Whether nothing was decoded yet (while compiling, nobody asks)."""
+    if torch.compiler.is_compiling():
+        return False
+    return cache is None or int(cache.get_seq_length()) == 0
+
+
+def drop_stale_forms(module: nn.Module, cache: Cache | None) -> None:
+    """Forget what inference derived from weights of `module` that are others by now, before a first token."""
+    if not module.training and starts_anew(cache):
+        for form in derived_forms(module):
+            form.drop_if_stale()
+
+
+def encoder_config(config: LionT5Config) -> LionT5Config:
+    """The configuration of the encoder; the decoder's is `config.get_text_config(decoder=True)`."""
+    encoder = copy.deepcopy(config)
+    encoder.is_decoder = encoder.use_cache = False
+    return encoder
+
+
+__all__ = ["LionT5Block", "LionT5ForConditionalGeneration", "LionT5PreTrainedModel", "LionT5Stack"]
