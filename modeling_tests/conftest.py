@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from convert_lion_checkpoint import main as convert
 from recipe import GOLDENS, write_lion_files
-from restored_logging import restored_logging
+from restored_logging import no_deprecations, restored_logging
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 
 torch.set_num_threads(1)  # the models are too small to share
@@ -24,8 +24,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 
 @pytest.fixture(autouse=True)
 def logging_of_its_own() -> Iterator[None]:
-    """Whatever a test's commands do to logging and progress bars ends with it."""
-    with restored_logging():
+    """Whatever a test's commands do to logging and progress bars ends with it; a logged deprecation is an error."""
+    with restored_logging(), no_deprecations():
         yield
 
 

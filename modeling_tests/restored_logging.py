@@ -1,8 +1,8 @@
-"""What commands do to logging, undone: they silence transformers and some of LION, and other tests look at warnings."""
+"""What tests need of logging: what commands do to it undone, and deprecations that transformers logs made errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import getLogger
+from logging import Handler, LogRecord, getLogger
 
 from transformers.utils import logging
 
@@ -18,3 +18,31 @@ def restored_logging() -> Iterator[None]:
         logging.set_verbosity(levels[0])
         own.setLevel(levels[1])
         logging.enable_progress_bar()
+
+
+class Deprecations(Handler):
+    """Collects what transformers logs of deprecated names; what it warns of is an error by pytest's settings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: LogRecord) -> None:
+        """Note a record down if it is of that kind."""
+        if "deprecated" in record.getMessage():
+            self.messages.append(record.getMessage())
+
+
+@contextmanager
+def no_deprecations() -> Iterator[None]:
+    """Fail at the end if transformers logged that something is deprecated.
+
+    (Many of these messages come once in a process, so that the first test that causes one fails alone.)
+    """
+    handler, logger = Deprecations(), getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    assert not handler.messages, handler.messages

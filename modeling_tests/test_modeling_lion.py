@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration
-from transformers_lion.compatibility import enable_activation_checkpointing
+from transformers_lion.compatibility import cache_of, enable_activation_checkpointing
 from transformers_lion.modeling_lion import pad_after_end
 
 GENERATE = {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -259,7 +259,7 @@ def test_decoding_step_by_step_through_forward_gives_the_generated_ids() -> None
             attention_mask=inputs["attention_mask"],
             task_type_ids=inputs["task_type_ids"],
             encoder_outputs=(outputs.encoder_last_hidden_state,),
-            past_key_values=outputs.past_key_values,
+            cache=cache_of(outputs),
             decoder_input_ids=ids[:, -1:],
             use_cache=True,
         )
