@@ -568,7 +568,13 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
 
         Returns:
             What `transformers.GenerationMixin.generate` returns: (B, L) token ids, or its output classes.
+
+        Raises:
+            SelfCheckError: if transformers or torch is newer than those tested with, and computes something else.
         """
+        from .self_check import ensure_checked  # which makes models of this class
+
+        ensure_checked()
         if hasattr(self, "hf_device_map") and hasattr(self.language_model, "_hf_hook"):
             self.language_model._hf_hook.io_same_device = True  # `generate` enters below the hook
         inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
