@@ -20,6 +20,10 @@ CACHE_NAME = next(field.name for field in fields(Seq2SeqLMOutput) if field.name 
 """What the installed transformers calls it."""
 
 
+class SelfCheckError(RuntimeError):
+    """The installed transformers or torch computes something else than the package was tested with."""
+
+
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
     """The cache that was given under either name.
 
@@ -53,4 +57,12 @@ def enable_activation_checkpointing(model: PreTrainedModel, use_reentrant: bool 
     getattr(model, new if hasattr(model, new) else old)({"use_reentrant": use_reentrant})
 
 
-__all__ = ["CACHE_NAME", "CACHE_NAMES", "cache_of", "enable_activation_checkpointing", "one_cache", "with_cache_name"]
+__all__ = [
+    "CACHE_NAME",
+    "CACHE_NAMES",
+    "SelfCheckError",
+    "cache_of",
+    "enable_activation_checkpointing",
+    "one_cache",
+    "with_cache_name",
+]

@@ -22,6 +22,7 @@ import torch
 from packaging.version import Version
 from transformers.utils import logging
 
+from .compatibility import SelfCheckError
 from .configuration_lion import LionConfig
 from .modeling_lion import LionForConditionalGeneration
 from .ram import RamConfig, RamForImageTagging
@@ -39,10 +40,6 @@ STORED_LOGITS = [0.62938, -0.61722, -0.537875, 1.07868, -1.2284, 0.900455, -0.18
 STORED_TAGGER_LOGITS = [-0.2535, -0.82014, 0.58725, 0.5222, 0.55757]
 
 SOFT_PROMPT, VOCABULARY = 60, 61
-
-
-class SelfCheckError(RuntimeError):
-    """What is computed is not what it should be."""
 
 
 def ensure_checked() -> None:

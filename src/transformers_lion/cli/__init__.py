@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from .demo import demo
+from .doctor import doctor
 from .evaluate import EPILOG, evaluate
 from .info import info
 from .questions import ask, caption, locate
@@ -46,6 +47,7 @@ app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tag
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
 app.command(epilog="Example: lion demo --model lion-flant5-xl --port 8080")(demo)
 app.command(epilog="Example: lion info lion-flant5-xl")(info)
+app.command(epilog="Example: lion doctor > doctor.txt")(doctor)
 app.command(epilog="Example: lion train --config recipe.yaml output=runs/2 mixture.steps=100")(train)
 
 

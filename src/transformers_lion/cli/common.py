@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
+from ..compatibility import SelfCheckError
+
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code of a command that Ctrl-C stopped, as shells count it."""
 PIPE_CLOSED = 128 + 13
@@ -35,7 +37,7 @@ def run_action(action: Callable[[], bool | None], debug: bool) -> None:
     except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes what is left when it ends
         raise typer.Exit(PIPE_CLOSED) from error
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError, SafetensorError, SelfCheckError) as error:
         if debug:
             raise
         report(error)
