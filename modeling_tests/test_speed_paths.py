@@ -12,7 +12,7 @@ from factories import tiny_inputs, tiny_model
 from transformers_lion import LionForConditionalGeneration, adapter_folding, modeling_lion_t5, packed_linear
 from transformers_lion.adapters import LionAdapterMixture
 from transformers_lion.compatibility import cache_of
-from transformers_lion.derived_weights import derived_forms
+from transformers_lion.derived_weights import checksum, derived_forms
 from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration
 from transformers_lion.t5_attention import SharedCrossCache
 
@@ -104,6 +104,29 @@ def test_changed_weights_are_seen_by_the_next_generation(write: str, plain: Call
     slow = model.generate(**inputs, max_new_tokens=6, num_beams=3, output_scores=True, return_dict_in_generate=True)
     assert torch.equal(fast.sequences, slow.sequences)
     assert torch.allclose(fast.sequences_scores, slow.sequences_scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_checksum_reads_a_tensor_at_any_place_of_a_larger_one(dtype: torch.dtype) -> None:
+    flat = torch.randn(12).to(dtype)
+    for start in range(4):
+        part = flat[start : start + 7]
+        before = checksum(part)
+        part[3] += 1
+        assert checksum(part) != before
+
+
+def test_a_model_in_one_flat_buffer_answers_as_before() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    expected = model.generate(**inputs, max_new_tokens=6, num_beams=3)
+    weights = list(model.parameters())
+    flat, offset = torch.empty(1 + sum(weight.numel() for weight in weights)), 1
+    for weight in weights:
+        part = flat[offset : offset + weight.numel()].view_as(weight)
+        weight.data = part.copy_(weight.data)
+        offset += weight.numel()
+    for _ in range(2):
+        assert torch.equal(model.generate(**inputs, max_new_tokens=6, num_beams=3), expected)
 
 
 def test_training_drops_the_forms_and_gradients_never_use_them() -> None:

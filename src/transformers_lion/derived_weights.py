@@ -15,6 +15,9 @@ from torch import nn
 
 Form = TypeVar("Form")
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
+"""Integers that the numbers of a checksum are read as, the widest first."""
+
 PLAIN_MODULES = (nn.Linear, nn.Embedding)
 """What a form may be derived from; a subclass or a wrapper computes something else."""
 
@@ -111,12 +114,19 @@ def stamps(weights: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
 
 def checksums(weights: Sequence[torch.Tensor]) -> list[int]:
     """A number for the contents of each tensor, read as integers: one changed bit changes it."""
-    sums = []
-    for weight in weights:
-        raw = weight.detach().contiguous().view(-1).view(torch.uint8)
-        even = raw.numel() // 8 * 8
-        sums.append(raw[:even].view(torch.int64).sum() + raw[even:].sum())
-    return torch.stack([total.cpu() for total in sums]).tolist()
+    return torch.stack([checksum(weight).cpu() for weight in weights]).tolist()
+
+
+def checksum(weight: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor's bytes, eight at a time.
+
+    A tensor may lie in the middle of a larger one, as in an optimizer's flat buffer, and not begin at a multiple of
+    eight bytes. Then narrower integers are read.
+    """
+    raw = weight.detach().contiguous().view(-1).view(torch.uint8)
+    integer = next(kind for kind in INTEGERS if raw.storage_offset() % kind.itemsize == 0)
+    whole = raw.numel() // integer.itemsize * integer.itemsize
+    return raw[:whole].view(integer).sum(dtype=torch.int64) + raw[whole:].sum(dtype=torch.int64)
 
 
 def derived_forms(module: nn.Module) -> list[DerivedWeights]:

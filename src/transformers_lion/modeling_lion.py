@@ -37,6 +37,7 @@ from .compatibility import CACHE_NAMES, one_cache, with_cache_name
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .initialization import InitializationMixin
 from .modeling_lion_t5 import LionT5ForConditionalGeneration
+from .saving import PlainNamesMixin
 from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 
 TEXT_INPUTS = (
@@ -196,7 +197,7 @@ class LionQFormerModel(InstructBlipQFormerModel):
     _can_record_outputs = {"hidden_states": InstructBlipQFormerLayer, **ATTENTION_RECORDERS}
 
 
-class LionPreTrainedModel(InitializationMixin, PreTrainedModel):
+class LionPreTrainedModel(InitializationMixin, PlainNamesMixin, PreTrainedModel):
     """What all of LION's models share with transformers."""
 
     config: LionConfig

@@ -31,6 +31,7 @@ from .configuration_lion import LionT5Config
 from .derived_weights import derived_forms, is_wrapped, may_derive, plain_weights
 from .initialization import InitializationMixin
 from .packed_linear import PackedLinears
+from .saving import PlainNamesMixin
 from .t5_attention import (
     SHARING_IMPLEMENTATIONS,
     LionT5Attention,
@@ -120,7 +121,7 @@ class LionT5Block(GradientCheckpointingLayer):
         return clamp_float16(self.feed_forward(hidden_states, task_type_ids)), position_bias
 
 
-class LionT5PreTrainedModel(InitializationMixin, PreTrainedModel):
+class LionT5PreTrainedModel(InitializationMixin, PlainNamesMixin, PreTrainedModel):
     """Initialisation and loading rules of the language model."""
 
     config: LionT5Config

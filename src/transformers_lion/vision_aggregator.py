@@ -26,6 +26,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_lion import LionAggregatorConfig
 from .initialization import InitializationMixin
+from .saving import PlainNamesMixin
 
 ATTENTION_RECORDERS = {
     "attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="attention.attention"),
@@ -53,7 +54,7 @@ class LionAggregatorLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
-class LionVisionAggregator(InitializationMixin, PreTrainedModel):
+class LionVisionAggregator(InitializationMixin, PlainNamesMixin, PreTrainedModel):
     """Layers that refine the last tapped depth with the shallower ones."""
 
     config: LionAggregatorConfig

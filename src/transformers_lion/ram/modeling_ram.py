@@ -29,6 +29,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from ..saving import PlainNamesMixin
 from .configuration_ram import RamConfig, check_tags
 from .label_queries import LabelQueries, LabelQueryCache
 from .tags import select_tags
@@ -123,7 +124,7 @@ class RamTaggingLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
-class RamPreTrainedModel(PreTrainedModel):
+class RamPreTrainedModel(PlainNamesMixin, PreTrainedModel):
     """What RAM's models share with transformers."""
 
     config: RamConfig
