@@ -362,6 +362,23 @@ def test_half_precision_stays_close_and_float16_keeps_wo_and_adapters_in_float32
     assert model.to(dtype)(**inputs).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("size", [1e4, 1e5])
+def test_loaded_in_float16_activations_as_large_as_flan_t5s_give_the_same_answers(size: float, tmp_path: Path) -> None:
+    model, inputs = tiny_model(seed=1), tiny_inputs(2)
+    with torch.no_grad():
+        for stack in (model.language_model.encoder, model.language_model.decoder):
+            for block in stack.block:
+                block.feed_forward.DenseReluDense.wo.weight.mul_(size)
+    outputs = model(**inputs, decoder_input_ids=torch.tensor([[0, 5, 9]] * 2), output_hidden_states=True)
+    assert max(states.abs().max() for states in outputs.decoder_hidden_states[:-1]) > size
+    expected = model.generate(**inputs, **GENERATE, num_beams=3)
+    model.save_pretrained(tmp_path)
+    half = LionForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float16).eval()
+    logits = half(**inputs, decoder_input_ids=torch.tensor([[0, 5, 9]] * 2)).logits
+    assert (logits - outputs.logits).abs().max() < 0.03 * outputs.logits.abs().max()
+    assert torch.equal(half.generate(**inputs, **GENERATE, num_beams=3), expected)
+
+
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_every_parameter_survives_saving_and_loading(
     branch: str, tmp_path: Path, caplog: pytest.LogCaptureFixture

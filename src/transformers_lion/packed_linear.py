@@ -53,10 +53,11 @@ class PackedLinears(DerivedWeights[tuple[torch.Tensor, torch.Tensor | None]]):
             linears: layers of one input width, all with a bias or all without.
             states: their input.
         """
-        width = states.shape[-1]
-        rows = states.numel() // width
+        if not may_derive(linears[0], states):  # first of all: while exporting, nobody may ask for sizes
+            return [linear(states) for linear in linears]
+        rows = states.numel() // states.shape[-1]
         weights = None
-        if rows <= MAX_PACKED_ROWS and may_pack(states) and may_derive(linears[0], states):
+        if rows <= MAX_PACKED_ROWS and may_pack(states):
             weights = plain_weights(linears, states.dtype, states.device)
         if weights is None:
             return [linear(states) for linear in linears]

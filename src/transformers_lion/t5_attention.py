@@ -164,7 +164,7 @@ class LionT5Attention(nn.Module):
         if position_bias is None or self.config._attn_implementation not in SHARING_IMPLEMENTATIONS:
             return False
         # while an empty static cache is filled, transformers' attention cuts off the keys that are not there yet
-        return not (self.is_causal and 1 < position_bias.shape[2] < key.shape[2])
+        return not (self.is_causal and position_bias.shape[2] < key.shape[2] and position_bias.shape[2] > 1)
 
     def _add_mask(self, position_bias: torch.Tensor, mask: torch.Tensor | None, key: torch.Tensor) -> torch.Tensor:
         """The bias (1, H, L, S) with the mask (B, 1, L, S) in it, or with causality if there is no mask."""
