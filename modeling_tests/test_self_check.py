@@ -10,8 +10,9 @@ from transformers import initialization, pipeline
 from factories import tiny_inputs, tiny_model
 from transformers_lion import adapter_folding, adapters, example_checkpoint, self_check
 from transformers_lion.example import example_image
-from transformers_lion.modeling_lion import LionForConditionalGeneration
-from transformers_lion.modeling_lion_t5 import LionT5Stack
+from transformers_lion.modeling_lion import LionForConditionalGeneration, LionImageFeatures
+from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Stack
+from transformers_lion.processing_lion import LionProcessor
 from transformers_lion.ram import RamForImageTagging
 from transformers_lion.self_check import CHECKS, VARIABLE, SelfCheckError, ensure_checked, run_checks
 from transformers_lion.t5_attention import LionT5Attention, SharedCrossCache
@@ -67,6 +68,24 @@ def change_the_taggers_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RamForImageTagging, "get_label_queries", lambda *args, **kwargs: 1.1 * queries(*args, **kwargs))
 
 
+def ignore_the_images_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LionImageFeatures, "select", lambda self, image_indices: self)
+
+
+def ignore_the_number_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = LionT5ForConditionalGeneration.loss_function
+
+    def without_number(self: Any) -> Any:
+        return lambda *args, num_items_in_batch=None, **kwargs: loss.fget(self)(*args, **kwargs)
+
+    monkeypatch.setattr(LionT5ForConditionalGeneration, "loss_function", property(without_number))
+
+
+def drop_the_tag_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = LionProcessor.__call__
+    monkeypatch.setattr(LionProcessor, "__call__", lambda self, *args, tags=None, **kwargs: call(self, *args, **kwargs))
+
+
 def fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(*args: Any, **kwargs: Any) -> None:
         raise TypeError("forward() got an unexpected keyword argument")
@@ -79,10 +98,13 @@ BREAKAGES: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (mix_the_beams, "cache"),
     (attend_to_padding, "batches"),
     (fold_wrongly, "fast paths"),
+    (ignore_the_images_of_questions, "image features"),
+    (ignore_the_number_of_labels, "loss"),
     (lose_a_weight, "saving"),
     (load_weights_anew, "saving"),
     (forget_the_position_bias, "forward pass"),
     (change_the_taggers_head, "tagger"),
+    (drop_the_tag_sentence, "processor"),
     (fail, "forward pass"),
 ]
 

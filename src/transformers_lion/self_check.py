@@ -20,11 +20,15 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from PIL import Image
+from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
 from .compatibility import SelfCheckError
 from .configuration_lion import LionConfig
+from .example import example_checkpoint
 from .modeling_lion import LionForConditionalGeneration
+from .processing_lion import LionProcessor
 from .ram import RamConfig, RamForImageTagging
 
 NEWEST_TESTED = {"transformers": "5.24", "torch": "2.13"}
@@ -276,6 +280,56 @@ def check_fast_paths(model: LionForConditionalGeneration) -> str:
     return "inference computes other numbers than training" if differ(fast, plain) else ""
 
 
+def check_image_features(model: LionForConditionalGeneration) -> str:
+    """Image features that are computed once serve any question, by the row of its image."""
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        expected = model(**inputs, decoder_input_ids=ANSWER).logits
+        pixels = inputs.pop("pixel_values")
+        features = model.get_image_features(pixels.flip(0))
+        indices = torch.tensor([2, 1, 0])
+        logits = model(**inputs, image_features=features, image_indices=indices, decoder_input_ids=ANSWER).logits
+    return "image features that are handed back give other numbers than pixels" if differ(logits, expected) else ""
+
+
+def check_loss(model: LionForConditionalGeneration) -> str:
+    """The loss is the mean cross-entropy of the labels that count, or their sum over the number that is given."""
+    labels = torch.tensor([[4, 9, 1], [25, 1, -100], [5, 1, -100]])
+    with torch.no_grad():
+        outputs = model(**tiny_inputs(), labels=labels)
+        shared = model(**tiny_inputs(), labels=labels, num_items_in_batch=14).loss
+    losses = cross_entropy(outputs.logits.transpose(1, 2), labels, reduction="none")
+    expected = torch.stack([losses.sum() / 7, losses.sum() / 14])
+    return "the loss is another than it should be" if differ(torch.stack([outputs.loss, shared]), expected) else ""
+
+
+def check_processor(model: LionForConditionalGeneration) -> str:
+    """Prompts hold what was given and one soft prompt, pixels are those of Pillow, and boxes are read."""
+    processor = LionProcessor.from_pretrained(example_checkpoint())
+    pixels = ((formula((9, 12, 3), 3) + 1) * 127.5).to(torch.uint8)
+    picture = Image.fromarray(pixels.numpy())
+    question = "is there a <extra_id_0> circle?"
+    inputs = processor(images=picture, text=question, tags=["red", "large"], return_tensors="pt")
+    marker = processor.tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    prompt = processor.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+    if int((inputs["input_ids"] == marker).sum()) != 1 or not all(
+        "".join(words.split()) in "".join(prompt.split()) for words in ("red, large", question)
+    ):
+        return "the processor makes another prompt than it should"
+    read = processor.qformer_tokenizer.decode(inputs["qformer_input_ids"][0], skip_special_tokens=True)
+    if "".join(read.split()) != "".join(question.split()):
+        return "the Q-Former's tokenizer reads another question than was given"
+    settings = processor.image_processor
+    resized = picture.resize((settings.size["width"], settings.size["height"]), Image.Resampling.BICUBIC)
+    levels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).reshape(*reversed(resized.size), 3) / 255
+    expected = (levels - torch.tensor(settings.image_mean)) / torch.tensor(settings.image_std)
+    if differ(inputs["pixel_values"][0].permute(1, 2, 0), expected):
+        return "the image processor makes other pixels than Pillow"
+    _, entities = processor.post_process_generation("a circle [0.100,0.200,0.300,0.400]", image_size=(100, 50))
+    boxes = torch.tensor([box for _, _, found in entities for box in found])
+    return "boxes are read wrongly" if differ(boxes, torch.tensor([[10.0, 10.0, 30.0, 20.0]])) else ""
+
+
 def check_saving(model: LionForConditionalGeneration) -> str:
     """A saved model is the same when it is loaded."""
     with TemporaryDirectory(prefix="lion-self-check-") as folder:
@@ -299,7 +353,10 @@ CHECKS: dict[str, Callable[[LionForConditionalGeneration], str]] = {
     "steps": check_steps,
     "batches": check_batches,
     "fast paths": check_fast_paths,
+    "image features": check_image_features,
+    "loss": check_loss,
     "saving": check_saving,
+    "processor": check_processor,
     "tagger": check_tagger,
 }
 """Each returns what it finds as the end of a sentence, or an empty text."""
