@@ -221,8 +221,9 @@ def require_unique(names: Sequence[str], source: str) -> None:
 def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES, subset: str = "") -> str:
     """The file of a record's image, relative to the folder of images.
 
-    An id is looked for under the names that COCO, Visual Genome and others give to files; without a folder it is the
-    first of them.
+    An id is looked for under the names that COCO, Visual Genome and others give to files, and a file in a folder, such
+    as TextCaps' `train/ID.jpg`, also where the pictures are published; see `list_path_names`. Without a folder of
+    images, it is the first of these names.
 
     Args:
         row: the record.
@@ -231,7 +232,26 @@ def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES
         subset: of COCO, as in "val2014", where the data say it.
     """
     value = row.name(*names)
-    return value if Path(value).suffix else choose_image(images, list_image_names(value, subset))
+    if not Path(value).suffix:
+        return choose_image(images, list_image_names(value, subset))
+    return choose_image(images, list_path_names(value, row.find("image_id")))
+
+
+def list_path_names(path: str, image_id: Any = None) -> list[str]:
+    """The files in which the image of a path may be.
+
+    Args:
+        path: as the data have it, such as "train/ID.jpg".
+        image_id: of the record. Where the file is named by it, the file may also lie in the folder of images itself.
+
+    Returns:
+        "train/ID.jpg", "train_images/ID.jpg" and "ID.jpg".
+    """
+    folder, _, name = path.rpartition("/")
+    if not folder or "://" in path:
+        return [path]
+    is_own = image_id is not None and str(image_id) == Path(name).stem
+    return [path, f"{folder}_images/{name}", *([name] if is_own else [])]
 
 
 def list_image_names(image_id: str, subset: str = "") -> list[str]:

@@ -129,7 +129,7 @@ def evaluate_file(settings: EvaluationSettings, predictions: Path) -> Result:
     chosen = examples[: settings.limit]
     left_out = {example.id for example in examples[len(chosen) :]}
     found = [prediction for prediction in read_predictions(predictions) if prediction.id not in left_out]
-    errors = read_error_reasons(predictions)
+    errors = {example.id: example.error for example in chosen if example.error} | read_error_reasons(predictions)
     wrong = {example.id: wrong_prediction(example) for example in chosen if example.id in errors}
     found = [wrong.get(prediction.id, prediction) for prediction in found]
     settings.output.mkdir(parents=True, exist_ok=True)

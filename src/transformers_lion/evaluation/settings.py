@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ SETUP, MODEL, PREDICTIONS = "setup.json", "model.json", "predictions.jsonl"
 
 TAGS = ("auto", "data", "none")
 """Where prompts have their tags from: the tagger, if the checkpoint has one; the data; nowhere."""
+
+ASKED = ("id", "image", "question", "task_type", "candidates", "tags")
+"""What of an example an answer depends on."""
 
 EDGE = 1 << 20
 """Bytes at both ends of a model's file that tell it from others."""
@@ -204,10 +207,11 @@ def list_model_files(folder: Path) -> Iterator[Path]:
 
 
 def hash_examples(examples: Sequence[Example]) -> str:
-    """A hash of all that was read from the data."""
+    """A hash of all that answers depend on. References are not in it: they change when a picture is repaired."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps(asdict(example), sort_keys=True).encode() + b"\n")
+        fields = {name: getattr(example, name) for name in ASKED}
+        digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
