@@ -1,6 +1,8 @@
 """Runs that are killed, changed, shared out, and that meet damaged pictures; without weights."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,43 @@ def test_predictions_of_unknown_origin_are_not_added_to(place: Path) -> None:
     (place / "out" / "predictions.jsonl").write_text('{"id": "a", "answer": "b"}\n')
     with pytest.raises(ValueError, match=r"has predictions\.jsonl, but no setup\.json"):
         run(place)
+
+
+def test_a_second_run_on_the_folder_is_refused_and_the_first_goes_on(place: Path) -> None:
+    class Meddled(FakeLion):
+        def answer(self, *arguments: Any, **options: Any) -> Any:
+            with pytest.raises(ValueError, match=rf"out: another run is writing it .process {os.getpid()}"):
+                run(place)
+            with pytest.raises(ValueError, match="out: another run is writing it"):
+                evaluate_file(settings(place), place / "other.jsonl")
+            return super().answer(*arguments, **options)
+
+    (place / "other.jsonl").write_text(
+        "".join(f'{{"id": "{x.id}", "answer": ""}}\n' for x in load(place / "data.jsonl", None))
+    )
+    run(place, output="whole")
+    assert run(place, Meddled()).is_complete
+    assert same_files(place, "whole", "out")
+
+
+def test_a_full_disk_is_named_and_what_was_done_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(place, output="whole")
+    written: list[int] = []
+
+    def write(descriptor: int, content: bytes) -> int:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(real(descriptor, content[: 20 if written else None]))
+        return written[-1]
+
+    real = os.write
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match=r"No space left on device: '.*predictions\.jsonl"):
+        run(place)
+    monkeypatch.undo()
+    assert len(lines(place)) == 3
+    run(place)
+    assert same_files(place, "whole", "out")
 
 
 # --- damaged pictures ---------------------------------------------------------------------------------------------

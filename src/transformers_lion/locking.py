@@ -55,8 +55,7 @@ def acquire(path: Path, target: Path) -> IO[str]:
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
-            if fcntl is not None:
-                lock_file(file, target)
+            lock_file(file, target)
             if is_at(file, path):
                 file.truncate(0)
                 file.write(f"{os.getpid()}\n")
@@ -69,11 +68,13 @@ def acquire(path: Path, target: Path) -> IO[str]:
 
 
 def lock_file(file: IO[str], target: Path) -> None:
-    """Lock an open file.
+    """Lock an open file, until it is closed.
 
     Raises:
         LockError: if another run has locked it.
     """
+    if fcntl is None:
+        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -225,11 +225,4 @@ def hash_data(data: Path) -> str:
     return digest.hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
-
-
 __all__ = ["EvaluationSettings", "check_settings", "check_unchanged", "describe_setup", "find_dataset"]
