@@ -1,7 +1,7 @@
 """Files of data -> their records, each of which knows where it stands.
 
 A file is JSON (a list of records, an object that maps ids to them, or an object with lists in it) or JSON Lines,
-whatever its name ends with. Nothing here knows a task.
+whatever its name ends with, or Parquet, whose name ends with that. Nothing here knows a task.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from .parquet_files import PARQUET, read_parquet
 from .task import Example
 
 IMAGE_NAMES = ("image", "image_path", "img_path", "file_name", "filename", "imageId", "image_id")
@@ -138,7 +139,10 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}.") from error
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). What is read is JSON, JSON Lines, and "
+            f"Parquet in files that are named *{PARQUET}."
+        ) from error
     except RecursionError as error:
         raise ValueError(f"{path} is no data: its brackets are nested too deeply.") from error
 
@@ -171,7 +175,7 @@ def parse_json(text: str, path: Path, lines_before: int) -> Any:
 
 def read_document(path: Path) -> Row | list[Row]:
     """A data file: a list of rows where it is a list or lines, else its one object as a row."""
-    content = read_json(path)
+    content = read_parquet(path) if path.suffix == PARQUET else read_json(path)
     if isinstance(content, dict):
         return Row(content, str(path))
     if not isinstance(content, list) or not content:
