@@ -107,3 +107,10 @@ def test_a_file_that_a_killed_run_left_empty_is_taken_and_one_in_use_is_not(work
     Path("out.jsonl").touch()
     assert lion("caption", "scene.png", "--output", "out.jsonl").code == 0
     assert Path("out.jsonl").read_text().count("\n") == 1
+
+
+def test_a_link_to_an_empty_file_is_neither_written_nor_removed(workplace: Path, quick: list[Any]) -> None:
+    Path("empty.jsonl").touch()
+    Path("link.jsonl").symlink_to("empty.jsonl")
+    assert lion("caption", "scene.png", "--output", "link.jsonl").errors == ["error: link.jsonl: File exists."]
+    assert (Path("link.jsonl").is_symlink(), Path("empty.jsonl").read_text()) == (True, "")

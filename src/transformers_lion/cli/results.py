@@ -131,10 +131,10 @@ def claim(path: Path) -> Iterator[None]:
     """Keep other runs from a file that is new, or that a killed run left behind empty.
 
     Raises:
-        OSError: if it holds something, or cannot be written.
+        OSError: if it holds something, is a link, or cannot be written.
         ValueError: if another run is writing it.
     """
-    if path.is_dir() or (path.exists() and path.stat().st_size):
+    if path.is_dir() or path.is_symlink() or (path.exists() and path.stat().st_size):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     with path.open("a+", encoding="utf-8") as file:
         lock_file(file, path)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .boxes import Box, Entity, clip_box, order_box, scale_box
+from .boxes import Box, Entity, check_fractions, clip_box, order_box, scale_box
 
 NUMBER = re.compile(r"-?(?:[0-9](?:\.[0-9]{0,30})?|\.[0-9]{1,30})")
 BEGUN_NUMBER = re.compile(r"-?[0-9]?(?:\.[0-9]{0,30})?")
@@ -81,8 +81,16 @@ class GroundedText:
 
     @classmethod
     def from_entities(cls, text: str, entities: Iterable[Entity]) -> "GroundedText":
-        """The same of a clean text and its entities, whose boxes are fractions; these are put in order and clipped."""
-        return cls(text, tuple(Region(phrase, span, tuple(map(tidy_box, boxes))) for phrase, span, boxes in entities))
+        """The same of a clean text and its entities, whose boxes are fractions; these are put in order and clipped.
+
+        Raises:
+            ValueError: if a box may be pixels.
+        """
+        found = list(entities)
+        for phrase, _, boxes in found:
+            for box in boxes:
+                check_fractions(box, repr(phrase))
+        return cls(text, tuple(Region(phrase, span, tuple(map(tidy_box, boxes))) for phrase, span, boxes in found))
 
 
 @dataclass(frozen=True)
