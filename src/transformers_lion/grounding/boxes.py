@@ -64,7 +64,7 @@ def check_fractions(box: Box, name: str) -> None:
     """Raise `ValueError` if a box that has to be fractions may be pixels: it reaches far out of the image."""
     if max(box) > FAR or min(box) < 1 - FAR:
         raise ValueError(
-            f"The box {list(box)} of {name} may be pixels, but must be fractions of the image, which normalize_box makes."
+            f"The box {list(box)} of {name} may be pixels, but must be fractions of the image: see normalize_box."
         )
 
 
