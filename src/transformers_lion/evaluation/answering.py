@@ -14,6 +14,7 @@ from ..image_loading import to_rgb
 from ..inference import Lion, Request
 from ..processing_lion import Tags
 from .batches import Batch
+from .parquet_files import is_in_parquet, open_in_parquet
 from .predictions import format_prediction
 from .settings import EvaluationSettings
 from .task import Example, Prediction
@@ -83,7 +84,16 @@ def open_pictures(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.I
 
 
 def open_picture(name: str, folder: Path) -> Image.Image:
-    """The picture of a file in a folder, or of a URL."""
+    """The picture of a file in a folder, of a URL, or within a Parquet file.
+
+    Raises:
+        ValueError: if it cannot be read; the message names it.
+    """
+    if is_in_parquet(name):
+        try:
+            return to_rgb(open_in_parquet(name))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"Image {name} cannot be read: {error}") from error
     return to_rgb(name if name.startswith(("http://", "https://")) else folder / name)
 
 

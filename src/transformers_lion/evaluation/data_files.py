@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from .parquet_files import PARQUET, read_parquet
+from .parquet_files import IN_FILE, PARQUET, read_parquet
 from .task import Example
 
 IMAGE_NAMES = ("image", "image_path", "img_path", "file_name", "filename", "imageId", "image_id")
@@ -234,11 +234,19 @@ def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES
         images: the folder.
         names: of the fields in which the image may stand.
         subset: of COCO, as in "val2014", where the data say it.
+
+    Returns:
+        The file, or the name of a picture within a Parquet file, if there is no such file.
     """
+    inside = row.find(IN_FILE)
+    if inside is not None and row.find(*names) is None:
+        return str(inside)
     value = row.name(*names)
-    if not Path(value).suffix:
-        return choose_image(images, list_image_names(value, subset))
-    return choose_image(images, list_path_names(value, row.find("image_id")))
+    is_id = not Path(value).suffix
+    found = list_image_names(value, subset) if is_id else list_path_names(value, row.find("image_id"))
+    chosen = choose_image(images, found)
+    has_file = (images or Path()) / chosen
+    return chosen if inside is None or has_file.is_file() else str(inside)
 
 
 def list_path_names(path: str, image_id: Any = None) -> list[str]:

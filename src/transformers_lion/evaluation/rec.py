@@ -23,6 +23,7 @@ from .data_files import (
     read_image,
     require_unique,
 )
+from .parquet_files import is_in_parquet, open_in_parquet
 from .predictions import score_measures
 from .task import Example, Prediction, Scores
 
@@ -156,14 +157,15 @@ def measure_image(images: Path | None, name: str) -> Size:
         PictureSizeError: if there is no such picture in the folder.
         ValueError: if there is no folder.
     """
-    if images is None:
+    if images is None and not is_in_parquet(name):
         raise ValueError("with the folder of images they are read from the pictures.")
+    path = (images or Path()) / name
     try:
-        with Image.open(images / name) as picture:
+        with open_in_parquet(name) if is_in_parquet(name) else Image.open(path) as picture:
             width, height = picture.size
             return (height, width) if read_orientation(picture) in SIDEWAYS else (width, height)
     except Exception as error:  # decoders raise many kinds, such as that of a picture above Pillow's limit
-        raise PictureSizeError(f"image {images / name} cannot be read: {error}") from error
+        raise PictureSizeError(f"image {path} cannot be read: {error}") from error
 
 
 def read_orientation(picture: Image.Image) -> int | None:

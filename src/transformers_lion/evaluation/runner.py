@@ -28,6 +28,7 @@ from .batches import Batch, plan_batches
 from .batching_check import BatchingCheck, check_batching
 from .missing import wrong_prediction
 from .pages import write_pages
+from .parquet_files import forget_pictures
 from .predictions import read_predictions
 from .processes import Processes, join_processes
 from .progress_files import (
@@ -102,6 +103,7 @@ def evaluate(
         OSError: if a file or folder is missing or cannot be written.
     """
     with join_processes() as processes, ExitStack() as at_end:
+        at_end.callback(forget_pictures)
         examples, chosen = prepare(settings, processes, at_end)
         batches = plan_batches(chosen, settings.batch_size)
         done = {name for name, fields in read_parts(settings.output).items() if "error" not in fields}

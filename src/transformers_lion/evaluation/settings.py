@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .parquet_files import is_in_parquet
 from .task import Example, Task
 
 SETUP, MODEL, PREDICTIONS = "setup.json", "model.json", "predictions.jsonl"
@@ -211,6 +212,8 @@ def hash_examples(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         fields = {name: getattr(example, name) for name in ASKED}
+        if is_in_parquet(example.image):  # which may be moved, as all data may
+            fields["image"] = Path(example.image).name
         digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
