@@ -55,7 +55,8 @@ def acquire(path: Path, target: Path) -> IO[str]:
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
-            lock_file(file, target)
+            if fcntl is not None:
+                lock_file(file, target)
             if is_at(file, path):
                 file.truncate(0)
                 file.write(f"{os.getpid()}\n")
@@ -68,13 +69,11 @@ def acquire(path: Path, target: Path) -> IO[str]:
 
 
 def lock_file(file: IO[str], target: Path) -> None:
-    """Lock an open file, until it is closed.
+    """Lock an open file.
 
     Raises:
         LockError: if another run has locked it.
     """
-    if fcntl is None:
-        return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

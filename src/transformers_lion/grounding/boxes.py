@@ -15,9 +15,6 @@ Entity = tuple[str, tuple[int, int], list[Box]]
 DECIMALS = 3
 """Of each number that LION reads and writes."""
 
-FAR = 2.0
-"""Fractions go from 0 to 1, and where a model errs not much further."""
-
 
 def format_boxes(boxes: Iterable[Box], decimals: int = DECIMALS) -> str:
     """Write boxes as LION reads and writes them, `[x1,y1,x2,y2]`, or `[a,b,c,d;e,f,g,h]` for several.
@@ -58,14 +55,6 @@ def normalize_box(box: Box, image_size: tuple[int, int]) -> Box:
     if width <= 0 or height <= 0:
         raise ValueError(f"image_size is {width} x {height}, but both must be positive.")
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
-
-
-def check_fractions(box: Box, name: str) -> None:
-    """Raise `ValueError` if a box that has to be fractions may be pixels: it reaches far out of the image."""
-    if max(box) > FAR or min(box) < 1 - FAR:
-        raise ValueError(
-            f"The box {list(box)} of {name} may be pixels, but must be fractions of the image: see normalize_box."
-        )
 
 
 def check_pixels(box: Box, name: str) -> None:
@@ -113,7 +102,6 @@ __all__ = [
     "box_from_xywh",
     "box_iou",
     "box_to_xywh",
-    "check_fractions",
     "check_pixels",
     "clip_box",
     "format_box",

@@ -12,13 +12,16 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .boxes import Box, Entity, check_fractions, clip_box, order_box, scale_box
+from .boxes import Box, Entity, clip_box, order_box, scale_box
 
 NUMBER = re.compile(r"-?(?:[0-9](?:\.[0-9]{0,30})?|\.[0-9]{1,30})")
 BEGUN_NUMBER = re.compile(r"-?[0-9]?(?:\.[0-9]{0,30})?")
 BOUNDARY = re.compile(
     r"[.,:;!?]\s|[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\n]"
 )  # and the wide ones of Chinese and Japanese
+
+FAR = 2.0
+"""Fractions go from 0 to 1, and where a model errs not much further."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,14 @@ BRACKETS = Form(
     is_begun=is_begun_fractions,
 )
 """LION's and Shikra's form: boxes in brackets, after the phrase, of which only the end is marked."""
+
+
+def check_fractions(box: Box, name: str) -> None:
+    """Raise `ValueError` if a box that has to be fractions may be pixels: it reaches far out of the image."""
+    if max(box) > FAR or min(box) < 1 - FAR:
+        raise ValueError(
+            f"The box {list(box)} of {name} may be pixels, but must be fractions of the image: see normalize_box."
+        )
 
 
 def tidy_box(box: Box, written: tuple[int, int] = (0, 0)) -> FoundBox:
