@@ -9,12 +9,8 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two runs at once are not noticed
-    fcntl = None  # type: ignore[assignment]
+from transformers_lion.locking import LockError, locked
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """System errors that come without the name of the file that was written."""
@@ -46,7 +42,7 @@ def replacing(target: Path, overwrite: bool = False, sources: Iterable[Path] = (
     check_sources(target, sources)
     check_replaceable(target, overwrite)
     unfinished, replaced = beside(target, "unfinished"), beside(target, "replaced")
-    with parents(target), locked(target):
+    with parents(target), reserved(target):
         try:
             recover(target)
             check_replaceable(target, overwrite)
@@ -119,38 +115,20 @@ def parents(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Keep other runs from the target. The system drops the lock when a run is killed.
+def reserved(target: Path) -> Iterator[None]:
+    """Keep other runs from the target.
 
     Raises:
         TargetError: if another run has the target, or it cannot be written.
     """
-    path = beside(target, "lock")
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise TargetError(f"{target}: cannot be written ({error.strerror}).") from error
-    with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise TargetError(f"{target}: another run is writing it.") from error
-            except OSError:  # a file system without locks
-                pass
-        if not is_at(file, path):  # the other run removed it between our opening and locking
-            raise TargetError(f"{target}: another run has just written it.")
+    with contextlib.ExitStack() as stack:
         try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that is at `path`."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    return False
+            stack.enter_context(locked(beside(target, "lock"), target))
+        except LockError as error:
+            raise TargetError(str(error)) from error
+        except OSError as error:
+            raise TargetError(f"{target}: cannot be written ({error.strerror}).") from error
+        yield
 
 
 def recover(target: Path) -> None:

@@ -204,6 +204,32 @@ def test_records_are_read(tmp_path: Path, record: dict[str, Any], form: str) -> 
     assert captions_of(load_captions(data)) == {"a.jpg": ["one"]}
 
 
+@pytest.mark.parametrize(
+    ("file", "images", "expected"),
+    [
+        ("train_images/a.jpg", ".", "train_images/a.jpg"),
+        ("train_images/a.jpg", "train_images", "a.jpg"),
+        ("pictures/a.jpg", "pictures", "a.jpg"),
+        ("train/a.jpg", ".", "train/a.jpg"),
+        ("elsewhere/a.jpg", ".", "train/a.jpg"),
+    ],
+)
+def test_a_picture_of_textcaps_is_found_where_it_is_published(
+    tmp_path: Path, file: str, images: str, expected: str
+) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_bytes(b"")
+    record = {"image_id": "a", "image_path": "train/a.jpg", "set_name": "val", "reference_strs": ["one"]}
+    [example] = load_captions(write(tmp_path / "a.json", {"data": [record]}), tmp_path / images)
+    assert (example.id, example.image) == ("a", expected)
+
+
+def test_a_picture_of_another_folder_is_not_taken_for_one_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"")
+    [example] = load_captions(write(tmp_path / "a.json", [{"image": "val/1.jpg", "caption": "one"}]), tmp_path)
+    assert example.image == "val/1.jpg"
+
+
 def test_captions_of_one_image_are_put_together(tmp_path: Path) -> None:
     data = write(tmp_path / "a.json", [{"image": "a.jpg", "caption": "one"}, {"image": "a.jpg", "caption": "two"}])
     assert captions_of(load_captions(data)) == {"a.jpg": ["one", "two"]}

@@ -132,6 +132,26 @@ def test_of_cocos_annotations_those_alone_of_their_kind_are_read(
     assert "2 of 3 annotations are not the only ones" in caplog.text
 
 
+def test_an_images_caption_is_the_phrase_of_its_only_annotation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    captioned = [{**PICTURES[0], "caption": "a dog and a cat"}, {**PICTURES[0], "id": 8, "caption": "the dog"}]
+    annotations = [
+        {"id": 1, "image_id": 7, "category_id": 1, "bbox": XYWH},
+        {"id": 2, "image_id": 7, "category_id": 2, "bbox": XYWH},
+        {"id": 3, "image_id": 7, "category_id": 2, "bbox": XYWH},
+        {"id": 4, "image_id": 8, "category_id": 2, "bbox": XYWH},
+    ]
+    content = {"images": captioned, "annotations": annotations}
+    [alone] = load_rec(write(tmp_path / "a.json", content))
+    assert (alone.id, alone.question.split(" in the")[0]) == ("4", "How can I locate the dog")
+    assert "3 of 4 annotations are not the only ones of their category in their image and have no phrase" in caplog.text
+    categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    examples = load_rec(write(tmp_path / "b.json", {**content, "categories": categories}))
+    assert [example.id for example in examples] == ["1", "4"]
+    assert "locate dog in" in examples[0].question
+
+
 def test_several_phrases_of_a_record_are_examples_of_their_own(tmp_path: Path) -> None:
     record = {**RECORD, "phrase": ["the dog", "a pet"], "bbox": XYXY, "tags": ["dog"]}
     examples = load_rec(write(tmp_path / "a.jsonl", record))
@@ -192,6 +212,60 @@ def test_an_unknown_size_is_asked_for(tmp_path: Path) -> None:
         load_rec(data)
     with pytest.raises(ValueError, match=r"record 1: has no width and height, and image .*a\.jpg cannot be read"):
         load_rec(data, tmp_path)
+
+
+UNREADABLE = {
+    "missing": (lambda path: None, "No such file"),
+    "no picture": (lambda path: path.write_bytes(b"no picture"), "cannot identify"),
+    "above Pillow's limit": (lambda path: path.write_bytes(b"P6 100000 100000 255\n"), "exceeds limit"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_picture_without_a_size_costs_its_own_phrases_only(
+    tmp_path: Path, spoil: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "good.png")
+    spoil(tmp_path / "bad.png")
+    rows = [{"id": name, "image": f"{name}.png", "phrase": "the dog", "bbox": XYXY} for name in ("bad", "good")]
+    bad, good = load_rec(write(tmp_path / "a.json", rows), tmp_path)
+    assert (bad.references, good.references, good.error) == ([], pytest.approx(BOX), "")
+    assert "record 1: has no width and height, and image" in bad.error
+    assert reason in bad.error
+    assert f"1 of 2 phrases cannot be scored. {bad.error}" in caplog.text
+    predictions = [Prediction(name, format_boxes([tuple(BOX)])) for name in ("bad", "good")]
+    assert score_rec([bad, good], predictions).figures["accuracy"] == 50
+
+
+@pytest.mark.parametrize("block", [b"no EXIF at all", b"Exif\0\0XX\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_damaged_exif_block_does_not_hide_a_size(tmp_path: Path, suffix: str, block: bytes) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / f"a.{suffix}", exif=block)
+    data = write(tmp_path / "a.json", {"image": f"a.{suffix}", "phrase": "the dog", "bbox": XYXY})
+    assert load_rec(data, tmp_path)[0].references == pytest.approx(BOX)
+
+
+REGION = {"region_id": 5, "image_id": 31, "phrase": "the dog", "x": 20, "y": 20, "width": 80, "height": 60}
+REGIONS: dict[str, dict[str, Any]] = {
+    "flat": REGION,
+    "with a box": {**REGION, "bbox": XYWH, "box_format": "xywh"},
+    "with corners": {**REGION, "bbox": XYXY},
+}
+
+
+@pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
+def test_a_region_of_visual_genome_does_not_give_its_picture_a_size(tmp_path: Path, region: dict[str, Any]) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "31.jpg")
+    data = write(tmp_path / "a.json", [region])
+    [example] = load_rec(data, tmp_path)
+    assert (example.id, example.image, example.references) == ("5", "31.jpg", pytest.approx(BOX))
+    with pytest.raises(ValueError, match="its width and height are the region's; with the folder of images"):
+        load_rec(data)
+
+
+def test_a_point_beside_the_pictures_size_is_no_region(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.json", {"id": 1, **RECORD, "x": 60, "y": 50, "bbox": XYXY})
+    assert load_rec(data)[0].references == pytest.approx(BOX)
 
 
 def test_figures_by_hand() -> None:

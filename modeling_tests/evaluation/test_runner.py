@@ -1,6 +1,8 @@
 """Runs that are killed, changed, shared out, and that meet damaged pictures; without weights."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ from transformers_lion.evaluation.data_files import read_rows
 from transformers_lion.evaluation.missing import wrong_prediction
 from transformers_lion.evaluation.pope import score_pope
 from transformers_lion.evaluation.predictions import read_predictions, score_measures
-from transformers_lion.evaluation.rec import score_rec
+from transformers_lion.evaluation.rec import ORIENTATION, score_rec
 from transformers_lion.evaluation.results import Result
 from transformers_lion.evaluation.runner import evaluate, evaluate_file
 from transformers_lion.evaluation.settings import EvaluationSettings
 from transformers_lion.evaluation.task import Example, Prediction, Scores, Task
+from transformers_lion.evaluation.tasks import TASKS
 from transformers_lion.evaluation.visdial import score_visdial
 from transformers_lion.evaluation.vqa import score_exact_match, score_multiple_choice
 
@@ -226,6 +229,43 @@ def test_predictions_of_unknown_origin_are_not_added_to(place: Path) -> None:
         run(place)
 
 
+def test_a_second_run_on_the_folder_is_refused_and_the_first_goes_on(place: Path) -> None:
+    class Meddled(FakeLion):
+        def answer(self, *arguments: Any, **options: Any) -> Any:
+            with pytest.raises(ValueError, match=rf"out: another run is writing it .process {os.getpid()}"):
+                run(place)
+            with pytest.raises(ValueError, match="out: another run is writing it"):
+                evaluate_file(settings(place), place / "other.jsonl")
+            return super().answer(*arguments, **options)
+
+    (place / "other.jsonl").write_text(
+        "".join(f'{{"id": "{x.id}", "answer": ""}}\n' for x in load(place / "data.jsonl", None))
+    )
+    run(place, output="whole")
+    assert run(place, Meddled()).is_complete
+    assert same_files(place, "whole", "out")
+
+
+def test_a_full_disk_is_named_and_what_was_done_is_kept(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(place, output="whole")
+    written: list[int] = []
+
+    def write(descriptor: int, content: bytes) -> int:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(real(descriptor, content[: 20 if written else None]))
+        return written[-1]
+
+    real = os.write
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match=r"No space left on device: '.*predictions\.jsonl"):
+        run(place)
+    monkeypatch.undo()
+    assert len(lines(place)) == 3
+    run(place)
+    assert same_files(place, "whole", "out")
+
+
 # --- damaged pictures ---------------------------------------------------------------------------------------------
 
 
@@ -284,6 +324,48 @@ def test_a_missing_ranking_is_the_worst_one() -> None:
     example = Example("a", "a.jpg", "?", references, candidates=("w", "x", "y", "z"))
     figures = score_visdial([example], [wrong_prediction(example)]).figures
     assert (figures["mean_rank"], figures["ndcg"]) == (4, 0)
+
+
+@pytest.fixture
+def phone(place: Path) -> Path:
+    """Pictures with boxes whose records give a size: one turned by EXIF, one resized, one cropped, one as it is."""
+    turned = Image.Exif()
+    turned[ORIENTATION] = 6
+    Image.new("RGB", (48, 64)).save(place / "turned.jpg", exif=turned)
+    Image.new("RGB", (31, 41)).save(place / "resized.jpg")
+    Image.new("RGB", (48, 40)).save(place / "cropped.jpg")
+    Image.new("RGB", (48, 64)).save(place / "plain.jpg")
+    names = ("turned", "resized", "cropped", "plain")
+    rows = [{"id": name, "image": f"{name}.jpg", "phrase": "it", "bbox": [4, 4, 40, 60], "width": 48, "height": 64}
+            for name in names]  # fmt: skip
+    (place / "boxes.json").write_text(json.dumps(rows))
+    return place
+
+
+def test_a_record_that_gives_its_picture_another_size_is_named(phone: Path) -> None:
+    result = run(phone, task=TASKS["rec"], data=phone / "boxes.json")
+    errors = {row["id"]: row["error"] for row in map(json.loads, (phone / "out" / "errors.jsonl").open())}
+    assert list(errors) == ["turned", "cropped"]
+    assert errors["turned"].startswith(
+        "Image turned.jpg is 64 x 48 pixels upright, but the data give 48 x 64: its EXIF orientation turns it"
+    )
+    assert (
+        "Image cropped.jpg is 48 x 40 pixels upright, but the data give 48 x 64: boxes in pixels" in errors["cropped"]
+    )
+    assert result.counts["missing"] == 2
+
+
+def test_a_picture_without_a_size_that_was_repaired_is_tried_again(phone: Path) -> None:
+    rows = json.loads((phone / "boxes.json").read_text())
+    sizeless = [{name: row[name] for name in ("id", "image", "phrase", "bbox")} for row in rows[2:]]
+    (phone / "boxes.json").write_text(json.dumps(sizeless))
+    (phone / "cropped.jpg").write_bytes(b"no picture")
+    fields = {"task": TASKS["rec"], "data": phone / "boxes.json"}
+    result = run(phone, **fields)
+    again = evaluate_file(settings(phone, "again", **fields, images=phone), phone / "out" / "predictions.jsonl")
+    assert (result.counts["missing"], again.counts["missing"]) == (1, 1)
+    Image.new("RGB", (48, 64)).save(phone / "cropped.jpg")
+    assert run(phone, **fields).counts == {"examples": 2, "missing": 0, "answered_in_this_run": 2}
 
 
 # --- batching -----------------------------------------------------------------------------------------------------

@@ -187,3 +187,10 @@ def test_forms_are_known_by_name_and_pixels_need_a_size() -> None:
         read_grounded_text("", "yolo")
     with pytest.raises(ValueError, match=r"'qwen2\.5' are pixels: give image_size"):
         convert_grounded_text("", "lion", "qwen2.5")
+
+
+def test_pixels_are_not_taken_for_fractions_and_clipped() -> None:
+    with pytest.raises(ValueError, match=r"box \[0, 20, 100, 75\] of 'a dog' may be pixels, but must be fractions"):
+        GroundedText.from_entities("a dog", [("a dog", (0, 5), [(0, 20, 100, 75)])])
+    (found,) = GroundedText.from_entities("a dog", [("a dog", (0, 5), [(-0.1, 0, 1.2, 1)])]).boxes
+    assert (found.box, found.clipped) == ((0, 0, 1, 1), True)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from rich.progress import Progress
 
+from ..file_writing import naming
 from .common import hide_progress_bars, report, show_progress, stderr_console
 from .drawings import plan_drawings
 from .pictures import Named, find_pictures, open_pictures
@@ -74,7 +75,8 @@ def run_job(
             for (name, _), outcome in zip(pictures, run_batch(job, pictures), strict=True):
                 write(results, found, name, outcome)
                 if name in drawings:
-                    outcome.draw().save(drawings[name])
+                    with naming(drawings[name]):
+                        outcome.draw().save(drawings[name])
             results.flush()
             advance(len(pictures))
     return not failures

@@ -4,7 +4,10 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,6 +20,14 @@ INTERRUPTED = 128 + signal.SIGINT
 """Exit code of a command that Ctrl-C stopped, as shells count it."""
 PIPE_CLOSED = 128 + 13
 """Exit code where nobody reads the output any more, as of what SIGPIPE ends; Windows has no such signal."""
+
+ENDING = ("SIGTERM", "SIGHUP")
+"""Signals that end a command. Windows has no SIGHUP."""
+
+
+class Terminated(BaseException):
+    """A signal that ends the command, raised where it arrives, so that what is unfinished is put in order."""
+
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -35,7 +46,7 @@ def run_action(action: Callable[[], bool | None], debug: bool) -> None:
         if action() is False:
             raise typer.Exit(1)
     except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes what is left when it ends
+        drop_stdout()
         raise typer.Exit(PIPE_CLOSED) from error
     except (ValueError, OSError, SafetensorError, SelfCheckError) as error:
         if debug:
@@ -45,6 +56,37 @@ def run_action(action: Callable[[], bool | None], debug: bool) -> None:
     except KeyboardInterrupt as error:
         report("interrupted.")
         raise typer.Exit(INTERRUPTED) from error
+    except Terminated as error:
+        report("terminated.")
+        raise typer.Exit(128 + error.args[0]) from error
+
+
+@contextmanager
+def raise_termination() -> Iterator[None]:
+    """Have signals that end the command raise `Terminated` while the block runs, unless they are ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    heeded = [number for number in numbers if before[number] == signal.SIG_DFL]
+    for number in heeded:
+        signal.signal(number, terminate)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """Raise `Terminated` for a signal."""
+    raise Terminated(number)
+
+
+def drop_stdout() -> None:
+    """Give up what stdout could not take; Python flushes it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def report(error: Exception | str) -> None:

@@ -1,5 +1,6 @@
 """`lion eval`: a model's answers to a data file's questions, and what they are worth."""
 
+import json
 import os
 import re
 from enum import Enum
@@ -10,7 +11,7 @@ import typer
 from rich.console import Console
 
 from .checkpoints import check_model, choose_device, load_lion
-from .common import Debug, hide_progress_bars, run_action, show_progress, speaker
+from .common import Debug, hide_progress_bars, printable, run_action, show_progress, speaker
 from .options import Device, Dtype, Model, NumBeams, Tagger
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class TagSource(str, Enum):
     DATA = "data"
     NONE = "none"
 
+
+NUM_REASONS = 3
+"""That are shown of those why examples have no answer."""
 
 TASK_NAMES = ("rec", "captioning", "vqa", "exact-match", "multiple-choice", "visdial", "pope")
 
@@ -151,10 +155,20 @@ def show(result: "Result", settings: "EvaluationSettings") -> bool:
     say(result.to_sentence())
     if result.counts["missing"] and result.predictions is None:
         say(f"Why they have none: {settings.output / ERRORS}")
+        for line in read_reasons(settings.output / ERRORS):
+            say(f"  {line}")
     if result.check is not None:
         say(describe_check(result.check))
     say(f"Results and worst cases: {settings.output}")
     return result.is_complete
+
+
+def read_reasons(file: Path) -> list[str]:
+    """Why examples have no answer: the first few reasons, each once, and how many more there are."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    reasons = list(dict.fromkeys(printable(row["error"]) for row in rows))
+    more = len(reasons) - NUM_REASONS
+    return reasons[:NUM_REASONS] + ([f"and {more} more"] if more > 0 else [])
 
 
 def describe_check(check: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from ..image_loading import to_rgb
 from ..inference import Lion, Request
 from ..processing_lion import Tags
 from .batches import Batch
+from .parquet_files import is_in_parquet, open_in_parquet
 from .predictions import format_prediction
 from .settings import EvaluationSettings
 from .task import Example, Prediction
@@ -36,10 +37,9 @@ def answer_batch(lion: Lion, batch: Batch, settings: EvaluationSettings, **gener
     """
     set_seed(settings.seed)
     pictures, reasons = open_pictures([example.image for example in batch], settings.image_folder)
-    found: dict[str, Fields] = {
-        example.id: {"answer": "", "error": reasons[example.image]} for example in batch if example.image in reasons
-    }
-    readable = [example for example in batch if example.image in pictures]
+    errors = {x.id: x.error or reasons.get(x.image) or compare_sizes(x, pictures[x.image]) for x in batch}
+    found: dict[str, Fields] = {name: {"answer": "", "error": error} for name, error in errors.items() if error}
+    readable = [example for example in batch if example.id not in found]
     asked = [example for example in readable if not example.candidates]
     if asked:
         requests = [make_request(example, pictures, settings.tags) for example in asked]
@@ -84,8 +84,39 @@ def open_pictures(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.I
 
 
 def open_picture(name: str, folder: Path) -> Image.Image:
-    """The picture of a file in a folder, or of a URL."""
+    """The picture of a file in a folder, of a URL, or within a Parquet file.
+
+    Raises:
+        ValueError: if it cannot be read; the message names it.
+    """
+    if is_in_parquet(name):
+        try:
+            return to_rgb(open_in_parquet(name))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"Image {name} cannot be read: {error}") from error
     return to_rgb(name if name.startswith(("http://", "https://")) else folder / name)
+
+
+def compare_sizes(example: Example, picture: Image.Image) -> str:
+    """What is wrong with the size that the data give an image; "" where its picture has it, or is resized.
+
+    Args:
+        example: of whose references the size is a part.
+        picture: upright, as the model sees it.
+    """
+    if example.image_size is None:
+        return ""
+    (width, height), (own_width, own_height) = example.image_size, picture.size
+    if abs(width * own_height - height * own_width) <= max(width, height, own_width, own_height):  # rounded to pixels
+        return ""
+    turned = example.image_size == picture.size[::-1]
+    reason = "its EXIF orientation turns it, and boxes have to be those of the upright picture" if turned else (
+        "boxes in pixels have to be those of this picture, or of it resized"
+    )  # fmt: skip
+    return (
+        f"Image {example.image} is {own_width} x {own_height} pixels upright, but the data give {width} x {height}: "
+        f"{reason}."
+    )
 
 
 def make_request(example: Example, pictures: Mapping[str, Image.Image], tags: str) -> Request:

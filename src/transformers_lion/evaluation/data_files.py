@@ -1,7 +1,7 @@
 """Files of data -> their records, each of which knows where it stands.
 
 A file is JSON (a list of records, an object that maps ids to them, or an object with lists in it) or JSON Lines,
-whatever its name ends with. Nothing here knows a task.
+whatever its name ends with, or Parquet, whose name ends with that. Nothing here knows a task.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from .parquet_files import IN_FILE, PARQUET, read_parquet
 from .task import Example
 
 IMAGE_NAMES = ("image", "image_path", "img_path", "file_name", "filename", "imageId", "image_id")
@@ -138,7 +139,10 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}.") from error
+        raise ValueError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). What is read is JSON, JSON Lines, and "
+            f"Parquet in files that are named *{PARQUET}."
+        ) from error
     except RecursionError as error:
         raise ValueError(f"{path} is no data: its brackets are nested too deeply.") from error
 
@@ -171,7 +175,7 @@ def parse_json(text: str, path: Path, lines_before: int) -> Any:
 
 def read_document(path: Path) -> Row | list[Row]:
     """A data file: a list of rows where it is a list or lines, else its one object as a row."""
-    content = read_json(path)
+    content = read_parquet(path) if path.suffix == PARQUET else read_json(path)
     if isinstance(content, dict):
         return Row(content, str(path))
     if not isinstance(content, list) or not content:
@@ -221,17 +225,45 @@ def require_unique(names: Sequence[str], source: str) -> None:
 def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES, subset: str = "") -> str:
     """The file of a record's image, relative to the folder of images.
 
-    An id is looked for under the names that COCO, Visual Genome and others give to files; without a folder it is the
-    first of them.
+    An id is looked for under the names that COCO, Visual Genome and others give to files, and a file in a folder, such
+    as TextCaps' `train/ID.jpg`, also where the pictures are published; see `list_path_names`. Without a folder of
+    images, it is the first of these names.
 
     Args:
         row: the record.
         images: the folder.
         names: of the fields in which the image may stand.
         subset: of COCO, as in "val2014", where the data say it.
+
+    Returns:
+        The file, or the name of a picture within a Parquet file, if there is no such file.
     """
+    inside = row.find(IN_FILE)
+    if inside is not None and row.find(*names) is None:
+        return str(inside)
     value = row.name(*names)
-    return value if Path(value).suffix else choose_image(images, list_image_names(value, subset))
+    is_id = not Path(value).suffix
+    found = list_image_names(value, subset) if is_id else list_path_names(value, row.find("image_id"))
+    chosen = choose_image(images, found)
+    has_file = (images or Path()) / chosen
+    return chosen if inside is None or has_file.is_file() else str(inside)
+
+
+def list_path_names(path: str, image_id: Any = None) -> list[str]:
+    """The files in which the image of a path may be.
+
+    Args:
+        path: as the data have it, such as "train/ID.jpg".
+        image_id: of the record. Where the file is named by it, the file may also lie in the folder of images itself.
+
+    Returns:
+        "train/ID.jpg", "train_images/ID.jpg" and "ID.jpg".
+    """
+    folder, _, name = path.rpartition("/")
+    if not folder or "://" in path:
+        return [path]
+    is_own = image_id is not None and str(image_id) == Path(name).stem
+    return [path, f"{folder}_images/{name}", *([name] if is_own else [])]
 
 
 def list_image_names(image_id: str, subset: str = "") -> list[str]:

@@ -15,11 +15,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..file_writing import naming, write_text
 from ..grounding import Box, Entity, draw_boxes, extract_boxes, format_boxes, scale_box
 from .answering import open_picture
 from .missing import right_candidate
 from .results import Result
-from .settings import EvaluationSettings, write_text
+from .settings import EvaluationSettings
 from .task import Example, Prediction
 
 PAGE, SHEET = "worst.html", "worst.png"
@@ -116,7 +117,8 @@ def write_pages(
     """Write the page and the picture of the worst cases into the output folder."""
     cases = find_worst(examples, predictions, scores, errors, NUM_ON_PAGE)
     write_text(settings.output / PAGE, make_page(result, cases, settings.image_folder))
-    make_sheet(cases[:NUM_ON_SHEET], settings.image_folder).save(settings.output / SHEET)
+    with naming(settings.output / SHEET):
+        make_sheet(cases[:NUM_ON_SHEET], settings.image_folder).save(settings.output / SHEET)
 
 
 # --- the page -----------------------------------------------------------------------------------------------------

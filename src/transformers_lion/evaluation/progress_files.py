@@ -5,14 +5,14 @@ again, all lines are put into the one file, in the order of the data.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..file_writing import LineFile, write_text
 from .answering import Fields, format_fields
 from .predictions import count_whole_bytes, parse_line
-from .settings import PREDICTIONS, write_text
+from .settings import PREDICTIONS
 
 ERRORS = "errors.jsonl"
 
@@ -30,18 +30,19 @@ class PredictionWriter:
     """
 
     def __init__(self, path: Path):
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self.file = LineFile(path, sync=True)
 
     def write(self, found: Mapping[str, Fields]) -> None:
-        """Append predictions by their ids."""
-        content = "".join(format_fields(name, fields) for name, fields in found.items()).encode()
-        while content:
-            content = content[os.write(self.descriptor, content) :]
-        os.fsync(self.descriptor)
+        """Append predictions by their ids.
+
+        Raises:
+            OSError: if the disk is full, say; none of them is then in the file.
+        """
+        self.file.write("".join(format_fields(name, fields) for name, fields in found.items()))
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self.descriptor)
+        self.file.close()
 
 
 def read_parts(folder: Path) -> dict[str, Fields]:

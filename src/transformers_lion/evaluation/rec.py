@@ -7,7 +7,7 @@ of data are those of REFER (refs and instances), COCO, MDETR, Shikra, and record
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .data_files import (
     read_image,
     require_unique,
 )
+from .parquet_files import is_in_parquet, open_in_parquet
 from .predictions import score_measures
 from .task import Example, Prediction, Scores
 
@@ -40,7 +41,9 @@ ROOM = 0.01
 PHRASE_NAMES = ("expression", "phrase", "sentences", "sent", "caption", "text")
 SENTENCE_NAMES = ("sent", "raw", "text", "sentence")
 BOX_NAMES = ("bbox", "box")
-ID_NAMES = ("id", "question_id", "sent_id")
+ID_NAMES = ("id", "question_id", "sent_id", "region_id")
+REGION_NAMES = ("x", "y", "width", "height")
+"""Of Visual Genome's regions, whose width and height are their own."""
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 """The EXIF tag, and its values for pictures that are stored lying on their side."""
@@ -65,6 +68,25 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 
+class PictureSizeError(ValueError):
+    """A picture whose size is needed and cannot be read."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a phrase's thing is.
+
+    Attributes:
+        box: fractions of the image, x1, y1, x2, y2; empty where the picture that they depend on cannot be read.
+        image_size: that the record gives, if the box depends on it.
+        error: why there is no box.
+    """
+
+    box: list[float] = field(default_factory=list)
+    image_size: Size | None = None
+    error: str = ""
+
+
 def score_rec(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
     """Accuracy at IoU 0.5, mean IoU, and the share of answers without a box, in percent.
 
@@ -76,7 +98,7 @@ def score_rec(examples: Sequence[Example], predictions: Sequence[Prediction]) ->
 def judge_box(example: Example, prediction: Prediction) -> dict[str, float]:
     """What an answer's first box is worth."""
     boxes = extract_boxes(prediction.answer)
-    iou = box_iou(boxes[0], tuple(example.references)) if boxes else 0.0
+    iou = box_iou(boxes[0], tuple(example.references)) if boxes and example.references else 0.0
     return {
         "mean_iou": 100 * iou,
         "accuracy": 100.0 * (iou >= IOU_THRESHOLD),
@@ -96,8 +118,12 @@ def load_rec(
         box_unit: "pixels", "fractions" or "thousandths", where records do not say it in `box_unit`; left out, pixels,
             and boxes that look like fractions are an error.
 
+    Returns:
+        An example for each phrase. Where the size of a picture is needed and cannot be read, `error` says why, and the
+        example has no references.
+
     Raises:
-        ValueError: if something is missing, or a box does not fit its image or form.
+        ValueError: if something is missing, no picture can be read, or a box does not fit its image or form.
     """
     for name, value, known in (("box_format", box_format, FORMATS), ("box_unit", box_unit, UNITS)):
         if value is not None and value not in known:
@@ -115,50 +141,109 @@ def load_rec(
     if not examples:
         raise ValueError(f"{data} has no phrases with a box.")
     require_unique([example.id for example in examples], str(data))
-    return leave_out_training(examples)
+    examples = leave_out_training(examples)
+    errors = [example.error for example in examples if example.error]
+    if len(errors) == len(examples):
+        raise ValueError(errors[0])
+    if errors:
+        logger.warning("%s: %d of %d phrases cannot be scored. %s", data, len(errors), len(examples), errors[0])
+    return examples
 
 
 def measure_image(images: Path | None, name: str) -> Size:
     """The size of an image as it is seen, from the header of its file.
 
     Raises:
-        ValueError: if there is no folder, or no such picture in it.
+        PictureSizeError: if there is no such picture in the folder.
+        ValueError: if there is no folder.
     """
-    if images is None:
-        raise ValueError("has no width and height; with the folder of images they are read from the pictures.")
+    if images is None and not is_in_parquet(name):
+        raise ValueError("with the folder of images they are read from the pictures.")
+    path = (images or Path()) / name
     try:
-        with Image.open(images / name) as picture:
+        with open_in_parquet(name) if is_in_parquet(name) else Image.open(path) as picture:
             width, height = picture.size
-            return (height, width) if picture.getexif().get(ORIENTATION) in SIDEWAYS else (width, height)
-    except OSError as error:
-        raise ValueError(f"has no width and height, and image {images / name} cannot be read: {error}.") from error
+            return (height, width) if read_orientation(picture) in SIDEWAYS else (width, height)
+    except Exception as error:  # decoders raise many kinds, such as that of a picture above Pillow's limit
+        raise PictureSizeError(f"image {path} cannot be read: {error}") from error
+
+
+def read_orientation(picture: Image.Image) -> int | None:
+    """The orientation in a picture's EXIF block, `None` where there is none or the block is damaged."""
+    try:
+        return picture.getexif().get(ORIENTATION)
+    except Exception:  # a block that is none raises many kinds; the picture is as good without it
+        return None
 
 
 FindSize = Callable[[str], Size]
 
 
-def find_row_size(row: Row, image: str, find_size: FindSize) -> Size:
-    """An image's size as its record has it, or else its picture."""
-    if row.find("width") is not None and row.find("height") is not None:
+def find_row_size(row: Row, image: str, find_size: FindSize) -> tuple[Size, bool]:
+    """An image's size, and whether its record has it, rather than its picture.
+
+    Raises:
+        PictureSizeError: if it stands in neither.
+    """
+    is_given = row.find("width") is not None and row.find("height") is not None and not is_region(row)
+    if is_given:
         size = row.whole("width"), row.whole("height")
     else:
+        missing = "its width and height are the region's" if is_region(row) else "has no width and height"
         try:
             size = find_size(image)
+        except PictureSizeError as error:
+            raise PictureSizeError(f"{row.where}: {missing}, and {error}") from error
         except ValueError as error:
-            raise row.error(str(error)) from error
+            raise row.error(f"{missing}; {error}") from error
     if min(size) <= 0:
         raise row.error(f"expected a width and a height above 0, not {size[0]} and {size[1]}.")
-    return size
+    return size, is_given
 
 
-def make_example(name: str, image: str, phrase: str, box: Box, group: str, tags: tuple[str, ...] | None) -> Example:
+def is_region(row: Row) -> bool:
+    """Whether a record's width and height are those of its box, as in Visual Genome, rather than the picture's."""
+    if any(row.find(name) is None for name in REGION_NAMES):
+        return False
+    x, y, width, height = (row.find(name) for name in REGION_NAMES)
+    return row.find(*BOX_NAMES) in (None, [x, y, width, height], [x, y, x + width, y + height])
+
+
+def make_example(
+    name: str, image: str, phrase: str, target: Target, group: str, tags: tuple[str, ...] | None
+) -> Example:
     """A question for a phrase's box."""
-    question = PROMPT.format(phrase.strip().rstrip("."))
-    return Example(name, image, question, list(box), "region_level", group=group, tags=tags)
+    return Example(
+        name,
+        image,
+        PROMPT.format(phrase.strip().rstrip(".")),
+        target.box,
+        "region_level",
+        group=group,
+        tags=tags,
+        image_size=target.image_size,
+        error=target.error,
+    )
 
 
-def read_box(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Box:
-    """A record's box as fractions of its image."""
+def find_target(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Target:
+    """A record's box, or the reason why it is not known."""
+    try:
+        return read_box(row, image, find_size, form)
+    except PictureSizeError as error:
+        return Target(error=" ".join(str(error).split()))
+
+
+def read_box(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Target:
+    """A record's box as fractions of its image.
+
+    Raises:
+        PictureSizeError: if the size of the picture is needed and cannot be read.
+        ValueError: if the box is none, or may be in another form.
+    """
+    if row.find(*BOX_NAMES) is None and is_region(row):
+        region = [row.find(name) for name in REGION_NAMES]
+        row, form = Row({**row.fields, "bbox": region}, row.where), COCO_FORM
     numbers = row.numbers(*BOX_NAMES)
     if len(numbers) != 4:
         raise row.error(f"expected 4 numbers in bbox, found {len(numbers)}.")
@@ -168,13 +253,14 @@ def read_box(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Box:
             f"the box {describe(list(numbers))} may be fractions or pixels; say so in the record's box_unit "
             "or by the option box_unit."
         )
-    width, height = (1, 1) if unit == "fractions" else (1000, 1000)
+    (width, height), is_given = ((1, 1) if unit == "fractions" else (1000, 1000)), False
     if unit in (None, "pixels"):
-        width, height = find_row_size(row, image, find_size)
+        (width, height), is_given = find_row_size(row, image, find_size)
     x1, y1, x2, y2 = numbers
     if (read_word(row, "box_format", FORMATS) or form.format) == "xywh":
         x2, y2 = x1 + x2, y1 + y2
-    return check_box(row, (x1 / width, y1 / height, x2 / width, y2 / height), numbers)
+    box = check_box(row, (x1 / width, y1 / height, x2 / width, y2 / height), numbers)
+    return Target(list(box), (width, height) if is_given else None)
 
 
 def read_word(row: Row, name: str, known: Sequence[str]) -> str | None:
@@ -223,11 +309,11 @@ def read_records(
     """Records of an image, a phrase or several, and a box. Ids are theirs, or else their place in the file."""
     for place, row in enumerate(rows, 1):
         image, phrases = read_image(row, images), read_phrases(row)
-        box = read_box(row, image, find_size, form)
+        target = find_target(row, image, find_size, form)
         name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else str(place)
         for number, phrase in enumerate(phrases, 1):
             full = name if len(phrases) == 1 else f"{name}-{number}"
-            yield make_example(full, image, phrase, box, row.find("split") or "", row.tags)
+            yield make_example(full, image, phrase, target, row.find("split") or "", row.tags)
 
 
 def is_refer(row: Row) -> bool:
@@ -246,10 +332,10 @@ def read_references(rows: Sequence[Row], data: Path, images: Path | None, find_s
         annotation = pick(annotations, row, "ann_id")
         picture = pick(pictures, annotation, "image_id")
         image = read_image(picture, images)
-        box = read_box(with_size(annotation, picture), image, find_size, COCO_FORM)
+        target = find_target(with_size(annotation, picture), image, find_size, COCO_FORM)
         for sentence, phrase in zip(row.list("sentences"), read_phrases(row), strict=True):
             name = Row(sentence, row.where).name("sent_id") if isinstance(sentence, dict) else row.name("ref_id")
-            yield make_example(name, image, phrase, box, row.find("split") or "", row.tags)
+            yield make_example(name, image, phrase, target, row.find("split") or "", row.tags)
 
 
 def index_rows(document: Row, name: str) -> dict[str, Row]:
@@ -274,6 +360,7 @@ def with_size(annotation: Row, picture: Row) -> Row:
 def read_coco(document: Row, images: Path | None, find_size: FindSize) -> Iterator[Example]:
     """COCO's annotations: an example for each, with the phrase it has, or its image (MDETR), or its category.
 
+    An image's phrase counts only where the image has one annotation, since it is not known which of several it means.
     Where the phrase is the category, only those are taken that are alone of their kind in their image. Ids are those
     of the annotations.
     """
@@ -281,24 +368,31 @@ def read_coco(document: Row, images: Path | None, find_size: FindSize) -> Iterat
     categories = index_rows(document, "categories") if document.find("categories") else {}
     annotations = list(document.rows("annotations"))
     counts = Counter((row.name("image_id"), str(row.find("category_id"))) for row in annotations)
+    totals = Counter(row.name("image_id") for row in annotations)
     left_out = 0
     for row in annotations:
         picture = pick(pictures, row, "image_id")
-        phrase = next((found for found in (row.find(*PHRASE_NAMES), picture.find(*PHRASE_NAMES)) if found), None)
+        phrase = row.find(*PHRASE_NAMES) or None
+        if phrase is None and totals[row.name("image_id")] == 1:
+            phrase = picture.find(*PHRASE_NAMES) or None
         if phrase is None:
-            if counts[row.name("image_id"), str(row.find("category_id"))] > 1 or row.find("iscrowd"):
+            is_alone = counts[row.name("image_id"), str(row.find("category_id"))] == 1 and not row.find("iscrowd")
+            if not is_alone or (not categories and picture.find(*PHRASE_NAMES)):
                 left_out += 1
                 continue
             phrase = pick(categories, row, "category_id").text("name")
         image = read_image(picture, images)
-        box = read_box(with_size(row, picture), image, find_size, COCO_FORM)
+        target = find_target(with_size(row, picture), image, find_size, COCO_FORM)
         phrases = read_phrases(Row({"phrase": phrase}, row.where))
         for number, text in enumerate(phrases, 1):
             name = row.name("id") if len(phrases) == 1 else f"{row.name('id')}-{number}"
-            yield make_example(name, image, text, box, picture.find("split") or "", picture.tags)
+            yield make_example(name, image, text, target, picture.find("split") or "", picture.tags)
     if left_out:
-        kind = "are not the only ones of their category in their image, which is all that is known of them"
-        logger.warning("%s: %d of %d annotations %s.", document.where, left_out, len(annotations), kind)
+        logger.warning(
+            "%s: %d of %d annotations are not the only ones of their category in their image and have no phrase of "
+            "their own. They are left out.",
+            document.where, left_out, len(annotations),
+        )  # fmt: skip
 
 
 __all__ = ["BoxForm", "load_rec", "score_rec"]

@@ -10,6 +10,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..file_writing import write_text
 from ..inference import Lion
+from ..locking import LOCK, locked
 from ..ram import ImageTagger
 from .answering import Fields, answer_batch
 from .batches import Batch, plan_batches
 from .batching_check import BatchingCheck, check_batching
 from .missing import wrong_prediction
 from .pages import write_pages
+from .parquet_files import forget_pictures
 from .predictions import read_predictions
 from .processes import Processes, join_processes
 from .progress_files import (
@@ -46,7 +50,6 @@ from .settings import (
     describe_setup,
     find_dataset,
     hash_data,
-    write_text,
 )
 from .task import Example, Prediction
 
@@ -95,12 +98,13 @@ def evaluate(
         What came of it; `None` in other processes than the first.
 
     Raises:
-        ValueError: if something in the settings or the data cannot be, or the output folder has predictions that were
-            made in another way.
-        OSError: if a file or folder is missing.
+        ValueError: if something in the settings or the data cannot be, the output folder has predictions that were
+            made in another way, or another run is writing it.
+        OSError: if a file or folder is missing or cannot be written.
     """
-    with join_processes() as processes:
-        examples, chosen = prepare(settings, processes)
+    with join_processes() as processes, ExitStack() as at_end:
+        at_end.callback(forget_pictures)
+        examples, chosen = prepare(settings, processes, at_end)
         batches = plan_batches(chosen, settings.batch_size)
         done = {name for name, fields in read_parts(settings.output).items() if "error" not in fields}
         processes.wait()  # until all have seen what is done
@@ -121,24 +125,32 @@ def evaluate_file(settings: EvaluationSettings, predictions: Path) -> Result:
     Examples to which the file has an `error` instead of an answer, as those of `evaluate` have, count as wrong.
 
     Raises:
-        ValueError: if settings, data or predictions cannot be, or do not fit.
-        OSError: if a file or folder is missing.
+        ValueError: if settings, data or predictions cannot be, or do not fit, or another run is writing the folder.
+        OSError: if a file or folder is missing or cannot be written.
     """
     check_settings(settings)
     examples = settings.task.load(settings.data, settings.images, **settings.load_options)
     chosen = examples[: settings.limit]
     left_out = {example.id for example in examples[len(chosen) :]}
     found = [prediction for prediction in read_predictions(predictions) if prediction.id not in left_out]
-    errors = read_error_reasons(predictions)
+    errors = {example.id: example.error for example in chosen if example.error} | read_error_reasons(predictions)
     wrong = {example.id: wrong_prediction(example) for example in chosen if example.id in errors}
     found = [wrong.get(prediction.id, prediction) for prediction in found]
     settings.output.mkdir(parents=True, exist_ok=True)
     missing = {name: reason for name, reason in errors.items() if name in wrong}
-    return conclude(settings, chosen, found, missing, Run(), predictions)
+    with locked(settings.output / LOCK, settings.output):
+        return conclude(settings, chosen, found, missing, Run(), predictions)
 
 
-def prepare(settings: EvaluationSettings, processes: Processes) -> tuple[list[Example], list[Example]]:
-    """Read the data, and make the output folder ready.
+def prepare(
+    settings: EvaluationSettings, processes: Processes, at_end: ExitStack
+) -> tuple[list[Example], list[Example]]:
+    """Read the data, and make the output folder ready and this run's own.
+
+    Args:
+        settings: of the evaluation.
+        processes: of which the first does this for all.
+        at_end: gives the folder back.
 
     Returns:
         All examples, and those to answer.
@@ -147,6 +159,8 @@ def prepare(settings: EvaluationSettings, processes: Processes) -> tuple[list[Ex
     if processes.is_first:
         try:
             examples = read_examples(settings)
+            settings.output.mkdir(parents=True, exist_ok=True)
+            at_end.enter_context(locked(settings.output / LOCK, settings.output))
             begin_folder(settings, examples)
         except (ValueError, OSError) as found:
             error = found
@@ -168,7 +182,6 @@ def read_examples(settings: EvaluationSettings) -> list[Example]:
 def begin_folder(settings: EvaluationSettings, examples: Sequence[Example]) -> None:
     """Note what predictions depend on, and put what earlier processes did into one file."""
     setup = describe_setup(settings, examples)
-    settings.output.mkdir(parents=True, exist_ok=True)
     if read_parts(settings.output):
         check_unchanged(settings.output, setup)
     write_text(settings.output / SETUP, json.dumps(setup, indent=2, ensure_ascii=False) + "\n")

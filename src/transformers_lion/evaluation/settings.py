@@ -5,12 +5,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .parquet_files import is_in_parquet
 from .task import Example, Task
 
 SETUP, MODEL, PREDICTIONS = "setup.json", "model.json", "predictions.jsonl"
@@ -18,6 +19,9 @@ SETUP, MODEL, PREDICTIONS = "setup.json", "model.json", "predictions.jsonl"
 
 TAGS = ("auto", "data", "none")
 """Where prompts have their tags from: the tagger, if the checkpoint has one; the data; nowhere."""
+
+ASKED = ("id", "image", "question", "task_type", "candidates", "tags")
+"""What of an example an answer depends on."""
 
 EDGE = 1 << 20
 """Bytes at both ends of a model's file that tell it from others."""
@@ -204,10 +208,13 @@ def list_model_files(folder: Path) -> Iterator[Path]:
 
 
 def hash_examples(examples: Sequence[Example]) -> str:
-    """A hash of all that was read from the data."""
+    """A hash of all that answers depend on. References are not in it: they change when a picture is repaired."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps(asdict(example), sort_keys=True).encode() + b"\n")
+        fields = {name: getattr(example, name) for name in ASKED}
+        if is_in_parquet(example.image):  # which may be moved, as all data may
+            fields["image"] = Path(example.image).name
+        digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -219,13 +226,6 @@ def hash_data(data: Path) -> str:
             while block := file.read(EDGE):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 __all__ = ["EvaluationSettings", "check_settings", "check_unchanged", "describe_setup", "find_dataset"]

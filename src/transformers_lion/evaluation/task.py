@@ -22,6 +22,9 @@ class Example:
         candidates: answers to rank by their likelihood; none where an answer is generated.
         group: of the file's examples, such as a split; "" where there is one alone.
         tags: of the image, where the file has them.
+        image_size: width and height that the file gives the image, where references depend on them.
+        error: why the example cannot be scored; "" where it can. It then has no references. Neither of these two counts
+            for equality.
     """
 
     id: str
@@ -32,6 +35,8 @@ class Example:
     candidates: tuple[str, ...] = ()
     group: str = ""
     tags: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = field(default=None, compare=False)
+    error: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

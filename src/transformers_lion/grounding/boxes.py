@@ -57,6 +57,15 @@ def normalize_box(box: Box, image_size: tuple[int, int]) -> Box:
     return box[0] / width, box[1] / height, box[2] / width, box[3] / height
 
 
+def check_pixels(box: Box, name: str) -> None:
+    """Raise `ValueError` if a box that has to be pixels may be fractions, none of whose numbers is above 1."""
+    if max(box) <= 1:
+        raise ValueError(
+            f"The box {list(box)} of {name} may be fractions, but must be pixels. Reading an answer with the size of "
+            "its image gives pixels (image_size or target_sizes), and so does scale_box."
+        )
+
+
 def box_to_xywh(box: Box) -> Box:
     """Two corners to COCO's corner, width and height."""
     return box[0], box[1], box[2] - box[0], box[3] - box[1]
@@ -93,6 +102,7 @@ __all__ = [
     "box_from_xywh",
     "box_iou",
     "box_to_xywh",
+    "check_pixels",
     "clip_box",
     "format_box",
     "format_boxes",

@@ -20,6 +20,9 @@ BOUNDARY = re.compile(
     r"[.,:;!?]\s|[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\n]"
 )  # and the wide ones of Chinese and Japanese
 
+FAR = 2.0
+"""Fractions go from 0 to 1, and where a model errs not much further."""
+
 
 @dataclass(frozen=True)
 class FoundBox:
@@ -81,8 +84,16 @@ class GroundedText:
 
     @classmethod
     def from_entities(cls, text: str, entities: Iterable[Entity]) -> "GroundedText":
-        """The same of a clean text and its entities, whose boxes are fractions; these are put in order and clipped."""
-        return cls(text, tuple(Region(phrase, span, tuple(map(tidy_box, boxes))) for phrase, span, boxes in entities))
+        """The same of a clean text and its entities, whose boxes are fractions; these are put in order and clipped.
+
+        Raises:
+            ValueError: if a box may be pixels.
+        """
+        found = list(entities)
+        for phrase, _, boxes in found:
+            for box in boxes:
+                check_fractions(box, repr(phrase))
+        return cls(text, tuple(Region(phrase, span, tuple(map(tidy_box, boxes))) for phrase, span, boxes in found))
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,14 @@ BRACKETS = Form(
     is_begun=is_begun_fractions,
 )
 """LION's and Shikra's form: boxes in brackets, after the phrase, of which only the end is marked."""
+
+
+def check_fractions(box: Box, name: str) -> None:
+    """Raise `ValueError` if a box that has to be fractions may be pixels: it reaches far out of the image."""
+    if max(box) > FAR or min(box) < 1 - FAR:
+        raise ValueError(
+            f"The box {list(box)} of {name} may be pixels, but must be fractions of the image: see normalize_box."
+        )
 
 
 def tidy_box(box: Box, written: tuple[int, int] = (0, 0)) -> FoundBox:
