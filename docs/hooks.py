@@ -19,7 +19,15 @@ FENCE = re.compile(r"^ *```", re.MULTILINE)
 PLACES = {"CHANGELOG.md": "changelog.md", "README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 """Pages of the site for files of the repository, where they are not those that the rule gives."""
 
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json", ".cff": "yaml"}
+LANGUAGES = {
+    ".py": "python",
+    ".sh": "sh",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".toml": "toml",
+    ".json": "json",
+    ".cff": "yaml",
+}
 origins: dict[str, str] = {}
 """Where each page of the site is in the repository."""
 
