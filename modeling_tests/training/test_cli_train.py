@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from training.record_files import good_record, picture, png, write_json, write_pictures
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
+from transformers_lion.locking import LOCK, locked
 from transformers_lion.training import STAGES, preflight, runner
 from transformers_lion.training.settings import DataSettings, StageSettings, load_settings
 from transformers_lion.training.stages import check_fits
@@ -231,6 +232,16 @@ def test_a_model_of_the_stage_is_trained_further_and_another_is_its_base(workpla
     assert all(torch.allclose(tensor, more[name], atol=1e-20) for name, tensor in first.items())
     adapter = "language_model.encoder.block.0.feed_forward.adapter.adapters.0.up_proj.weight"
     assert not torch.equal(first[adapter], load_file("lion/model.safetensors")[adapter])
+
+
+def test_a_second_run_on_one_folder_is_refused_while_the_first_goes_on(workplace: Path) -> None:
+    write_recipe()
+    Path("out").mkdir()
+    with locked(Path("out", LOCK), Path("out")):
+        assert refusal() == f"error: out: another run is writing it (process {os.getpid()})."
+    assert not list(Path("out").iterdir())
+    assert lion().exit_code == 0
+    assert not Path("out", LOCK).exists()
 
 
 # --- settings -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..configuration_lion import LionConfig
+from ..locking import LOCK, locked
 from ..modeling_lion import LionForConditionalGeneration
 from ..processing_lion import LionProcessor
 from ..ram import ImageTagger
@@ -50,16 +52,30 @@ def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> N
         progress_bar: whether the Trainer shows one; otherwise it prints a line for each log.
 
     Raises:
-        ValueError: if something in the settings cannot be; as far as possible before anything is trained.
+        ValueError: if something in the settings cannot be, as far as possible before anything is trained; if another
+            run writes the output.
         OSError: if a file or folder is missing.
     """
-    for stage, origin in zip(settings.stages, check_run(settings), strict=True):
-        if (folder_of(settings, stage) / MODEL).exists():
-            say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
-        else:
-            run_stage(settings, stage, origin, say, progress_bar)
-            end_reports(settings.report_to)
-            gc.collect()  # the Trainer holds its model in a cycle
+    origins = check_run(settings)
+    with reserved(Path(settings.output)):
+        for stage, origin in zip(settings.stages, origins, strict=True):
+            if (folder_of(settings, stage) / MODEL).exists():
+                say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
+            else:
+                run_stage(settings, stage, origin, say, progress_bar)
+                end_reports(settings.report_to)
+                gc.collect()  # the Trainer holds its model in a cycle
+
+
+@contextmanager
+def reserved(output: Path) -> Iterator[None]:
+    """Keep other runs from the output; of several processes of one run, the first does so for all."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output / LOCK, output):
+        yield
 
 
 def run_stage(
