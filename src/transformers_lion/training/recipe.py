@@ -1,4 +1,4 @@
-"""The recipe: LION's optimizer, schedule and figures on transformers' own `Seq2SeqTrainer`.
+"""The recipe: LION's optimizer, schedule and figures on transformers' `Seq2SeqTrainer`.
 
 Source: LION's reference code: AdamW with betas 0.9 and 0.999, weight decay 0.05 but for biases, norms and vectors, a
 linear warm-up and a cosine, bfloat16, and a learning rate of its own for the aggregator. Reading order:
@@ -18,11 +18,12 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 
 from ..processing_lion import LionProcessor
 from .answer_metrics import AnswerMetrics
-from .callbacks import CheckpointLogCallback, EvaluationConfigCallback, TrainableCheckpointCallback
+from .callbacks import CheckpointLogCallback, TrainableCheckpointCallback
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import FEATURES
 from .distributed import FsdpCallback
 from .stages import AGGREGATOR_PARTS, Stage
+from .trainer import LionTrainer
 
 ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
@@ -158,8 +159,8 @@ def make_trainer(
     trainable_only: bool = False,
     aggregator_lr_multiplier: float = 1.0,
     callbacks: Sequence[TrainerCallback] = (),
-) -> Seq2SeqTrainer:
-    """The stock Trainer with the recipe's optimizer, collator, figures and callbacks.
+) -> LionTrainer:
+    """A Trainer with the recipe's optimizer, collator, figures and callbacks.
 
     Args:
         model: as it is to be trained: `apply_stage` freezes it, PEFT may wrap it.
@@ -176,7 +177,7 @@ def make_trainer(
         ValueError: if nothing is trained.
     """
     collator = LionDataCollator(processor) if collator is None else collator
-    own = [CheckpointLogCallback(), EvaluationConfigCallback(), CollatorEpochCallback(collator), FsdpCallback()]
+    own = [CheckpointLogCallback(), CollatorEpochCallback(collator), FsdpCallback()]
     if trainable_only:
         own.append(TrainableCheckpointCallback(stage))
     metrics = None
@@ -185,7 +186,7 @@ def make_trainer(
         if arguments.predict_with_generate:
             metrics = AnswerMetrics(processor, num_samples=len(eval_dataset))
     noted = dict(vars(model.config))
-    trainer = Seq2SeqTrainer(
+    trainer = LionTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
