@@ -187,6 +187,12 @@ def test_a_bfloat16_base_is_sharded_beside_adapters_in_float32(loop: Results) ->
     assert loop["bfloat16_losses"] == pytest.approx(loop["losses"], rel=0.02)
 
 
+def test_lora_on_a_bfloat16_base_is_sharded_and_trains_in_float32(loop: Results) -> None:
+    assert loop["lora_dtypes"] == ["torch.bfloat16", "torch.float32"]
+    assert loop["sharded_lora_dtypes"] == ["torch.float32"]
+    assert loop["lora_losses"] == pytest.approx(runs.run_steps(runs.stage_model(runs.LORA)), rel=0.02)
+
+
 def test_a_model_that_is_not_sharded_is_found_out_by_name() -> None:
     model = runs.stage_model("mixture")
     with pytest.raises(ValueError, match=r"298 parameters of this LionForConditionalGeneration as a whole, vision_"):

@@ -37,6 +37,7 @@ from .compatibility import CACHE_NAMES, one_cache, with_cache_name
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .initialization import InitializationMixin
 from .modeling_lion_t5 import LionT5ForConditionalGeneration
+from .prompt_learning import PromptLearningRefusal
 from .saving import PlainNamesMixin
 from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 
@@ -218,7 +219,7 @@ class LionPreTrainedModel(InitializationMixin, PlainNamesMixin, PreTrainedModel)
     ]
 
 
-class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
+class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, GenerationMixin):
     """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
 
     def __init__(self, config: LionConfig):

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..modeling_lion import LionForConditionalGeneration
 from ..modeling_lion_t5 import LionT5ForConditionalGeneration
+from .precision import train_in_float32
 
 UNITS = (
     "InstructBlipVisionEmbeddings", "InstructBlipEncoderLayer", "InstructBlipQFormerEmbeddings",
@@ -164,7 +165,7 @@ def use_float32_reductions(plugin: Any) -> None:
 
 
 def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
-    """Make a whole model ready to be sharded, by accelerate or by `shard_model`.
+    """Make a whole model ready to be sharded, by accelerate or by `shard_model`. What trains becomes float32.
 
     Args:
         model: a LION, also within PEFT's model; its frozen parameters already frozen.
@@ -174,6 +175,7 @@ def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
         ValueError: if there is no LION in it.
     """
     lion = find_lion(model)
+    train_in_float32(model)
     share_embeddings(lion.language_model)
     present = {type(module).__name__ for module in model.modules()}
     units = [name for name in UNITS if name in present]

@@ -22,6 +22,8 @@ from .callbacks import CheckpointLogCallback, TrainableCheckpointCallback
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import FEATURES
 from .distributed import FsdpCallback
+from .precision import train_in_float32
+from .quantised import check_gradients_pass
 from .stages import AGGREGATOR_PARTS, Stage
 from .trainer import LionTrainer
 
@@ -163,7 +165,8 @@ def make_trainer(
     """A Trainer with the recipe's optimizer, collator, figures and callbacks.
 
     Args:
-        model: as it is to be trained: `apply_stage` freezes it, PEFT may wrap it.
+        model: as it is to be trained: `apply_stage` freezes it, PEFT may wrap it. What trains becomes float32, on a
+            base of 16 bits too; see `train_in_float32`.
         processor: saved with each checkpoint.
         arguments: from `training_arguments`.
         train_dataset, eval_dataset: from `load_records` or `mix_datasets`.
@@ -174,9 +177,11 @@ def make_trainer(
         callbacks: further ones.
 
     Raises:
-        ValueError: if nothing is trained.
+        ValueError: if nothing is trained, or the model is quantised so that no gradients pass through it.
     """
     collator = LionDataCollator(processor) if collator is None else collator
+    train_in_float32(model)
+    check_gradients_pass(model, is_tower_frozen=not any(map(is_towers, trained_names(model))))
     own = [CheckpointLogCallback(), CollatorEpochCallback(collator), FsdpCallback()]
     if trainable_only:
         own.append(TrainableCheckpointCallback(stage))
@@ -200,6 +205,17 @@ def make_trainer(
     if "use_cache" not in noted:  # the Trainer notes it here, where LION does not read it, and it would be saved
         vars(model.config).pop("use_cache", None)
     return trainer
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that train."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def is_towers(name: str) -> bool:
+    """Whether a parameter is the vision tower's, but for the norm behind its last block."""
+    parts = name.split(".")
+    return "vision_model" in parts and "post_layernorm" not in parts
 
 
 def one_question_each(dataset: Dataset) -> Dataset:
