@@ -270,6 +270,36 @@ def test_the_command_line_goes_before_the_file(workplace: Path) -> None:
     assert (stage.steps, stage.batch_size, stage.learning_rate) == (5, 3, 1e-3)
 
 
+def test_numbers_in_scientific_notation_are_numbers_wherever_they_stand(workplace: Path) -> None:
+    text = Path("recipe.yaml").read_text() + "warmup_steps: 2E+1\n"
+    arguments = (
+        "{adam_epsilon: 1e-8, max_grad_norm: '1e0', logging_steps: 1e1, save_total_limit: 1e0, "
+        "lr_scheduler_kwargs: {min_lr: 1e-7}, neftune_noise_alpha: .5e+1, run_name: run-1e5, lr_scheduler_type: cosine}"
+    )
+    Path("recipe.yaml").write_text(text)
+    (stage, *_) = load_settings(Path("recipe.yaml"), [f"arguments={arguments}", "steps=1e3", "batch_size=4"]).stages
+    assert (stage.warmup_steps, stage.steps, stage.batch_size) == (20.0, 1000, 4)
+    assert stage.arguments == {
+        "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "logging_steps": 10.0, "save_total_limit": 1,
+        "lr_scheduler_kwargs": {"min_lr": 1e-7}, "neftune_noise_alpha": 5.0, "run_name": "run-1e5",
+        "lr_scheduler_type": "cosine",
+    }  # fmt: skip
+    assert [type(stage.arguments[name]) for name in ("max_grad_norm", "save_total_limit")] == [float, int]
+
+
+def test_a_recipe_that_ended_before_the_first_step_may_be_mended(workplace: Path) -> None:
+    write_recipe(on_error="skip", arguments={**SHORT["arguments"], "optim": "adamw_bnb_8bit", "adam_epsilon": 1e-9})
+    (workplace / "a1.png").write_bytes(png(1)[:150])
+    assert refusal().startswith("error: You need to install `bitsandbytes`")
+    assert yaml.safe_load(Path("out/mixture/settings.yaml").read_text())["on_error"] == "skip"
+    write_recipe(on_error="skip", data=[{"records": "boxes.json"}], steps=2, save_steps=1)
+    assert lion().exit_code == 0
+    faults = [json.loads(line) for line in Path("out/mixture/records.jsonl").read_text().splitlines()]
+    assert {fault["Fault"]["source"] for fault in faults if "Fault" in fault} <= {"boxes.json[1]"}
+    write_recipe(on_error="skip", learning_rate=2e-3)
+    assert "was begun with" in lion().stderr
+
+
 BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "a key at the top": (
         {"learnin_rate": 1}, r"recipe.yaml: there is no key 'learnin_rate'. Do you mean learning_rate\? The keys",
@@ -282,6 +312,25 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
         r"data\[0\]: there is no key 'image'. Do you mean images\? The keys are records, images, sample_ratio",
     ),
     "an argument of the Trainer": ({"arguments": {"save_step": 1}}, "'save_step' is no argument of the Trainer"),
+    "a misspelt choice": (
+        {"arguments": {"lr_scheduler_type": "cosin"}},
+        r"Stage mixture: arguments: lr_scheduler_type is 'cosin', but must be one of linear, .* Do you mean 'cosine'\?",
+    ),
+    "a misspelt plain choice": (
+        {"arguments": {"train_sampling_strategy": "by_length"}}, "'by_length', but must be one of random, sequential",
+    ),
+    "a text for a number of the Trainer": (
+        {"arguments": {"max_grad_norm": "1e-x"}}, "max_grad_norm is '1e-x', but must be a number",
+    ),
+    "a fraction for a whole number": (
+        {"arguments": {"gradient_accumulation_steps": 2.5}}, "gradient_accumulation_steps is 2.5, but must be a whole",
+    ),
+    "a misspelt truth": ({"arguments": {"use_cpu": "ture"}}, "use_cpu is 'ture', but must be true or false"),
+    "a list for a text": ({"arguments": {"run_name": ["a"]}}, "run_name is .'a'., but must be a text or null"),
+    "two orders": (
+        {"one_source_per_batch": True, "arguments": {"train_sampling_strategy": "group_by_length"}},
+        "one_source_per_batch and arguments: train_sampling_strategy exclude each other",
+    ),
     "no output": ({"output": ...}, "the key output is missing"),
     "no data": ({"data": ...}, "the key data is missing"),
     "no stage": ({"stages": [{}]}, "the key stage is missing"),

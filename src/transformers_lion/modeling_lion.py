@@ -292,6 +292,10 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
             raise ValueError(f"A vocabulary of {new_num_tokens} has no soft_prompt_token_id {marker}.")
         return super().resize_token_embeddings(new_num_tokens, **kwargs)
 
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels (B, L), shifted right behind the decoder's start token, for losses that are computed outside."""
+        return self.language_model.prepare_decoder_input_ids_from_labels(labels)
+
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder of a modality: the vision tower for `"image"`, else the language model's encoder."""
         return self.vision_model if modality == "image" else self.language_model.get_encoder()

@@ -89,8 +89,11 @@ def run_stage(
     model = begin_model(kind, origin, stage.reuse)
     arguments = stage_arguments(settings, stage, folder, progress_bar)
     check_processes(arguments)
-    if arguments.should_save:
-        write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
+    with arguments.main_process_first(local=False, desc="settings"):
+        if arguments.should_save:
+            write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
+            if not any(folder.glob("checkpoint-*")):
+                (folder / RECORDS).unlink(missing_ok=True)  # of an attempt that may have had other settings
     say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
     processor = LionProcessor.from_pretrained(origin[0])
     report = RecordReport(folder / RECORDS)
