@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typer.testing import CliRunner
 from training.record_files import good_record, picture, png, write_json, write_pictures
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
 from transformers_lion.locking import LOCK, locked
-from transformers_lion.training import STAGES, preflight, runner
+from transformers_lion.training import STAGES, combine_stages, preflight, runner
 from transformers_lion.training.settings import DataSettings, StageSettings, load_settings
 from transformers_lion.training.stages import check_fits
 
@@ -222,6 +223,28 @@ def test_a_picture_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of
     faults = [json.loads(line) for line in Path("out/mixture/records.jsonl").read_text().splitlines()]
     kinds = {entry["Fault"]["source"]: entry["Fault"]["kind"] for entry in faults if "Fault" in entry}
     assert kinds == dict.fromkeys(["records.json[1]", "records.json[5]"], "unreadable image")
+
+
+def test_a_trained_model_keeps_the_tagger_of_the_one_that_it_began_with(workplace: Path, lion_folder: Path) -> None:
+    Path("lion").unlink()
+    shutil.copytree(lion_folder, "lion")
+    Path("lion/tagger").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        Path("lion/tagger", name).write_text(f"{name} of a tagger")
+    write_recipe(stages=[{"stage": 1}, {"stage": 2, "tags": "none"}, {"stage": 3}], steps=1)
+    result = lion()
+    assert result.exit_code == 0, result.stderr
+    for stage, line in {
+        "image_level": ", with the tagger of lion/tagger",
+        "region_level": "",  # it trains without tags
+        "mixture": ", with the tagger of out/image_level/model/tagger",
+    }.items():
+        assert f"{stage}: finished, in out/{stage}/model{line}\n" in result.stdout
+        found = {path.name: path.read_text() for path in Path("out", stage, "model", "tagger").glob("*")}
+        kept = {name: f"{name} of a tagger" for name in ("config.json", "model.safetensors")}
+        assert found == (kept if line else {})
+    combine_stages("out/image_level/model", "out/region_level/model", output_dir="combined")
+    assert Path("combined/tagger/config.json").read_text() == "config.json of a tagger"
 
 
 def test_a_model_of_the_stage_is_trained_further_and_another_is_its_base(workplace: Path) -> None:

@@ -2,7 +2,8 @@
 
 Each stage has a folder in the output: `settings.yaml`, the Trainer's checkpoints, `records.jsonl` with the records
 that were left out, and when it is finished `model` (with its processor), `log.json` and `curves.png`. `model` comes
-last, and at once as a whole: where it is, the stage is finished.
+last, and at once as a whole: where it is, the stage is finished. It holds a copy of the tagger of the model that the
+stage began with.
 """
 
 import gc
@@ -34,7 +35,7 @@ from .recipe import make_trainer, training_arguments
 from .report import RecordReport
 from .resuming import train
 from .settings import DataSettings, RunSettings, StageSettings
-from .stage_models import combine_stages, start_stage
+from .stage_models import TAGGER, combine_stages, start_stage, tagger_of
 from .stages import Stage, apply_stage, get_stage
 
 LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
@@ -117,8 +118,9 @@ def run_stage(
         aggregator_lr_multiplier=stage.aggregator_lr_multiplier,
     )
     train(trainer)
-    save_stage(trainer, folder, stage.name)
-    say(f"{stage.name}: finished, in {folder / MODEL}")
+    tagger = find_tagger_folder(origin, stage)
+    save_stage(trainer, folder, stage.name, tagger)
+    say(f"{stage.name}: finished, in {folder / MODEL}{'' if tagger is None else f', with the tagger of {tagger}'}")
 
 
 def stage_arguments(
@@ -192,8 +194,18 @@ def make_collator(processor: LionProcessor, stage: StageSettings, seed: int, rep
     )
 
 
-def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
-    """Write the log, its curves and the model; the model's folder appears at once as a whole."""
+def find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | None:
+    """The tagger that belongs to what a stage trains: its own, or that of a model that it begins with.
+
+    `None` also where the stage trains without tags: prompts are to stay as they were in training.
+    """
+    if stage.tags == "none":
+        return None
+    return tagger_of(*([] if stage.tagger is None else [stage.tagger]), *(Path(path) / TAGGER for path in origin))
+
+
+def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path | None) -> None:
+    """Write the log, its curves and the model with its tagger; the model's folder appears at once as a whole."""
     unfinished = folder / f"{MODEL}.unfinished"
     if trainer.args.should_save:
         log = trainer.state.log_history
@@ -214,6 +226,8 @@ def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         (unfinished / "training_args.bin").unlink(missing_ok=True)
+        if tagger is not None:
+            shutil.copytree(tagger, unfinished / TAGGER)
         unfinished.rename(folder / MODEL)
     trainer.accelerator.wait_for_everyone()
 
