@@ -40,6 +40,9 @@ from .stages import Stage, apply_stage, get_stage
 
 LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
 
+PICTURES = "pictures.jsonl"
+"""In the output folder, for all stages: which pictures are known to open; see `CheckedPictures`."""
+
 Say = Callable[[str], None]
 """Where messages go."""
 
@@ -98,14 +101,15 @@ def run_stage(
     say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
     processor = LionProcessor.from_pretrained(origin[0])
     report = RecordReport(folder / RECORDS)
+    pictures = folder.parent / PICTURES
     run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
     data = mix_datasets(
-        [load_source(source, stage, kind, report, say) for source in stage.data],
+        [load_source(source, stage, kind, report, pictures, say) for source in stage.data],
         [source.sample_ratio for source in stage.data],
         run_length=run_length,
         seed=settings.seed,
     )
-    evaluation = [load_source(source, stage, kind, report, say) for source in stage.evaluation]
+    evaluation = [load_source(source, stage, kind, report, pictures, say) for source in stage.evaluation]
     trainer = make_trainer(
         model,
         processor,
@@ -163,7 +167,9 @@ def begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -
     return LionForConditionalGeneration.from_pretrained(origin[0], dtype="float32")
 
 
-def load_source(source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, say: Say) -> Dataset:
+def load_source(
+    source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, pictures: Path, say: Say
+) -> Dataset:
     """The records of a source that are of the stage's task types.
 
     Raises:
@@ -171,7 +177,12 @@ def load_source(source: DataSettings, stage: StageSettings, kind: Stage, report:
     """
     check_images: CheckImages = "decode" if stage.on_error == "skip" else "exists"  # a batch of none would be fatal
     records = load_records(
-        source.records, source.images, check_images=check_images, on_error=stage.on_error, report=report
+        source.records,
+        source.images,
+        check_images=check_images,
+        on_error=stage.on_error,
+        report=report,
+        checked_pictures=pictures,
     )
     chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
     name = ", ".join(as_list(source.records))
