@@ -104,6 +104,15 @@ def test_labels_are_shifted_by_the_model_as_by_the_collator(
     assert (batch["decoder_input_ids"][:, 0] == 0).all()
 
 
+def test_a_model_without_decoder_inputs_says_what_label_smoothing_needs(
+    model: Any, lion_processor: LionProcessor, folder: Path, tmp_path: Path
+) -> None:
+    arguments = options(tmp_path, label_smoothing_factor=EPSILON)
+    trainer = Seq2SeqTrainer(model, arguments, LionDataCollator(lion_processor), load_records(folder / "a.json"))
+    with pytest.raises(ValueError, match=r"label_smoothing_factor, .* give LionDataCollator decoder_start_token_id"):
+        trainer.train()
+
+
 # --- lengths ------------------------------------------------------------------------------------------------------
 
 

@@ -509,7 +509,7 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
 
         Raises:
             ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
-                images, prompts and tasks differ; if a task or the Q-Former's question is missing.
+                images, prompts and tasks differ; if a task, the Q-Former's question or the decoder's input is missing.
         """
         language_inputs: dict[str, Any]
         visual_outputs: dict[str, Any] = {}
@@ -530,6 +530,12 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
             if attention_mask is not None:
                 attention_mask = prepend_ones(attention_mask, encoder_outputs[0].shape[1] - attention_mask.shape[1])
             language_inputs = {"encoder_outputs": encoder_outputs, "attention_mask": attention_mask}
+        if labels is None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError(
+                "The decoder has nothing to read: give labels, decoder_input_ids or decoder_inputs_embeds. (With "
+                "label_smoothing_factor, the Trainer keeps the labels from the model: use make_trainer, or give "
+                "LionDataCollator decoder_start_token_id.)"
+            )
         outputs = self.language_model(
             **language_inputs,
             decoder_input_ids=decoder_input_ids,
