@@ -359,7 +359,7 @@ QUERY = "language_model.encoder.block.0.layer.0.SelfAttention.q"
 def test_a_base_that_no_gradients_pass_through_is_refused(
     lion_model: LionForConditionalGeneration, lion_processor: LionProcessor, tmp_path: Path
 ) -> None:
-    expected = rf"{QUERY} is quantised .StandInWeight. so that gradients do not pass through it: .* is 0 of what"
+    expected = rf"{QUERY} is quantised .StandInWeight. so that gradients do not pass through it: .* is 0 times the"
     with pytest.raises(ValueError, match=expected):
         lora_config(with_stand_in(StandInRounding, QUERY))
     lora_config(with_stand_in(StandInWeightOnly, QUERY))

@@ -30,9 +30,9 @@ def check_gradients_pass(model: nn.Module, is_tower_frozen: bool = True) -> None
         found = relative_derivative(layer)
         if abs(found - 1) > TOLERANCE:
             raise ValueError(
-                f"{name} is quantised ({type(layer.weight).__name__}) so that gradients do not pass through it: along "
-                f"its own output its derivative is {found:.2g} of what it should be. Nothing can be trained on such a "
-                "base; quantise weights only, as Int8WeightOnlyConfig does."
+                f"{name} is quantised ({type(layer.weight).__name__}) so that gradients do not pass through it: its "
+                f"derivative is {found:.2g} times the true one. Nothing can be trained on such a base; quantise "
+                "weights only, as Int8WeightOnlyConfig does."
             )
 
 
