@@ -371,6 +371,22 @@ def the_trainer_loads_a_checkpoints_weights_by_itself() -> None:
     assert parameters(Seq2SeqTrainer._load_from_checkpoint, 1) == ["resume_from_checkpoint"]
 
 
+@assume("_gen_kwargs")
+def the_trainer_keeps_the_options_of_an_evaluation_until_its_steps() -> None:
+    for method in (Seq2SeqTrainer.evaluate, Seq2SeqTrainer.predict):
+        assert "self._gen_kwargs = gen_kwargs" in inspect.getsource(method)
+    assert "self._gen_kwargs" in inspect.getsource(Seq2SeqTrainer.prediction_step)
+
+
+@assume("_get_train_sampler", "_get_eval_sampler", "transformers.trainer_pt_utils.LengthGroupedSampler")
+def the_trainer_asks_methods_for_its_samplers() -> None:
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    assert parameters(Seq2SeqTrainer._get_train_sampler) == ["train_dataset"]
+    assert parameters(Seq2SeqTrainer._get_eval_sampler) == ["eval_dataset"]
+    assert sorted(LengthGroupedSampler(2, lengths=[3, 1, 2], generator=torch.Generator())) == [0, 1, 2]
+
+
 @assume(
     "transformers.integrations.get_available_reporting_integrations",
     "transformers.integrations.unset_hf_deepspeed_config",
@@ -386,6 +402,19 @@ def integrations_can_be_listed_and_deepspeeds_forgotten() -> None:
 def a_downloaded_configuration_knows_its_commit() -> None:
     source = inspect.getsource(transformers.PreTrainedConfig)
     assert '"_commit_hash"' in source
+
+
+# peft
+
+
+@assume("peft.tuners.tuners_utils.BaseTunerLayer")
+def layers_of_peft_have_one_base_and_whole_modules_have_not() -> None:
+    peft = pytest.importorskip("peft")
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    assert issubclass(peft.tuners.lora.LoraLayer, BaseTunerLayer)
+    assert not issubclass(ModulesToSaveWrapper, BaseTunerLayer)
 
 
 # accelerate
@@ -491,7 +520,7 @@ DOCUMENTED = {
     "transformers.activations", "transformers.cache_utils", "transformers.generation",
     "transformers.image_processing_utils", "transformers.image_utils", "transformers.modeling_outputs",
     "transformers.processing_utils", "transformers.utils",
-    "torch.nn", "torch.nn.functional", "torch.utils.data", "torch.distributed.checkpoint.state_dict",
+    "torch.export", "torch.nn", "torch.nn.functional", "torch.utils.data", "torch.distributed.checkpoint.state_dict",
     "torch.distributed.device_mesh", "torch.distributed.fsdp",
 }  # fmt: skip
 """Modules whose public names are documented."""

@@ -34,10 +34,10 @@ LORA = "lora"
 """LoRA on the third stage's model."""
 
 
-def stage_model(stage: str) -> Any:
+def stage_model(stage: str, dtype: torch.dtype = torch.float32) -> Any:
     """The same model in all processes, with a stage applied, or with LoRA."""
     if stage == LORA:
-        model = stage_model("mixture")
+        model = stage_model("mixture").to(dtype)
         torch.manual_seed(0)
         return get_peft_model(model, lora_config(model, rank=2, dropout=0.0))
     fields: dict[str, Any] = {name: dict(part) for name, part in NO_DROPOUT.items()}
@@ -192,6 +192,10 @@ def bfloat16_base(model: LionForConditionalGeneration) -> LionForConditionalGene
     return model
 
 
+def trained_dtypes(model: nn.Module) -> list[str]:
+    return sorted({str(value.dtype) for value in model.parameters() if value.requires_grad})
+
+
 def run_loop(folder: Path) -> dict[str, Any]:
     """Train, save and generate with `shard_model`."""
     torch.manual_seed(dist.get_rank())
@@ -215,6 +219,10 @@ def run_loop(folder: Path) -> dict[str, Any]:
     mixed = shard_model(bfloat16_base(stage_model("mixture")), mesh, compute_dtype=torch.bfloat16)
     result["bfloat16_losses"] = run_steps(mixed)
     result["kept_dtypes"] = sorted({str(value.dtype) for value in mixed.parameters()})
+    lora = stage_model(LORA, torch.bfloat16)
+    result["lora_dtypes"] = trained_dtypes(lora)
+    result["lora_losses"] = run_steps(shard_model(lora, mesh))
+    result["sharded_lora_dtypes"] = trained_dtypes(lora)
     return result
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from typer.testing import CliRunner
 
 from training.record_files import good_record, picture, png, write_json, write_pictures
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
-from transformers_lion.training import STAGES, preflight, runner
+from transformers_lion.locking import LOCK, locked
+from transformers_lion.training import STAGES, combine_stages, preflight, runner
 from transformers_lion.training.settings import DataSettings, StageSettings, load_settings
 from transformers_lion.training.stages import check_fits
 
@@ -223,6 +225,28 @@ def test_a_picture_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of
     assert kinds == dict.fromkeys(["records.json[1]", "records.json[5]"], "unreadable image")
 
 
+def test_a_trained_model_keeps_the_tagger_of_the_one_that_it_began_with(workplace: Path, lion_folder: Path) -> None:
+    Path("lion").unlink()
+    shutil.copytree(lion_folder, "lion")
+    Path("lion/tagger").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        Path("lion/tagger", name).write_text(f"{name} of a tagger")
+    write_recipe(stages=[{"stage": 1}, {"stage": 2, "tags": "none"}, {"stage": 3}], steps=1)
+    result = lion()
+    assert result.exit_code == 0, result.stderr
+    for stage, line in {
+        "image_level": ", with the tagger of lion/tagger",
+        "region_level": "",  # it trains without tags
+        "mixture": ", with the tagger of out/image_level/model/tagger",
+    }.items():
+        assert f"{stage}: finished, in out/{stage}/model{line}\n" in result.stdout
+        found = {path.name: path.read_text() for path in Path("out", stage, "model", "tagger").glob("*")}
+        kept = {name: f"{name} of a tagger" for name in ("config.json", "model.safetensors")}
+        assert found == (kept if line else {})
+    combine_stages("out/image_level/model", "out/region_level/model", output_dir="combined")
+    assert Path("combined/tagger/config.json").read_text() == "config.json of a tagger"
+
+
 def test_a_model_of_the_stage_is_trained_further_and_another_is_its_base(workplace: Path) -> None:
     keep = "learning_rate=1e-30", "weight_decay=0"
     write_recipe(stages=[{"stage": "image_level"}, {"stage": "image_level", "name": "more", "model": "image_level"}])
@@ -231,6 +255,16 @@ def test_a_model_of_the_stage_is_trained_further_and_another_is_its_base(workpla
     assert all(torch.allclose(tensor, more[name], atol=1e-20) for name, tensor in first.items())
     adapter = "language_model.encoder.block.0.feed_forward.adapter.adapters.0.up_proj.weight"
     assert not torch.equal(first[adapter], load_file("lion/model.safetensors")[adapter])
+
+
+def test_a_second_run_on_one_folder_is_refused_while_the_first_goes_on(workplace: Path) -> None:
+    write_recipe()
+    Path("out").mkdir()
+    with locked(Path("out", LOCK), Path("out")):
+        assert refusal() == f"error: out: another run is writing it (process {os.getpid()})."
+    assert not list(Path("out").iterdir())
+    assert lion().exit_code == 0
+    assert not Path("out", LOCK).exists()
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
@@ -259,6 +293,36 @@ def test_the_command_line_goes_before_the_file(workplace: Path) -> None:
     assert (stage.steps, stage.batch_size, stage.learning_rate) == (5, 3, 1e-3)
 
 
+def test_numbers_in_scientific_notation_are_numbers_wherever_they_stand(workplace: Path) -> None:
+    text = Path("recipe.yaml").read_text() + "warmup_steps: 2E+1\n"
+    arguments = (
+        "{adam_epsilon: 1e-8, max_grad_norm: '1e0', logging_steps: 1e1, save_total_limit: 1e0, "
+        "lr_scheduler_kwargs: {min_lr: 1e-7}, neftune_noise_alpha: .5e+1, run_name: run-1e5, lr_scheduler_type: cosine}"
+    )
+    Path("recipe.yaml").write_text(text)
+    (stage, *_) = load_settings(Path("recipe.yaml"), [f"arguments={arguments}", "steps=1e3", "batch_size=4"]).stages
+    assert (stage.warmup_steps, stage.steps, stage.batch_size) == (20.0, 1000, 4)
+    assert stage.arguments == {
+        "adam_epsilon": 1e-8, "max_grad_norm": 1.0, "logging_steps": 10.0, "save_total_limit": 1,
+        "lr_scheduler_kwargs": {"min_lr": 1e-7}, "neftune_noise_alpha": 5.0, "run_name": "run-1e5",
+        "lr_scheduler_type": "cosine",
+    }  # fmt: skip
+    assert [type(stage.arguments[name]) for name in ("max_grad_norm", "save_total_limit")] == [float, int]
+
+
+def test_a_recipe_that_ended_before_the_first_step_may_be_mended(workplace: Path) -> None:
+    write_recipe(on_error="skip", arguments={**SHORT["arguments"], "optim": "adamw_bnb_8bit", "adam_epsilon": 1e-9})
+    (workplace / "a1.png").write_bytes(png(1)[:150])
+    assert refusal().startswith("error: You need to install `bitsandbytes`")
+    assert yaml.safe_load(Path("out/mixture/settings.yaml").read_text())["on_error"] == "skip"
+    write_recipe(on_error="skip", data=[{"records": "boxes.json"}], steps=2, save_steps=1)
+    assert lion().exit_code == 0
+    faults = [json.loads(line) for line in Path("out/mixture/records.jsonl").read_text().splitlines()]
+    assert {fault["Fault"]["source"] for fault in faults if "Fault" in fault} <= {"boxes.json[1]"}
+    write_recipe(on_error="skip", learning_rate=2e-3)
+    assert "was begun with" in lion().stderr
+
+
 BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "a key at the top": (
         {"learnin_rate": 1}, r"recipe.yaml: there is no key 'learnin_rate'. Do you mean learning_rate\? The keys",
@@ -271,6 +335,25 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
         r"data\[0\]: there is no key 'image'. Do you mean images\? The keys are records, images, sample_ratio",
     ),
     "an argument of the Trainer": ({"arguments": {"save_step": 1}}, "'save_step' is no argument of the Trainer"),
+    "a misspelt choice": (
+        {"arguments": {"lr_scheduler_type": "cosin"}},
+        r"Stage mixture: arguments: lr_scheduler_type is 'cosin', but must be one of linear, .* Do you mean 'cosine'\?",
+    ),
+    "a misspelt plain choice": (
+        {"arguments": {"train_sampling_strategy": "by_length"}}, "'by_length', but must be one of random, sequential",
+    ),
+    "a text for a number of the Trainer": (
+        {"arguments": {"max_grad_norm": "1e-x"}}, "max_grad_norm is '1e-x', but must be a number",
+    ),
+    "a fraction for a whole number": (
+        {"arguments": {"gradient_accumulation_steps": 2.5}}, "gradient_accumulation_steps is 2.5, but must be a whole",
+    ),
+    "a misspelt truth": ({"arguments": {"use_cpu": "ture"}}, "use_cpu is 'ture', but must be true or false"),
+    "a list for a text": ({"arguments": {"run_name": ["a"]}}, "run_name is .'a'., but must be a text or null"),
+    "two orders": (
+        {"one_source_per_batch": True, "arguments": {"train_sampling_strategy": "group_by_length"}},
+        "one_source_per_batch and arguments: train_sampling_strategy exclude each other",
+    ),
     "no output": ({"output": ...}, "the key output is missing"),
     "no data": ({"data": ...}, "the key data is missing"),
     "no stage": ({"stages": [{}]}, "the key stage is missing"),

@@ -18,7 +18,7 @@ from torch import nn
 from factories import tiny_inputs, tiny_labels
 from training.launching import ACCELERATE, CONFIGS, TESTS, TORCHRUN, environment
 from transformers_lion import LionForConditionalGeneration
-from transformers_lion.training import STAGES, load_trainable
+from transformers_lion.training import STAGES, load_trainable, save_trainable
 from transformers_lion.training.distributed import (
     UNITS,
     check_gradients,
@@ -187,6 +187,12 @@ def test_a_bfloat16_base_is_sharded_beside_adapters_in_float32(loop: Results) ->
     assert loop["bfloat16_losses"] == pytest.approx(loop["losses"], rel=0.02)
 
 
+def test_lora_on_a_bfloat16_base_is_sharded_and_trains_in_float32(loop: Results) -> None:
+    assert loop["lora_dtypes"] == ["torch.bfloat16", "torch.float32"]
+    assert loop["sharded_lora_dtypes"] == ["torch.float32"]
+    assert loop["lora_losses"] == pytest.approx(runs.run_steps(runs.stage_model(runs.LORA)), rel=0.02)
+
+
 def test_a_model_that_is_not_sharded_is_found_out_by_name() -> None:
     model = runs.stage_model("mixture")
     with pytest.raises(ValueError, match=r"298 parameters of this LionForConditionalGeneration as a whole, vision_"):
@@ -205,6 +211,47 @@ def test_processes_that_do_not_know_of_each_other_are_stopped(monkeypatch: pytes
 def test_a_model_that_is_not_sharded_is_its_own_whole() -> None:
     model = runs.stage_model("mixture")
     assert gather_model(model) is model
+
+
+class StandInGathering:
+    """A stand-in for DeepSpeed's `GatheredParameters`, which makes pieces whole as long as it lasts."""
+
+    wholes: dict[int, torch.Tensor] = {}
+
+    def __init__(self, parameters: list[Any]):
+        self.parameters = parameters
+
+    def __enter__(self) -> None:
+        for parameter in self.parameters:
+            parameter.data = self.wholes[parameter.ds_id]
+
+    def __exit__(self, *error: Any) -> None:
+        for parameter in self.parameters:
+            parameter.data = torch.empty(0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_zero3_holds_in_pieces_is_gathered_to_be_saved(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "deepspeed.runtime", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "deepspeed.runtime.zero", SimpleNamespace(GatheredParameters=StandInGathering))
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    model, expected = runs.stage_model("mixture"), runs.stage_model("mixture")
+    for index, parameter in enumerate(model.parameters()):
+        parameter.ds_id = index
+        StandInGathering.wholes[index], parameter.data = parameter.data, torch.empty(0)
+    whole = gather_model(model)
+    if rank > 0:
+        assert whole is None
+        return
+    for (name, found), wanted in zip(whole.named_parameters(), expected.named_parameters(), strict=True):
+        assert torch.equal(found, wanted[1]), name
+        assert found.requires_grad == wanted[1].requires_grad
+    save_trainable(whole, tmp_path, "mixture")
+    assert load_trainable(expected, tmp_path) == "mixture"
+    assert all(parameter.numel() == 0 for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)

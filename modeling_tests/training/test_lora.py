@@ -1,6 +1,7 @@
 """LoRA through PEFT: where it goes, what trains beside it, and that it is saved, loaded, merged and resumed."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers_lion import LionForConditionalGeneration, LionProcessor
 from transformers_lion.training import (
     STAGES,
     Stage,
+    apply_stage,
     load_records,
     make_trainer,
     parameter_groups,
@@ -153,6 +155,66 @@ def test_lora_may_go_onto_one_part_and_leave_lions_own_alone() -> None:
     assert all(name.startswith("base_model.model.qformer.") and ".lora_" in name for name in trained)
 
 
+# --- PEFT's other methods -----------------------------------------------------------------------------------------
+
+IA3_TARGETS = r"language_model\..*\.(SelfAttention|EncDecAttention)\.(k|v)|language_model\..*\.DenseReluDense\.wo"
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "DoRA": lambda **options: peft.LoraConfig(r=2, use_dora=True, **options),
+    "IA3": lambda **options: peft.IA3Config(
+        feedforward_modules=r".*\.DenseReluDense\.wo", **{**options, "target_modules": IA3_TARGETS}
+    ),
+    "LoKr": lambda **options: peft.LoKrConfig(r=2, **options),
+    "LoHa": lambda **options: peft.LoHaConfig(r=2, **options),
+    "OFT": lambda **options: peft.OFTConfig(r=0, oft_block_size=4, **options),
+    "VeRA": lambda **options: peft.VeraConfig(
+        r=2, **{**options, "target_modules": r"language_model\..*\.SelfAttention\.(q|k|v|o)"}
+    ),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_method_trains_generates_is_loaded_and_merged(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"task_type": "SEQ_2_SEQ_LM", "target_modules": lora.LANGUAGE_MODEL_ATTENTION}
+    model = peft.get_peft_model(tiny_model(), METHODS[method](**options))
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=3e-2)
+    before = model(**batch()).loss.item()
+    for _ in range(3):
+        model(**batch()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    assert model(**batch()).loss.item() < 0.95 * before
+    expected = logits_of(model)
+    first = torch.zeros(4, 1, dtype=torch.long)
+    with torch.no_grad():
+        told = model(**tiny_inputs(), decoder_input_ids=first).logits[:, -1].argmax(-1)
+    assert torch.equal(model.generate(**tiny_inputs(), max_new_tokens=1)[:, 1], told)
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path).eval()
+    assert torch.equal(logits_of(loaded), expected)
+    assert torch.allclose(logits_of(loaded.merge_and_unload()), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["PrefixTuningConfig", "PromptTuningConfig", "PromptEncoderConfig"])
+def test_prompt_learning_is_refused_before_anything_is_trained(method: str) -> None:
+    config = getattr(peft, method)(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="LionForConditionalGeneration does not support PEFT's prompt learning"):
+        peft.get_peft_model(tiny_model(), config)
+
+
+def test_single_tokens_are_trained_in_prompts_but_not_in_the_decoder() -> None:
+    config = peft.LoraConfig(
+        task_type="SEQ_2_SEQ_LM", r=2, target_modules=lora.LANGUAGE_MODEL_ATTENTION, trainable_token_indices=[5]
+    )
+    language_model = peft.get_peft_model(tiny_model(), config).get_base_model().language_model
+    with torch.no_grad():
+        language_model.shared.token_adapter.trainable_tokens_delta["default"].add_(1.0)
+    ids = torch.tensor([[5]])
+    assert not torch.equal(language_model.shared(ids), language_model.decoder.embed_tokens(ids))
+
+
 # --- with the recipe ----------------------------------------------------------------------------------------------
 
 
@@ -265,6 +327,59 @@ def test_a_quantised_part_that_should_train_whole_is_refused(quantiser: Any, bfl
         bfloat16_folder, dtype="bfloat16", quantization_config=quantiser(None)
     )
     with pytest.raises(ValueError, match="language_projection is to be trained whole, but is quantised"):
+        lora_config(model)
+
+
+class StandInWeight(torch.nn.Parameter):
+    """A stand-in for a quantised weight, where torchao is not installed."""
+
+
+class StandInRounding(torch.nn.Linear):
+    """A stand-in for a layer that quantises what goes in, through which no gradient passes."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward((inputs * 32).round() / 32)
+
+
+class StandInWeightOnly(torch.nn.Linear):
+    """A stand-in for a layer that quantises its weight alone."""
+
+
+def with_stand_in(kind: type[torch.nn.Linear], name: str) -> LionForConditionalGeneration:
+    model = tiny_model()
+    layer = model.get_submodule(name)
+    layer.__class__ = kind
+    layer.weight = StandInWeight(layer.weight.data, requires_grad=False)
+    return model
+
+
+QUERY = "language_model.encoder.block.0.layer.0.SelfAttention.q"
+
+
+def test_a_base_that_no_gradients_pass_through_is_refused(
+    lion_model: LionForConditionalGeneration, lion_processor: LionProcessor, tmp_path: Path
+) -> None:
+    expected = rf"{QUERY} is quantised .StandInWeight. so that gradients do not pass through it: .* is 0 times the"
+    with pytest.raises(ValueError, match=expected):
+        lora_config(with_stand_in(StandInRounding, QUERY))
+    lora_config(with_stand_in(StandInWeightOnly, QUERY))
+    lora_config(with_stand_in(StandInRounding, "vision_model.encoder.layers.0.mlp.fc1"))  # nothing before it trains
+    write_source(tmp_path, 1)
+    model = with_stand_in(StandInRounding, QUERY)
+    apply_stage(model, "mixture")
+    arguments = training_arguments(tmp_path / "output", bf16=False, use_cpu=True)
+    with pytest.raises(ValueError, match="so that gradients do not pass through it"):
+        make_trainer(model, lion_processor, arguments, load_records(tmp_path / "a.json"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torchaos_dynamic_quantisation_is_refused(bfloat16_folder: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    config = TorchAoConfig(
+        quantization.Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=list(NOT_QUANTISED)
+    )
+    model = LionForConditionalGeneration.from_pretrained(bfloat16_folder, dtype="bfloat16", quantization_config=config)
+    with pytest.raises(ValueError, match=r"quantised .Int8Tensor. so that gradients do not pass through it"):
         lora_config(model)
 
 

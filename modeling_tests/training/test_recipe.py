@@ -200,6 +200,31 @@ def test_evaluation_while_training_gives_the_figures_of_the_models_answers(
     assert "use_cache" not in model.config.to_dict()
 
 
+def test_evaluations_by_themselves_heed_the_maximum_length(
+    folder: Path, lion_processor: LionProcessor, lion_model: LionForConditionalGeneration, tmp_path: Path
+) -> None:
+    model = copy.deepcopy(lion_model)
+    model.generation_config.update(max_new_tokens=9, num_beams=1, eos_token_id=None)  # no answer ends by itself
+    settings = model.generation_config.to_dict()
+    apply_stage(model, "mixture")
+    records = load_records(folder / "a.json").select(range(2))
+    arguments = training_arguments(tmp_path, bf16=False, use_cpu=True, disable_tqdm=True, generation_max_length=4)
+    trainer = make_trainer(model, lion_processor, arguments, records, records)
+
+    def lengths(**options: Any) -> list[int]:
+        trainer.compute_metrics = lambda prediction: {"length": (prediction.predictions > 0).sum(1).tolist()}
+        found = trainer.evaluate(**options)["eval_length"]
+        assert (trainer.predict(records, **options).predictions > 0).sum(1).tolist() == found
+        assert model.generation_config.to_dict() == settings
+        return found
+
+    assert lengths() == [3, 3]  # and the token that each answer begins with
+    assert lengths(max_length=6) == [5, 5]
+    assert lengths(max_new_tokens=7) == [7, 7]
+    trainer.args.generation_max_length = None
+    assert lengths() == [9, 9]
+
+
 def test_records_of_several_questions_become_records_of_one(folder: Path) -> None:
     several = {"image": "a0.png", "questions": ["A?", "B?"], "answers": ["1", "2"], "categories": ["ref", "vqa"]}
     rows = list(one_question_each(load_records([{**several, "tags": ["x"]}, good_record(1)], folder)))

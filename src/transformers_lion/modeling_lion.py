@@ -37,6 +37,7 @@ from .compatibility import CACHE_NAMES, one_cache, with_cache_name
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .initialization import InitializationMixin
 from .modeling_lion_t5 import LionT5ForConditionalGeneration
+from .prompt_learning import PromptLearningRefusal
 from .saving import PlainNamesMixin
 from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 
@@ -218,7 +219,7 @@ class LionPreTrainedModel(InitializationMixin, PlainNamesMixin, PreTrainedModel)
     ]
 
 
-class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
+class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, GenerationMixin):
     """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
 
     def __init__(self, config: LionConfig):
@@ -290,6 +291,10 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         if new_num_tokens is not None and self.config.use_soft_prompt and new_num_tokens <= marker:
             raise ValueError(f"A vocabulary of {new_num_tokens} has no soft_prompt_token_id {marker}.")
         return super().resize_token_embeddings(new_num_tokens, **kwargs)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels (B, L), shifted right behind the decoder's start token, for losses that are computed outside."""
+        return self.language_model.prepare_decoder_input_ids_from_labels(labels)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder of a modality: the vision tower for `"image"`, else the language model's encoder."""
@@ -504,7 +509,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
-                images, prompts and tasks differ; if a task or the Q-Former's question is missing.
+                images, prompts and tasks differ; if a task, the Q-Former's question or the decoder's input is missing.
         """
         language_inputs: dict[str, Any]
         visual_outputs: dict[str, Any] = {}
@@ -525,6 +530,12 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             if attention_mask is not None:
                 attention_mask = prepend_ones(attention_mask, encoder_outputs[0].shape[1] - attention_mask.shape[1])
             language_inputs = {"encoder_outputs": encoder_outputs, "attention_mask": attention_mask}
+        if labels is None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError(
+                "The decoder has nothing to read: give labels, decoder_input_ids or decoder_inputs_embeds. (With "
+                "label_smoothing_factor, the Trainer keeps the labels from the model: use make_trainer, or give "
+                "LionDataCollator decoder_start_token_id.)"
+            )
         outputs = self.language_model(
             **language_inputs,
             decoder_input_ids=decoder_input_ids,

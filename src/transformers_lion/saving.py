@@ -1,6 +1,9 @@
 """How models of this package are saved, beyond what transformers does by itself."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +12,12 @@ COMPILED = "_orig_mod."
 """What `torch.compile` puts into the names of the weights of a part that it wraps."""
 
 
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""Where transformers finds weights: in one file, or, only if there is none, in shards that an index lists."""
+
+
 class PlainNamesMixin:
-    """Saves weights under the names of a model of which no part is compiled.
+    """Saves weights under the names of a model of which no part is compiled, and as the only ones in a folder.
 
     After `model.vision_model = torch.compile(model.vision_model)` the names of the tower's weights hold `_orig_mod`.
     transformers saves them so, and a model that is loaded from the folder starts with a random tower. Put this before
@@ -29,12 +36,43 @@ class PlainNamesMixin:
         if any(COMPILED in name for name in names):
             weights = self.state_dict() if state_dict is None else state_dict  # type: ignore[attr-defined]
             state_dict = {plain_name(name): weight for name, weight in weights.items()}
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)  # type: ignore[misc]
+        with without_older_weights(Path(save_directory), kwargs.get("variant")):
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)  # type: ignore[misc]
 
 
 def plain_name(name: str) -> str:
     """The name of a weight, without what `torch.compile` put into it."""
     return name.replace(COMPILED, "")
+
+
+@contextmanager
+def without_older_weights(folder: Path, variant: str | None) -> Iterator[None]:
+    """Remove the weights of an older model from a folder when the block has written new ones.
+
+    transformers leaves an older `model.safetensors` beside new shards, and that is what would load.
+    """
+    files = [folder / with_variant(name, variant) for name in (SINGLE, INDEX)]
+    before = [identity(file) for file in files]
+    yield
+    is_new = [identity(file) not in (None, old) for file, old in zip(files, before, strict=True)]
+    for file, new in zip(files, is_new, strict=True):
+        if any(is_new) and not new:
+            file.unlink(missing_ok=True)
+
+
+def with_variant(name: str, variant: str | None) -> str:
+    """What transformers calls a file of weights of a variant, such as `model.fp16.safetensors`."""
+    stem, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
+
+
+def identity(file: Path) -> tuple[int, int] | None:
+    """What changes when a file is written; `None` if there is none."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 __all__ = ["PlainNamesMixin", "plain_name"]

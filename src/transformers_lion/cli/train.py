@@ -30,6 +30,9 @@ def train(
         settings = load_settings(config, changes or [])
         if not show_progress():
             hide_progress_bars()
-        run(settings, say=speaker(), progress_bar=show_progress())
+        try:
+            run(settings, say=speaker(), progress_bar=show_progress())
+        except ImportError as error:  # of a package that one of the Trainer's arguments needs
+            raise ValueError(str(error)) from error
 
     run_action(action, debug)

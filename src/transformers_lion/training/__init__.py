@@ -10,6 +10,7 @@ try:
     from .augmentation import ImageAugmentation
     from .collator import CollatorEpochCallback, LionDataCollator
     from .data import load_records, mix_datasets
+    from .precision import train_in_float32
     from .recipe import make_trainer, parameter_groups, training_arguments
     from .records import RecordError
     from .report import RecordReport
@@ -53,5 +54,6 @@ __all__ = [
     "save_trainable",
     "start_stage",
     "train",
+    "train_in_float32",
     "training_arguments",
 ]

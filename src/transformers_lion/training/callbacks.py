@@ -1,10 +1,9 @@
 """Callbacks of the stock Trainer.
 
-`CheckpointLogCallback`: logs that a resumed run continues exactly. `EvaluationConfigCallback`: evaluations that leave
-the model's settings alone. `TrainableCheckpointCallback`: checkpoints of what is trained.
+`CheckpointLogCallback`: logs that a resumed run continues exactly. `TrainableCheckpointCallback`: checkpoints of what
+is trained.
 """
 
-import copy
 import os
 import shutil
 from pathlib import Path
@@ -50,58 +49,6 @@ class CheckpointLogCallback(TrainerCallback):
     ) -> None:
         """The same for the step that ends an epoch."""
         control.should_log |= control.should_save or control.should_evaluate
-
-
-class EvaluationConfigCallback(TrainerCallback):
-    """Keeps the model's generation settings through evaluations, and has `generation_max_length` count in them.
-
-    The Trainer fills up the settings of the model with transformers' defaults, which would be saved with it. And
-    settings with `max_new_tokens`, as LION has, go before the Trainer's `generation_max_length`.
-    """
-
-    def __init__(self) -> None:
-        self._own: dict[str, Any] = {}
-        self._evaluating = False
-
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Note the settings."""
-        self._own = copy.deepcopy(vars(model.generation_config))
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Change the settings for an evaluation before the first step."""
-        self._reset(model, args, evaluating=args.eval_on_start)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Change the settings for the evaluation that follows."""
-        self._reset(model, args, evaluating=control.should_evaluate)
-
-    on_epoch_end = on_step_end
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Put back what the Trainer changed."""
-        self._reset(model, args, self._evaluating)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Have the model's own settings saved with it."""
-        self._reset(model, args, evaluating=False)
-
-    def _reset(self, model: Any, args: TrainingArguments, evaluating: bool) -> None:
-        self._evaluating = evaluating
-        settings = vars(model.generation_config)
-        settings.clear()
-        settings.update(copy.deepcopy(self._own))
-        if evaluating and getattr(args, "generation_max_length", None) is not None:
-            settings["max_new_tokens"] = None
 
 
 class TrainableCheckpointCallback(TrainerCallback):
@@ -166,4 +113,4 @@ class TrainableCheckpointCallback(TrainerCallback):
             self._model = None
 
 
-__all__ = ["CheckpointLogCallback", "EvaluationConfigCallback", "TrainableCheckpointCallback"]
+__all__ = ["CheckpointLogCallback", "TrainableCheckpointCallback"]

@@ -66,6 +66,9 @@ class LionDataCollator:
         report: gets such records.
         image_folder: where relative paths begin; those of `load_records` are complete.
         timeout: of a download, in seconds.
+        decoder_start_token_id: `model.config.text_config.decoder_start_token_id`, to add `decoder_input_ids` (B, L),
+            the labels shifted right behind this token. The stock Trainer needs them for `label_smoothing_factor`, where
+            it keeps the labels from the model; `make_trainer` does without.
 
     Raises:
         ValueError: if an option has no such value, or there is no tagger.
@@ -82,6 +85,7 @@ class LionDataCollator:
         report: RecordReport | None = None,
         image_folder: str | os.PathLike | None = None,
         timeout: float | None = 30.0,
+        decoder_start_token_id: int | None = None,
     ):
         check_on_error(on_error)
         if tags not in (RECORD, AUTO, None):
@@ -96,6 +100,7 @@ class LionDataCollator:
         self.report = RecordReport() if report is None else report
         self.image_folder = image_folder
         self.timeout = timeout
+        self.decoder_start_token_id = decoder_start_token_id
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers see it change
 
     @property
@@ -134,6 +139,10 @@ class LionDataCollator:
             text_target=answers,
             return_tensors="pt",
         )
+        if self.decoder_start_token_id is not None:
+            labels = batch["labels"]
+            shifted = torch.nn.functional.pad(labels[:, :-1], (1, 0), value=self.decoder_start_token_id)
+            batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, self.processor.tokenizer.pad_token_id)
         pixels = self.processor(images=[self._augment(image) for image in images], return_tensors="pt")
         if len(images) != len(indices):
             batch["image_indices"] = torch.tensor(indices)

@@ -27,7 +27,8 @@ from datasets import (
 )
 
 from ..configuration_lion import TASK_TYPES
-from .records import IMAGE_NAMES, RecordError, check_file, make_row, name_record, open_image, parse_record, store_image
+from .checked_pictures import CheckedPictures
+from .records import IMAGE_NAMES, RecordError, check_file, make_row, name_record, parse_record, store_image
 from .report import Fault, OnError, RecordReport, SourceCount, check_on_error, summarize
 
 logger = logging.getLogger(__name__)
@@ -63,14 +64,14 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True)
 class RecordChecker:
-    """Turns raw records into rows, and reports those that cannot be used; its fields are `load_records`'s arguments."""
+    """Turns raw records into rows, and reports those that cannot be used; its fields stem from `load_records`."""
 
     image_folder: str | os.PathLike | None
     categories: Mapping[str, str] | None
     check_images: CheckImages | None
     on_error: OnError
     report: RecordReport
-    timeout: float | None
+    pictures: CheckedPictures
 
     def __call__(self, source: str, raw: Any) -> dict[str, Any] | Fault:
         """The row of a record, or what is wrong with it.
@@ -89,7 +90,7 @@ class RecordChecker:
             if self.check_images == "exists":
                 check_file(record.image)
             elif self.check_images == "decode":
-                open_image(record.image, self.timeout)
+                self.pictures.check(record.image)
             return make_row(record)
         except RecordError as error:
             return self.report.reject(source, error, self.on_error)
@@ -138,6 +139,7 @@ def load_records(
     on_error: OnError = "raise",
     report: RecordReport | None = None,
     timeout: float | None = 30.0,
+    checked_pictures: str | os.PathLike | None = None,
 ) -> Dataset | IterableDataset:
     """Read records, check each, and bring them into one form.
 
@@ -156,6 +158,8 @@ def load_records(
         report: gets the names, reasons and counts of bad records, at once, or from a stream while it is read, whichever
             process reads it. By default they are only logged.
         timeout: of a download, in seconds, where pictures are opened.
+        checked_pictures: a file that notes which pictures "decode" has opened, so that a later call opens only new and
+            changed ones. Within a call each picture is opened once, however many records name it.
 
     Returns:
         A dataset with the columns `FEATURES`.
@@ -173,7 +177,8 @@ def load_records(
         if len(folders) > 1:
             raise ValueError(f"image_folder is needed for files in {len(folders)} folders.")
         image_folder = folders.pop()
-    checker = RecordChecker(image_folder, categories, check_images, on_error, report, timeout)
+    pictures = CheckedPictures(checked_pictures, timeout)
+    checker = RecordChecker(image_folder, categories, check_images, on_error, report, pictures)
     if isinstance(source, IterableDataset):
         return stream_table(source, checker)
     if isinstance(source, Dataset):

@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..modeling_lion import LionForConditionalGeneration
 from ..modeling_lion_t5 import LionT5ForConditionalGeneration
+from .precision import train_in_float32
 
 UNITS = (
     "InstructBlipVisionEmbeddings", "InstructBlipEncoderLayer", "InstructBlipQFormerEmbeddings",
@@ -164,7 +165,7 @@ def use_float32_reductions(plugin: Any) -> None:
 
 
 def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
-    """Make a whole model ready to be sharded, by accelerate or by `shard_model`.
+    """Make a whole model ready to be sharded, by accelerate or by `shard_model`. What trains becomes float32.
 
     Args:
         model: a LION, also within PEFT's model; its frozen parameters already frozen.
@@ -174,6 +175,7 @@ def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
         ValueError: if there is no LION in it.
     """
     lion = find_lion(model)
+    train_in_float32(model)
     share_embeddings(lion.language_model)
     present = {type(module).__name__ for module in model.modules()}
     units = [name for name in UNITS if name in present]
@@ -336,6 +338,23 @@ def is_shard(parameter: torch.Tensor) -> bool:
     return any(placement.is_shard() for placement in placements)
 
 
+def is_zero3_shard(parameter: torch.Tensor) -> bool:
+    """Whether DeepSpeed's ZeRO-3 holds a parameter in pieces; outside of a forward pass its own size is 0."""
+    return hasattr(parameter, "ds_id")
+
+
+def gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a model that ZeRO-3 holds in pieces, in the first process; empty in the others."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    state = {}
+    for name, parameter in model.named_parameters():  # one at a time: the whole need not fit on a device
+        with GatheredParameters([parameter]):
+            if dist.get_rank() == 0:
+                state[name] = parameter.detach().to("cpu", copy=True)
+    return state
+
+
 def check_sharded(model: nn.Module) -> None:
     """Raise `ValueError` unless FSDP2 sharded all parameters of a model; the error names what was found instead."""
     parameters = dict(model.named_parameters())
@@ -350,16 +369,20 @@ def check_sharded(model: nn.Module) -> None:
 def gather_model(model: LionForConditionalGeneration) -> LionForConditionalGeneration | None:
     """A whole copy of a sharded model, in the first process's CPU memory; to be saved like any other.
 
-    All processes must call this.
+    All processes must call this. It takes what FSDP2 has sharded, and DeepSpeed's ZeRO-3.
 
     Returns:
         The copy, with the same parameters frozen; `None` in other processes. A model that is not sharded itself.
     """
-    if not any(is_shard(parameter) for parameter in model.parameters()):
-        return model
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    state: dict[str, Any]
+    if any(is_zero3_shard(parameter) for parameter in model.parameters()):
+        state = gather_zero3(model)
+    elif any(is_shard(parameter) for parameter in model.parameters()):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    else:
+        return model
     if not state:
         return None
     config = copy.deepcopy(model.config)

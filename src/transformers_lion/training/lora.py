@@ -6,12 +6,17 @@ LoRA goes onto what is large and, but for the Q-Former, frozen in LION's stages;
 are trained whole, as `modules_to_save`.
 """
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Mapping
 
 from peft import LoraConfig
 from torch import nn
 
+from .precision import SIXTEEN_BITS
+from .quantised import check_gradients_pass
 from .trainable_checkpoints import is_plain
+
+logger = logging.getLogger(__name__)
 
 LANGUAGE_MODEL_ATTENTION = r"language_model\..*\.(SelfAttention|EncDecAttention)\.(q|k|v|o)"
 LANGUAGE_MODEL_FEED_FORWARD = r"language_model\..*\.DenseReluDense\.(wi_0|wi_1|wo)"
@@ -49,8 +54,8 @@ def lora_config(
         modules_to_save: of LION's own parts, those that are trained as they are.
 
     Raises:
-        ValueError: if there is no such target, the model has none of the targets, or what is to be trained whole is
-            quantised.
+        ValueError: if there is no such target, the model has none of the targets, what is to be trained whole is
+            quantised, or the base is quantised so that no gradients pass through it.
     """
     for target in targets:
         if target not in TARGETS:
@@ -66,6 +71,8 @@ def lora_config(
     for name in chosen:
         if not all(is_plain(parameter) for parameter in own[name]):
             raise ValueError(f"{name} is to be trained whole, but is quantised: have the quantiser skip NOT_QUANTISED.")
+    check_gradients_pass(model)
+    warn_of_16_bits({name: own[name] for name in chosen})
     return LoraConfig(
         task_type="SEQ_2_SEQ_LM",
         r=rank,
@@ -74,6 +81,17 @@ def lora_config(
         target_modules="|".join(TARGETS[target] for target in present),
         modules_to_save=chosen,
     )
+
+
+def warn_of_16_bits(modules: Mapping[str, Collection[nn.Parameter]]) -> None:
+    """Log a warning that names the modules to be trained in float16 or bfloat16; PEFT makes its own layers float32."""
+    names = [name for name, own in modules.items() if any(parameter.dtype in SIXTEEN_BITS for parameter in own)]
+    if names:
+        logger.warning(
+            "%s are in 16 bits, where small steps are rounded away. make_trainer and shard_model train them in "
+            "float32; before an optimizer of your own, call train_in_float32(model) on PEFT's model.",
+            ", ".join(names),
+        )
 
 
 __all__ = [

@@ -11,6 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration_lion import LionConfig
 from ..processing_lion import AUTO
+from .resuming import last_checkpoint
 from .settings import RunSettings, StageSettings
 from .stages import STAGES, check_fits, get_stage
 
@@ -126,17 +127,22 @@ def noted_settings(settings: RunSettings, stage: StageSettings, origin: tuple[st
 
 
 def check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
-    """Raise `ValueError` if a stage was begun with other settings."""
+    """Raise `ValueError` if a stage has trained with other settings. One that has no checkpoint yet begins anew."""
     file = folder_of(settings, stage) / SETTINGS
     if not file.exists():
         return
     before, now = yaml.safe_load(file.read_text(encoding="utf-8")), noted_settings(settings, stage, origin)
     for key, value in now.items():
-        if key in before and before[key] != value:
+        if key in before and before[key] != value and has_trained(file.parent):
             raise ValueError(
                 f"Stage {stage.name} was begun with {key} {before[key]!r}, but now it is {value!r}. Take the old "
                 f"setting or another output, or delete {file.parent} to begin the stage again."
             )
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether there is something in a stage's folder that a training would go on from, or its result."""
+    return (folder / MODEL).exists() or last_checkpoint(folder) is not None
 
 
 __all__ = ["MODEL", "SETTINGS", "as_list", "check_run", "folder_of", "noted_settings"]

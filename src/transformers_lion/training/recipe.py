@@ -1,4 +1,4 @@
-"""The recipe: LION's optimizer, schedule and figures on transformers' own `Seq2SeqTrainer`.
+"""The recipe: LION's optimizer, schedule and figures on transformers' `Seq2SeqTrainer`.
 
 Source: LION's reference code: AdamW with betas 0.9 and 0.999, weight decay 0.05 but for biases, norms and vectors, a
 linear warm-up and a cosine, bfloat16, and a learning rate of its own for the aggregator. Reading order:
@@ -18,11 +18,14 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallba
 
 from ..processing_lion import LionProcessor
 from .answer_metrics import AnswerMetrics
-from .callbacks import CheckpointLogCallback, EvaluationConfigCallback, TrainableCheckpointCallback
+from .callbacks import CheckpointLogCallback, TrainableCheckpointCallback
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import FEATURES
 from .distributed import FsdpCallback
+from .precision import train_in_float32
+from .quantised import check_gradients_pass
 from .stages import AGGREGATOR_PARTS, Stage
+from .trainer import LionTrainer
 
 ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
@@ -158,11 +161,12 @@ def make_trainer(
     trainable_only: bool = False,
     aggregator_lr_multiplier: float = 1.0,
     callbacks: Sequence[TrainerCallback] = (),
-) -> Seq2SeqTrainer:
-    """The stock Trainer with the recipe's optimizer, collator, figures and callbacks.
+) -> LionTrainer:
+    """A Trainer with the recipe's optimizer, collator, figures and callbacks.
 
     Args:
-        model: as it is to be trained: `apply_stage` freezes it, PEFT may wrap it.
+        model: as it is to be trained: `apply_stage` freezes it, PEFT may wrap it. What trains becomes float32, on a
+            base of 16 bits too; see `train_in_float32`.
         processor: saved with each checkpoint.
         arguments: from `training_arguments`.
         train_dataset, eval_dataset: from `load_records` or `mix_datasets`.
@@ -173,10 +177,12 @@ def make_trainer(
         callbacks: further ones.
 
     Raises:
-        ValueError: if nothing is trained.
+        ValueError: if nothing is trained, or the model is quantised so that no gradients pass through it.
     """
     collator = LionDataCollator(processor) if collator is None else collator
-    own = [CheckpointLogCallback(), EvaluationConfigCallback(), CollatorEpochCallback(collator), FsdpCallback()]
+    train_in_float32(model)
+    check_gradients_pass(model, is_tower_frozen=not any(map(is_towers, trained_names(model))))
+    own = [CheckpointLogCallback(), CollatorEpochCallback(collator), FsdpCallback()]
     if trainable_only:
         own.append(TrainableCheckpointCallback(stage))
     metrics = None
@@ -185,7 +191,7 @@ def make_trainer(
         if arguments.predict_with_generate:
             metrics = AnswerMetrics(processor, num_samples=len(eval_dataset))
     noted = dict(vars(model.config))
-    trainer = Seq2SeqTrainer(
+    trainer = LionTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -199,6 +205,17 @@ def make_trainer(
     if "use_cache" not in noted:  # the Trainer notes it here, where LION does not read it, and it would be saved
         vars(model.config).pop("use_cache", None)
     return trainer
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that train."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def is_towers(name: str) -> bool:
+    """Whether a parameter is the vision tower's, but for the norm behind its last block."""
+    parts = name.split(".")
+    return "vision_model" in parts and "post_layernorm" not in parts
 
 
 def one_question_each(dataset: Dataset) -> Dataset:

@@ -2,14 +2,16 @@
 
 Each stage has a folder in the output: `settings.yaml`, the Trainer's checkpoints, `records.jsonl` with the records
 that were left out, and when it is finished `model` (with its processor), `log.json` and `curves.png`. `model` comes
-last, and at once as a whole: where it is, the stage is finished.
+last, and at once as a whole: where it is, the stage is finished. It holds a copy of the tagger of the model that the
+stage began with.
 """
 
 import gc
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..configuration_lion import LionConfig
+from ..locking import LOCK, locked
 from ..modeling_lion import LionForConditionalGeneration
 from ..processing_lion import LionProcessor
 from ..ram import ImageTagger
@@ -32,10 +35,13 @@ from .recipe import make_trainer, training_arguments
 from .report import RecordReport
 from .resuming import train
 from .settings import DataSettings, RunSettings, StageSettings
-from .stage_models import combine_stages, start_stage
+from .stage_models import TAGGER, combine_stages, start_stage, tagger_of
 from .stages import Stage, apply_stage, get_stage
 
 LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
+
+PICTURES = "pictures.jsonl"
+"""In the output folder, for all stages: which pictures are known to open; see `CheckedPictures`."""
 
 Say = Callable[[str], None]
 """Where messages go."""
@@ -50,16 +56,30 @@ def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> N
         progress_bar: whether the Trainer shows one; otherwise it prints a line for each log.
 
     Raises:
-        ValueError: if something in the settings cannot be; as far as possible before anything is trained.
+        ValueError: if something in the settings cannot be, as far as possible before anything is trained; if another
+            run writes the output.
         OSError: if a file or folder is missing.
     """
-    for stage, origin in zip(settings.stages, check_run(settings), strict=True):
-        if (folder_of(settings, stage) / MODEL).exists():
-            say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
-        else:
-            run_stage(settings, stage, origin, say, progress_bar)
-            end_reports(settings.report_to)
-            gc.collect()  # the Trainer holds its model in a cycle
+    origins = check_run(settings)
+    with reserved(Path(settings.output)):
+        for stage, origin in zip(settings.stages, origins, strict=True):
+            if (folder_of(settings, stage) / MODEL).exists():
+                say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
+            else:
+                run_stage(settings, stage, origin, say, progress_bar)
+                end_reports(settings.report_to)
+                gc.collect()  # the Trainer holds its model in a cycle
+
+
+@contextmanager
+def reserved(output: Path) -> Iterator[None]:
+    """Keep other runs from the output; of several processes of one run, the first does so for all."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output / LOCK, output):
+        yield
 
 
 def run_stage(
@@ -73,19 +93,23 @@ def run_stage(
     model = begin_model(kind, origin, stage.reuse)
     arguments = stage_arguments(settings, stage, folder, progress_bar)
     check_processes(arguments)
-    if arguments.should_save:
-        write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
+    with arguments.main_process_first(local=False, desc="settings"):
+        if arguments.should_save:
+            write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
+            if not any(folder.glob("checkpoint-*")):
+                (folder / RECORDS).unlink(missing_ok=True)  # of an attempt that may have had other settings
     say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
     processor = LionProcessor.from_pretrained(origin[0])
     report = RecordReport(folder / RECORDS)
+    pictures = folder.parent / PICTURES
     run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
     data = mix_datasets(
-        [load_source(source, stage, kind, report, say) for source in stage.data],
+        [load_source(source, stage, kind, report, pictures, say) for source in stage.data],
         [source.sample_ratio for source in stage.data],
         run_length=run_length,
         seed=settings.seed,
     )
-    evaluation = [load_source(source, stage, kind, report, say) for source in stage.evaluation]
+    evaluation = [load_source(source, stage, kind, report, pictures, say) for source in stage.evaluation]
     trainer = make_trainer(
         model,
         processor,
@@ -98,8 +122,9 @@ def run_stage(
         aggregator_lr_multiplier=stage.aggregator_lr_multiplier,
     )
     train(trainer)
-    save_stage(trainer, folder, stage.name)
-    say(f"{stage.name}: finished, in {folder / MODEL}")
+    tagger = find_tagger_folder(origin, stage)
+    save_stage(trainer, folder, stage.name, tagger)
+    say(f"{stage.name}: finished, in {folder / MODEL}{'' if tagger is None else f', with the tagger of {tagger}'}")
 
 
 def stage_arguments(
@@ -142,7 +167,9 @@ def begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -
     return LionForConditionalGeneration.from_pretrained(origin[0], dtype="float32")
 
 
-def load_source(source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, say: Say) -> Dataset:
+def load_source(
+    source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, pictures: Path, say: Say
+) -> Dataset:
     """The records of a source that are of the stage's task types.
 
     Raises:
@@ -150,7 +177,12 @@ def load_source(source: DataSettings, stage: StageSettings, kind: Stage, report:
     """
     check_images: CheckImages = "decode" if stage.on_error == "skip" else "exists"  # a batch of none would be fatal
     records = load_records(
-        source.records, source.images, check_images=check_images, on_error=stage.on_error, report=report
+        source.records,
+        source.images,
+        check_images=check_images,
+        on_error=stage.on_error,
+        report=report,
+        checked_pictures=pictures,
     )
     chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
     name = ", ".join(as_list(source.records))
@@ -173,8 +205,18 @@ def make_collator(processor: LionProcessor, stage: StageSettings, seed: int, rep
     )
 
 
-def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
-    """Write the log, its curves and the model; the model's folder appears at once as a whole."""
+def find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | None:
+    """The tagger that belongs to what a stage trains: its own, or that of a model that it begins with.
+
+    `None` also where the stage trains without tags: prompts are to stay as they were in training.
+    """
+    if stage.tags == "none":
+        return None
+    return tagger_of(*([] if stage.tagger is None else [stage.tagger]), *(Path(path) / TAGGER for path in origin))
+
+
+def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path | None) -> None:
+    """Write the log, its curves and the model with its tagger; the model's folder appears at once as a whole."""
     unfinished = folder / f"{MODEL}.unfinished"
     if trainer.args.should_save:
         log = trainer.state.log_history
@@ -195,6 +237,8 @@ def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str) -> None:
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
         (unfinished / "training_args.bin").unlink(missing_ok=True)
+        if tagger is not None:
+            shutil.copytree(tagger, unfinished / TAGGER)
         unfinished.rename(folder / MODEL)
     trainer.accelerator.wait_for_everyone()
 

@@ -4,7 +4,6 @@ The file holds the keys of `RunSettings`, with `stages` as a list of `StageSetti
 the top of the file: it then holds for all stages that do not have it themselves.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -15,10 +14,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from .arguments import read_arguments
 from .recipe import check_argument_names
 from .stages import get_stage
+from .values import describe, fits, fitting
 
 NAME = re.compile(r"\w[\w-]*")
+
+SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,12 @@ class StageSettings:
         names = ("steps", "epochs", "learning_rate", "batch_size", "gradient_accumulation", "save_steps")
         check_positive(f"Stage {self.name}: ", self, names)
         check_argument_names(self.arguments)
+        object.__setattr__(self, "arguments", read_arguments(self.arguments, f"Stage {self.name}: arguments"))
+        if self.one_source_per_batch and "train_sampling_strategy" in self.arguments:
+            raise ValueError(
+                f"Stage {self.name}: one_source_per_batch and arguments: train_sampling_strategy exclude each other; "
+                "the first needs the order that it makes."
+            )
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,13 @@ class RunSettings:
 RUN_KEYS, STAGE_KEYS = ([entry.name for entry in fields(kind)] for kind in (RunSettings, StageSettings))
 SHARED_KEYS = [key for key in STAGE_KEYS if key not in ("stage", "name", *RUN_KEYS)]
 """Keys of stages that may stand at the top."""
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML with numbers like 1e-8, which are texts in YAML 1.1 and numbers in 1.2."""
+
+
+RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+.0123456789"))
 
 
 def load_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
@@ -170,7 +186,7 @@ def parse_yaml(text: str, where: str) -> Any:
         ValueError: if it is no YAML; with the line.
     """
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, RecipeLoader)  # a safe one
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -253,7 +269,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
     options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     for option in options:
         if fits(option, value):
-            return float(value) if option is float else value
+            return fitting(option, value)
     raise ValueError(f"{where} is {value!r}, but must be {' or '.join(map(describe, options))}.")
 
 
@@ -265,38 +281,6 @@ def build_dataclass(kind: Any, value: Any, where: str) -> Any:
         if entry.name not in value and entry.default is MISSING and entry.default_factory is MISSING:
             raise ValueError(f"{where}: the key {entry.name} is missing.")
     return kind(**{name: build(types[name], item, f"{where}: {name}") for name, item in value.items()})
-
-
-def fits(kind: Any, value: Any) -> bool:
-    """Whether `value` is a `kind`; a text like 1e-4, which is no number to YAML, is a float."""
-    if kind in (None, type(None)):
-        return value is None
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(fits(get_args(kind)[0], entry) for entry in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if kind is float:
-        return is_number(value)
-    return type(value) is kind
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, or a text that says one."""
-    if isinstance(value, str):
-        return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value) is not None
-    return type(value) in (int, float) and math.isfinite(value)
-
-
-def describe(kind: Any) -> str:
-    """A kind in an error message."""
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is list:
-        return f"a list of {describe(get_args(kind)[0]).removeprefix('a ')}s"
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    return names.get(kind, "keys with values")
 
 
 __all__ = ["DataSettings", "RunSettings", "StageSettings", "load_settings"]

@@ -6,6 +6,7 @@ parameter of a model made here has a known origin; none is left as it happened t
 
 import copy
 import os
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ ModelSource = LionForConditionalGeneration | str | os.PathLike
 
 SOFT_PROMPTS = ("image_level", "region_level", "mean")
 """Whose soft prompt the mixture may begin with."""
+
+TAGGER = "tagger"
+"""The folder in a checkpoint's that holds its tagger."""
 
 NO_FACTS = {"num_adapters", "architectures", "dtype", "transformers_version", "_name_or_path"}
 """Fields of a configuration that may differ between two models on one base."""
@@ -105,7 +109,7 @@ def combine_stages(
 
     Args:
         stage1, stage2: the models that the first and the second stage trained, on one base.
-        output_dir: where to save model, configurations, and the processor of the first of the two folders that has one.
+        output_dir: where to save model, configurations, and of the two folders the first processor and tagger there is.
         soft_prompt: `"image_level"` for the first stage's, `"region_level"` for the second's, or their `"mean"`. What
             the reference does here is not known. The default leaves the image-level tasks, which tags were made for,
             with what they were trained with; the mean of two is what neither was trained with.
@@ -133,12 +137,20 @@ def combine_stages(
     result = assemble(LionConfig.from_dict(fields), first, tensors, origins)
     assert all(".router." in name for name, origin in result.origins.items() if origin == "initialised")
     if output_dir is not None:
-        result.model.save_pretrained(output_dir)
+        result.model.save_pretrained(output_dir)  # nothing of an older model there stays
         for folder in folders:
             if (folder / "processor_config.json").exists():
                 LionProcessor.from_pretrained(folder).save_pretrained(output_dir)
                 break
+        tagger = tagger_of(*(folder / TAGGER for folder in folders))
+        if tagger is not None:
+            shutil.copytree(tagger, Path(output_dir) / TAGGER, dirs_exist_ok=True)
     return result
+
+
+def tagger_of(*folders: str | os.PathLike) -> Path | None:
+    """The first of several folders that holds a tagger."""
+    return next((Path(folder) for folder in folders if (Path(folder) / "config.json").exists()), None)
 
 
 def mix(

@@ -1,0 +1,98 @@
+"""Which pictures are known to open: each is decoded once, however many records ask about it, and however often.
+
+A file on the disk is known again by its path, size and time of change, and if it opened, also in later runs where a
+`path` is given. A URL, the bytes of a file, and what did not open are known in this process only.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .records import REMOTE, RecordError, open_image
+
+Outcome = tuple[str, str] | None
+"""The kind and message of a `RecordError`, `None` for a picture that opens."""
+
+
+class CheckedPictures:
+    """Opens pictures to their last pixel, and remembers what came of it.
+
+    Several processes may write one file.
+
+    Args:
+        path: a JSON Lines file that lists the files that opened, for later runs. By default none.
+        timeout: of a download, in seconds.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None, timeout: float | None = None):
+        self.path = None if path is None else Path(path)
+        self.timeout = timeout
+        self._known: dict[tuple[Any, ...], Outcome] = {}
+        if self.path is not None and self.path.exists():
+            with self.path.open("rb") as file:
+                for line in file:
+                    self._read(line)
+
+    def check(self, image: Any) -> None:
+        """Open a picture unless it is known.
+
+        Args:
+            image: as in `Record`.
+
+        Raises:
+            RecordError: if it cannot be opened, or could not when it was the same.
+        """
+        key = key_of(image)
+        if key is None:
+            open_image(image, self.timeout)
+            return
+        if key not in self._known:
+            self._known[key] = self._open(image)
+            self._write(key)
+        outcome = self._known[key]
+        if outcome is not None:
+            kind, message = outcome
+            raise RecordError(message, kind)  # type: ignore[arg-type]
+
+    def _open(self, image: Any) -> Outcome:
+        try:
+            open_image(image, self.timeout)
+        except RecordError as error:
+            return error.kind, str(error)
+        return None
+
+    def _read(self, line: bytes) -> None:
+        try:
+            self._known[tuple(json.loads(line))] = None
+        except (ValueError, TypeError):  # half of a line of a run that was killed
+            return
+
+    def _write(self, key: tuple[Any, ...]) -> None:
+        """Append a file that opened."""
+        if self.path is None or len(key) == 1 or self._known[key] is not None:
+            return
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            os.write(descriptor, (json.dumps(key) + "\n").encode())  # in one piece
+        finally:
+            os.close(descriptor)
+
+
+def key_of(image: Any) -> tuple[Any, ...] | None:
+    """What a picture is known again by: (path, size, time), (address,) or (digest,); `None` for anything else."""
+    if isinstance(image, bytes):
+        return (hashlib.blake2b(image, digest_size=16).hexdigest(),)
+    if not isinstance(image, str):
+        return None
+    if image.startswith(REMOTE):
+        return (image,)
+    try:
+        status = os.stat(image)
+    except (OSError, ValueError):  # base64 text, or no file
+        return None
+    return os.path.abspath(image), status.st_size, status.st_mtime_ns
+
+
+__all__ = ["CheckedPictures"]

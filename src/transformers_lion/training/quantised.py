@@ -1,0 +1,79 @@
+"""Whether gradients pass through the quantised layers of a base that something is trained on."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from .trainable_checkpoints import is_plain
+
+TOLERANCE = 0.25
+"""Relative error of a derivative that a layer's rounding may explain; one that has nothing to do with it is far off."""
+
+
+def check_gradients_pass(model: nn.Module, is_tower_frozen: bool = True) -> None:
+    """Look at one quantised layer of each kind.
+
+    Args:
+        model: a LION, also within PEFT's model.
+        is_tower_frozen: whether no gradient needs to pass through the vision tower, which then is left out.
+
+    Raises:
+        ValueError: if the gradient of a layer is not that of what it computes. Layers that round their inputs as well,
+            such as torchao's `Int8DynamicActivationInt8WeightConfig`, have none; what lies before them would be trained
+            on noise.
+    """
+    for name, layer in quantised_layers(model):
+        if is_tower_frozen and "vision_model" in name.split("."):
+            continue
+        found = relative_derivative(layer)
+        if abs(found - 1) > TOLERANCE:
+            raise ValueError(
+                f"{name} is quantised ({type(layer.weight).__name__}) so that gradients do not pass through it: its "
+                f"derivative is {found:.2g} times the true one. Nothing can be trained on such a base; quantise "
+                "weights only, as Int8WeightOnlyConfig does."
+            )
+
+
+def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The name and module of the first quantised linear layer of each kind in each part of the model."""
+    seen = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) or is_plain(module.weight) or module.weight.is_meta:
+            continue
+        settings = (getattr(module.weight, attribute, None) for attribute in ACTIVATION_SETTINGS)
+        is_rounding = any(value is not None for value in settings)
+        kind = (type(module), type(module.weight), is_rounding, "vision_model" in name.split("."))
+        if kind not in seen:
+            seen.add(kind)
+            yield name, module
+
+
+ACTIVATION_SETTINGS = ("act_quant_kwargs", "activation_quantization", "input_quant_func")
+"""Where torchao's tensors say how inputs are rounded: one class serves layers that do and layers that do not."""
+
+
+@torch.enable_grad()
+def relative_derivative(layer: nn.Linear) -> float:
+    """The derivative of a layer by autograd, over what it is; 1 if all is well, 0 without a gradient.
+
+    A layer f is linear but for its bias. With v = f(x) - f(0), the derivative of v * f in the direction x is v * v.
+    """
+    layer = copy.deepcopy(layer).train()  # bitsandbytes' layers remember what they were called with
+    generator = torch.Generator().manual_seed(0)
+    dtype = layer.weight.dtype if layer.weight.is_floating_point() else torch.float32
+    drawn = torch.randn(4, layer.in_features, generator=generator)
+    inputs = torch.cat([drawn, torch.zeros_like(drawn)]).to(layer.weight.device, dtype).requires_grad_()
+    outputs = layer(inputs.clone())
+    if not outputs.requires_grad:
+        return 0.0
+    at_inputs, at_zero = outputs.chunk(2)
+    direction = (at_inputs - at_zero).detach()
+    (gradient,) = torch.autograd.grad(at_inputs, inputs, direction, allow_unused=True)
+    if gradient is None:
+        return 0.0
+    return ((gradient.float() * inputs.float()).sum() / direction.float().square().sum()).item()
+
+
+__all__ = ["check_gradients_pass"]
