@@ -58,7 +58,7 @@ def draw_boxes(
         OSError: if there is no such font.
     """
     picture = to_rgb(image)
-    boxes = [(box, phrase) for phrase, _, boxes in entities for box in boxes]
+    boxes = [(box, repr(phrase)) for phrase, _, boxes in entities for box in boxes]
     if picture.size != (1, 1) and boxes and all(-1 <= value <= 1 for box, _ in boxes for value in box):
         check_pixels(*boxes[0])
     return draw_entities(picture, entities, labels, font)

@@ -159,6 +159,7 @@ class ImageTagger:
         job = TaggingJob(self, self.batch_size if batch_size is None else batch_size, selection)
         for image in with_progress(as_images(images), show_progress):
             job.add(image)
+            del image  # before the next one is opened
         return job.finish()
 
 
