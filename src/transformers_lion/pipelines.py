@@ -156,7 +156,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         picture = to_rgb(inputs["image"], timeout=timeout)
         return {
             **self.processor(images=picture, return_tensors="pt").to(self.dtype),
-            "picture": picture,
+            "picture": None if self.tagger is None or inputs.get("tags", tags) is not None else picture,
             "text": inputs.get("text", self.processor.caption_prompt if text is None else text),
             "tags": inputs.get("tags", tags),
             "task_type": inputs.get("task_type", task_type),
@@ -175,7 +175,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
         return {"sequences": ids.reshape(len(texts), -1, ids.shape[-1]), "text": texts, "tags": tags}
 
-    def _tags_of(self, pictures: list[Image.Image], own: list[Tags | Literal[False]]) -> list[Tags]:
+    def _tags_of(self, pictures: list[Image.Image | None], own: list[Tags | Literal[False]]) -> list[Tags]:
         """The tags of each image: those given, else the tagger's; `None` where there is to be no tag sentence."""
         missing = [index for index, tags in enumerate(own) if tags is None]
         if missing and self.tagger is None:
