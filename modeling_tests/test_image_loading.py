@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from transformers_lion import LionImageProcessor, LionProcessor, draw_boxes, image_loading, to_rgb
 from transformers_lion.cli.pictures import open_picture as open_by_command
@@ -195,6 +195,15 @@ def test_a_damaged_exif_block_is_ignored(kind: str, block: bytes) -> None:
     expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
     assert np.array_equal(np.asarray(to_rgb(content)), expected)
     assert upright_size(content) == (30, 20)
+
+
+@pytest.mark.parametrize("entrance", ["path", "bytes", "data URI", "demo", "record", "command"])
+def test_an_exif_block_whose_checksum_is_wrong_is_ignored(entrance: str, tmp_path: Path) -> None:
+    content = bytearray(PICTURES["turned"][0])
+    content[content.index(b"eXIf") + 6] ^= 0xFF
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(content))
+    assert np.array_equal(np.asarray(ENTRANCES[entrance](bytes(content), tmp_path)), COLORS)
 
 
 # --- arrays and containers --------------------------------------------------------------------------------------------

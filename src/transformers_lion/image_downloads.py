@@ -96,7 +96,7 @@ def name_status(code: int) -> str:
 def public_url(url: str) -> str:
     """An address for messages, without the name and password that it may hold."""
     try:
-        parts = urlsplit(url)
-        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+        scheme, place, path, query, fragment = urlsplit(url)
+        return urlunsplit((scheme, place.rpartition("@")[2], path, query, fragment))
     except ValueError:
         return url

@@ -9,10 +9,12 @@ import binascii
 import io
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -41,6 +43,7 @@ PLUG_INS = {
 PLUG_IN_SUFFIXES = {**dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"), ".jxl": "pillow-jxl-plugin"}
 """The package that reads files of each ending that Pillow does not."""
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
 
 # --- many images ------------------------------------------------------------------------------------------------------
@@ -217,14 +220,41 @@ def is_stored_image(value: Any) -> bool:
     return isinstance(value, Mapping) and not value.keys() - {"bytes", "path"} and len(value) > 0
 
 
-def open_file(file: str | io.BytesIO) -> Image.Image:
-    """Open an image file; where Pillow knows no such format, with the plug-ins that are installed."""
+def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image.Image:
+    """Open an image file; without a PNG file's damaged EXIF block, and with installed plug-ins where Pillow needs them.
+
+    Args:
+        file: a path, or a file in memory.
+        formats: names of the only formats that are tried, without plug-ins; all that there are by default.
+
+    Raises:
+        UnidentifiedImageError: if it is no picture.
+    """
     try:
-        return Image.open(file)
+        return Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        if not register_plug_ins():
+        repaired = without_damaged_exif(file)
+        if repaired is not None:
+            return Image.open(repaired, formats=formats)
+        if formats is not None or not register_plug_ins():
             raise
         return Image.open(file)
+
+
+def without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
+    """A PNG file without EXIF blocks whose checksum is wrong, for which Pillow refuses it; `None` if it has none."""
+    content = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
+    if not content.startswith(PNG_SIGNATURE):
+        return None
+    parts, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while position < len(content):
+        end = position + 12 + int.from_bytes(content[position : position + 4], "big")
+        chunk = content[position:end]  # length, name, data, checksum
+        if chunk[4:8] != b"eXIf" or zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big"):
+            parts.append(chunk)
+        position = end
+    repaired = b"".join(parts)
+    return io.BytesIO(repaired) if len(repaired) < len(content) else None
 
 
 @cache

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_loading import to_rgb
+from ..image_loading import open_file, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """What is tried; Pillow's others are rare, and EPS would start another program."""
@@ -26,7 +26,7 @@ def open_upload(file: str | Path) -> Image.Image:
     """
     Image.init()
     try:
-        picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        picture = open_file(str(file), formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
         raise ValueError(f"This picture has more than {MAX_MEGAPIXELS} megapixels. Make it smaller first.") from error
     except UnidentifiedImageError as error:
