@@ -209,6 +209,13 @@ def test_an_exif_block_whose_checksum_is_wrong_is_ignored(entrance: str, tmp_pat
 # --- arrays and containers --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("largest", [1.0, 1.0000001, 1.0005])
+def test_floats_that_rounding_brought_above_1_are_fractions_all_the_same(largest: float) -> None:
+    array = np.full((4, 5), 0.5, np.float32)
+    array[0, 0], array[0, 1] = largest, -1e-7
+    assert np.asarray(to_rgb(array))[0, :3, 0].tolist() == [255, 0, 128]
+
+
 @pytest.mark.parametrize("dtype", [">u2", "<u2", np.uint16])
 @pytest.mark.parametrize("tones", [TONES, DARK])
 def test_arrays_of_16_bits_are_tones_in_either_byte_order(tones: np.ndarray, dtype: Any) -> None:
@@ -295,7 +302,7 @@ def test_several_grey_pictures_in_one_array_are_refused_by_their_shape() -> None
         (b"This is no picture.", "Image bytes is not a picture"),
         ("data:image/png;base64,!!!", "base64"),
         ("data:text/html,<b>no</b>", "not a picture"),
-        ("A" * 100, "not a picture"),
+        ("A" * 100, "no such file, and as base64 text it is not a picture"),
         (".", "folder"),
     ],
 )
@@ -373,7 +380,7 @@ def test_an_installed_plug_in_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path:
     path.write_bytes(accepted)
     image_loading.register_plug_ins.cache_clear()
     monkeypatch.setattr(image_loading, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"not a picture in a known format\. pip install pillow-heif to read it"):
+    with pytest.raises(ValueError, match=r"not a picture in a known format\. To read it: pip install pillow-heif\."):
         to_rgb(path)
     image_loading.register_plug_ins.cache_clear()
     monkeypatch.setattr(image_loading, "find_spec", lambda name: name == "pillow_heif" or None)

@@ -139,8 +139,8 @@ def test_files_that_are_passed_over_in_folders_are_counted_by_kind(tree: Path, m
     assert len(found.names) == 5
     assert found.errors == []
     assert found.note == (
-        "5 files were skipped, whose suffix is not a picture's: 2 .heic, 1 .txt, 1 without a suffix, 1 .jxl. "
-        "pip install pillow-heif pillow-jxl-plugin to read .heic, .jxl."
+        "5 files were skipped because their suffixes are not those of pictures: 2 .heic, 1 .txt, 1 without a suffix, "
+        "1 .jxl. To read .heic, .jxl: pip install pillow-heif pillow-jxl-plugin."
     )
     monkeypatch.setattr(pictures, "register_plug_ins", lambda: ("pillow-heif",))
     assert find_pictures(["pics"]).names[:2] == ["pics/a.HEIC", "pics/a.JPG"]

@@ -195,8 +195,10 @@ def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
         raise ValueError("there is no such file.")
     if is_url(source):
         return open_file(io.BytesIO(download(source, timeout)))
-    if is_data_uri(source) or is_base64(source):
+    if is_data_uri(source):
         return open_file(io.BytesIO(decode_text(source)))
+    if is_base64(source):
+        return open_base64(source)
     if os.path.isdir(source):
         raise ValueError("it is a folder, not a file.")
     raise ValueError("there is no such file, and it is neither a URL nor base64 text.")
@@ -243,9 +245,10 @@ def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image
 
 def without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
     """A PNG file without EXIF blocks whose checksum is wrong, for which Pillow refuses it; `None` if it has none."""
-    content = file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes()
-    if not content.startswith(PNG_SIGNATURE):
-        return None
+    with io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else Path(file).open("rb") as stream:
+        if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            return None
+        content = PNG_SIGNATURE + stream.read()
     parts, position = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while position < len(content):
         end = position + 12 + int.from_bytes(content[position : position + 4], "big")
@@ -260,12 +263,18 @@ def without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
 @cache
 def register_plug_ins() -> tuple[str, ...]:
     """Have Pillow use the installed plug-ins for HEIC, JPEG XL and AVIF; the names of their packages."""
-    installed = tuple(package for package, (module, _) in PLUG_INS.items() if find_spec(module) is not None)
-    for module, function in (PLUG_INS[package] for package in installed):
-        loaded = import_module(module)
-        if function is not None:
-            getattr(loaded, function)()
-    return installed
+    installed = []
+    for package, (module, function) in PLUG_INS.items():
+        if find_spec(module) is None:
+            continue
+        try:
+            loaded = import_module(module)
+            if function is not None:
+                getattr(loaded, function)()
+            installed.append(package)
+        except Exception as error:  # such as a library of the system that is missing
+            logger.warning(f"{package} is installed, but cannot be used: {error}")
+    return tuple(installed)
 
 
 def is_data_uri(text: str) -> bool:
@@ -276,6 +285,14 @@ def is_data_uri(text: str) -> bool:
 def is_base64(text: str) -> bool:
     """Whether `text` is long enough, and made of the right characters, to be a picture in base64."""
     return len(text) > 64 and BASE64.fullmatch(text) is not None
+
+
+def open_base64(text: str) -> Image.Image:
+    """Open base64 text, which may as well be the path of a file that is missing."""
+    try:
+        return open_file(io.BytesIO(decode_text(text)))
+    except (UnidentifiedImageError, ValueError) as error:
+        raise ValueError("there is no such file, and as base64 text it is not a picture.") from error
 
 
 def decode_text(text: str) -> bytes:
@@ -309,7 +326,7 @@ def advise(image: Any) -> str:
     """What to install to read an image whose name says that its format needs a plug-in."""
     name = os.fsdecode(os.fspath(image)) if isinstance(image, str | os.PathLike) else ""
     package = PLUG_IN_SUFFIXES.get(os.path.splitext(name)[1].lower())
-    return f" pip install {package} to read it." if package and package not in register_plug_ins() else ""
+    return f" To read it: pip install {package}." if package and package not in register_plug_ins() else ""
 
 
 __all__ = ["ImageSource", "load_rgb_images", "to_rgb", "upright_size"]

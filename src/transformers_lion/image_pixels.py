@@ -25,6 +25,8 @@ DEEP_FORMATS = ("PNG", "PPM", "JPEG2000")
 """Formats whose grey pictures of more than 8 bits are of 16, also where Pillow holds them in integers of 32."""
 
 CHANNELS = (1, 3, 4)
+ROUNDING = 1e-3
+"""By so much floats from 0 to 1 may be beyond them."""
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
@@ -89,8 +91,10 @@ def array_to_picture(array: np.ndarray) -> Image.Image:
         ValueError: if the shape is no picture's, or values are neither 0..255, nor 0..65535 integers, nor 0..1 floats.
     """
     array = channels_last(array)
-    low, high = float(array.min()), float(array.max())
     is_float = array.dtype.kind == "f"
+    low, high = float(array.min()), float(array.max())
+    if is_float and low >= -ROUNDING and high <= 1 + ROUNDING:
+        array, low, high = array.clip(0, 1), max(low, 0.0), min(high, 1.0)
     largest = 65535 if (array.dtype.kind == "u" and array.dtype.itemsize == 2) or high > 255 else 255
     if array.dtype == bool or (is_float and high <= 1):
         largest = 1

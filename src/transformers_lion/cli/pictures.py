@@ -112,10 +112,12 @@ def describe_passed_over(counts: Counter[str]) -> str:
     kinds = [f"{count} {printable(suffix) or 'without a suffix'}" for suffix, count in counts.most_common(KINDS_SHOWN)]
     if len(counts) > KINDS_SHOWN:
         kinds.append(f"{len(counts) - KINDS_SHOWN} other kinds")
-    number = "1 file was" if counts.total() == 1 else f"{counts.total()} files were"
+    reason = f"{counts.total()} files were skipped because their suffixes are not those of pictures"
+    if counts.total() == 1:
+        reason = "1 file was skipped because its suffix is not that of a picture"
     packages = sorted({PLUG_IN_SUFFIXES[suffix] for suffix in counts if suffix in PLUG_IN_SUFFIXES})
-    advice = f" pip install {' '.join(packages)} to read {suffixes_of(packages, counts)}." if packages else ""
-    return f"{number} skipped, whose suffix is not a picture's: {', '.join(kinds)}.{advice}"
+    advice = f" To read {suffixes_of(packages, counts)}: pip install {' '.join(packages)}." if packages else ""
+    return f"{reason}: {', '.join(kinds)}.{advice}"
 
 
 def suffixes_of(packages: Sequence[str], counts: Counter[str]) -> str:
