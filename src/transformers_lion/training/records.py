@@ -158,7 +158,7 @@ def read_image(raw: Mapping, image_folder: str | os.PathLike | None) -> Any:
 
 def resolve(path: str, image_folder: str | os.PathLike | None) -> str:
     """A path from the image folder on; URLs and base64 text stay as they are."""
-    if is_url(path) or is_data_uri(path):
+    if is_remote(path):
         return path
     joined = path if image_folder is None else os.path.join(image_folder, path)
     return path if is_base64(path) and not os.path.isfile(joined) else joined
@@ -294,9 +294,14 @@ def read_tags(value: Any) -> tuple[str, ...] | None:
     return tuple(check_encodable("tags", tag) for tag in value)
 
 
+def is_remote(text: str) -> bool:
+    """Whether a text is an image but no path: an address, or a data URI."""
+    return is_url(text) or is_data_uri(text)
+
+
 def check_file(image: Any) -> None:
     """Raise `RecordError` if `image` is the path of no file."""
-    if not isinstance(image, str) or is_url(image) or is_data_uri(image) or os.path.isfile(image):
+    if not isinstance(image, str) or is_remote(image) or os.path.isfile(image):
         return
     if os.path.isdir(image):
         raise RecordError(f"its image {image!r} is a folder", "missing file")
