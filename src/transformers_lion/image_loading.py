@@ -233,7 +233,7 @@ def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image
         UnidentifiedImageError: if it is no picture.
     """
     try:
-        return Image.open(file, formats=formats)
+        return Image.open(file) if formats is None else Image.open(file, formats=formats)
     except UnidentifiedImageError:
         repaired = without_damaged_exif(file)
         if repaired is not None:
