@@ -3,6 +3,7 @@
 import gc
 import math
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -361,3 +362,102 @@ def test_dtype_and_mode_are_those_asked_for(lion_folder: Path) -> None:
 def test_what_cannot_be_done_is_said(lion: Lion, call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call(lion)
+
+
+# --- pictures that cannot be read, and boxes that are no pixels -----------------------------------------------------
+
+
+@pytest.fixture
+def mixed_files(tmp_path: Path) -> list[Any]:
+    """Images of which those at 1, 3 and 4 cannot be read, the first of them twice."""
+    PICTURES[0].save(tmp_path / "good.png")
+    (tmp_path / "text.png").write_text("no picture")
+    missing = tmp_path / "missing.png"
+    return [PICTURES[1], missing, tmp_path / "good.png", tmp_path / "text.png", b"no picture", missing]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_others_are_answered_where_images_cannot_be_read(
+    lion: Lion, mixed_files: list[Any], example_tagger: ImageTagger, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    lion = Lion(lion.model, lion.processor, example_tagger)
+    found = lion.answer(
+        [Request(image, QUESTION) for image in mixed_files], batch_size=batch_size, on_error="skip", **SHORT
+    )
+    good = [lion.answer([Request(mixed_files[place], QUESTION)], **SHORT)[0] for place in (0, 2)]
+    assert [found[0], found[2]] == good
+    for place, words in ((1, "missing.png"), (3, "text.png"), (4, "bytes"), (5, "missing.png")):
+        assert words in (found[place].error or "")
+        assert (found[place].text, found[place].entities, found[place].image_size) == ("", [], (0, 0))
+    assert "3 of 5 images could not be read" in caplog.text
+
+
+def test_each_way_skips_what_cannot_be_read(lion: Lion, mixed_files: list[Any]) -> None:
+    good, bad = mixed_files[0], mixed_files[1]
+    options: dict[str, Any] = {"on_error": "skip", **SHORT}
+    assert lion.caption([good, bad], **options) == [lion.caption(good, **SHORT), None]
+    assert lion.caption(bad, **options) is None
+    assert lion.ask([bad, good], QUESTION, **options)[0] is None
+    assert lion.locate([good, bad], "a dog", **options)[1].error is not None
+    box = (3, 4, 15, 40)
+    assert lion.describe_region([bad, good], box, **options) == [None, lion.describe_region(good, box, **SHORT)]
+    scores = lion.rank([Request(bad, QUESTION), Request(good, QUESTION)], [["a"], ["b"]], on_error="skip")
+    assert scores == [[], lion.rank([Request(good, QUESTION)], [["b"]])[0]]
+
+
+def test_an_image_that_cannot_be_read_stops_a_call_unless_it_may_be_skipped(lion: Lion, mixed_files: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"missing\.png"):
+        lion.caption(mixed_files, **SHORT)
+    with pytest.raises(ValueError, match="on_error is 'ignore'"):
+        lion.caption(mixed_files, on_error="ignore", **SHORT)
+
+
+@pytest.mark.parametrize("box", [(0.062, 0.156, 0.44, 0.537), (0, 0, 1, 1)])
+def test_fractions_in_the_place_of_pixels_are_an_error(lion: Lion, box: tuple) -> None:
+    with pytest.raises(ValueError, match="30x40 pixels may be fractions"):
+        lion.describe_region(PICTURES[0], box)
+
+
+def test_a_region_is_measured_on_the_upright_picture(lion: Lion, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    PICTURES[0].save(tmp_path / "turned.png", exif=exif)  # seen, it is 40 wide and 30 high
+    upright = PICTURES[0].transpose(Image.Transpose.ROTATE_270)
+    box = (20, 3, 40, 15)
+    assert lion.describe_region(tmp_path / "turned.png", box, **SHORT) == lion.describe_region(upright, box, **SHORT)
+
+
+def test_bytes_and_stored_images_are_images(lion: Lion, tmp_path: Path) -> None:
+    PICTURES[0].save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    expected = lion.caption(PICTURES[0], **SHORT)
+    stored = {"bytes": content, "path": None}
+    assert lion.caption(content, **SHORT) == lion.caption(stored, **SHORT) == expected
+    assert lion.caption(np.array([str(tmp_path / "a.png")] * 2), **SHORT) == [expected] * 2
+    pipe: Any = pipeline(
+        "image-to-text", model=lion.model, tokenizer=lion.processor.tokenizer, processor=lion.processor, tagger=False
+    )
+    for image in (content, stored, {"image": stored}):
+        assert pipe(image, **SHORT) == [{"generated_text": expected}]
+    assert pipe([stored, content], **SHORT) == [[{"generated_text": expected}]] * 2
+
+
+def test_pictures_of_a_batch_are_in_memory_one_at_a_time(
+    lion: Lion, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for index, picture in enumerate(PICTURES):
+        picture.save(tmp_path / f"{index}.png")
+    alive: list[weakref.ref] = []
+    counts: list[int] = []
+    to_rgb = inference.to_rgb
+
+    def open_and_count(image: Any) -> Image.Image:
+        gc.collect()
+        counts.append(sum(ref() is not None for ref in alive))
+        picture = to_rgb(image)
+        alive.append(weakref.ref(picture))
+        return picture
+
+    monkeypatch.setattr(inference, "to_rgb", open_and_count)
+    Lion(lion.model, lion.processor, example_tagger).caption(sorted(tmp_path.glob("*.png")), **SHORT)
+    assert counts == [0, 0, 0]

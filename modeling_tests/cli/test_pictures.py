@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cli.command_line import lion, refusal
+from transformers_lion.cli import pictures
 from transformers_lion.cli.pictures import find_pictures, open_picture, open_pictures
 from transformers_lion.example import example_image
 
@@ -128,3 +129,32 @@ def test_pictures_are_opened_so_many_at_a_time(tree: Path) -> None:
         ["pics/b.png", "pics/b.png", "pics/a.JPG", "pics/b.png"], ["pics/h.txt"],
     ]  # fmt: skip
     assert len(errors) == 1
+
+
+def test_files_that_are_passed_over_in_folders_are_counted_by_kind(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.HEIC", "sub/b.heic", "sub/c.jxl", "notes", ".hidden.heic"):
+        Path("pics", name).write_bytes(b"\0" * 40)
+    monkeypatch.setattr(pictures, "register_plug_ins", tuple)
+    found = find_pictures(["pics"])
+    assert len(found.names) == 5
+    assert found.errors == []
+    assert found.note == (
+        "5 files were skipped because their suffixes are not those of pictures: 2 .heic, 1 .txt, 1 without a suffix, "
+        "1 .jxl. To read .heic, .jxl: pip install pillow-heif pillow-jxl-plugin."
+    )
+    monkeypatch.setattr(pictures, "register_plug_ins", lambda: ("pillow-heif",))
+    assert find_pictures(["pics"]).names[:2] == ["pics/a.HEIC", "pics/a.JPG"]
+    assert find_pictures(["pics/b.png"]).note == ""
+
+
+def test_a_note_names_what_was_passed_over_and_the_others_are_done(tree: Path) -> None:
+    Path("pics/a.heic").write_bytes(b"\0" * 40)
+    ran = lion("tag", "pics")
+    assert ran.code == 0
+    assert len(ran.lines) == 5
+    assert ran.errors[0].startswith("note: 2 files were skipped")
+    Path("empty/a.heic").write_bytes(b"\0" * 40)
+    ran = lion("tag", "empty")
+    assert ran.code == 1
+    assert ran.errors[0] == "error: empty: there is no picture in this folder."
+    assert "1 .heic" in ran.errors[1]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from transformers_lion import Lion
+from transformers_lion.demo import server
 from transformers_lion.demo.server import start
 
 gradio = pytest.importorskip("gradio", reason="the extra [demo] is not installed")
@@ -163,3 +164,36 @@ def test_nothing_is_opened_unless_asked(lion: Lion, tmp_path: Path, monkeypatch:
     expected = {"server_name": "127.0.0.1", "share": False, "allowed_paths": [], "mcp_server": False}
     assert {name: launched[name] for name in expected} == expected
     assert launched["max_file_size"] == "20mb"
+
+
+def post_file(address: str, size: int, headers: dict[str, str] | None = None) -> int:
+    """Send a file by itself, as no page does; the status of the answer."""
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        + bytes(size)
+        + b"\r\n--x--\r\n"
+    )
+    given = {"Content-Type": "multipart/form-data; boundary=x", **(headers or {})}
+    content: Any = iter([body]) if "Transfer-Encoding" in given else body
+    request = urllib.request.Request(f"{address}gradio_api/upload", content, given, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_what_is_sent_never_fills_the_disk(
+    lion: Lion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sketch_file: Path
+) -> None:
+    monkeypatch.setattr(server, "MAX_FOLDER_SIZE", 1_000_000)
+    page = start(lion, tmp_path)
+    try:
+        for size in (300_001, 300_002, 300_003, 300_004, 300_005):
+            assert post_file(page.local_url, size) == 200
+            assert sum(path.stat().st_size for path in tmp_path.rglob("*.png")) < 1_000_000
+        assert post_file(page.local_url, 1_000_001) == 413
+        assert post_file(page.local_url, 10, {"Transfer-Encoding": "chunked"}) == 411
+        assert "pixels" in send(connect(page.local_url), sketch_file)
+    finally:
+        page.close(verbose=False)

@@ -1,5 +1,6 @@
 """Files that strangers send: pictures come upright and in RGB, all else is refused in a sentence."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_lion.demo.uploads import MAX_MEGAPIXELS, SHOWN_SIDE, for_page, open_upload
+from transformers_lion.demo.uploads import MAX_MEGAPIXELS, SHOWN_SIDE, for_page, make_room, open_upload
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -67,3 +68,20 @@ def test_a_large_picture_is_shown_smaller(size: tuple[int, int]) -> None:
     shown = for_page(Image.new("RGB", size))
     assert max(shown.size) == SHOWN_SIDE
     assert min(shown.size) >= 1
+
+
+def test_the_oldest_files_make_room_for_new_ones(tmp_path: Path) -> None:
+    for index in range(4):
+        path = tmp_path / f"folder {index}" / "photo.png"
+        path.parent.mkdir()
+        path.write_bytes(bytes(100))
+        os.utime(path, (index, index))
+    assert make_room(tmp_path, 150, 450)
+    assert [path.parent.name for path in sorted(tmp_path.rglob("*.png"))] == ["folder 1", "folder 2", "folder 3"]
+    assert not make_room(tmp_path, 451, 450)
+    assert make_room(tmp_path / "not there", 1, 450)
+
+
+def test_a_picture_that_is_shown_as_it_is_is_not_copied() -> None:
+    picture = Image.new("RGB", (SHOWN_SIDE, 10))
+    assert for_page(picture) is picture

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from transformers_lion.evaluation.rec import ORIENTATION, load_rec, score_rec
+from transformers_lion.evaluation.rec import load_rec, score_rec
 from transformers_lion.evaluation.task import Example, Prediction
 from transformers_lion.grounding import format_boxes
+from transformers_lion.image_pixels import ORIENTATION
 
 BOX = [0.1, 0.2, 0.5, 0.8]
 """All forms below have this one, in an image of 200 by 100 pixels."""
@@ -195,14 +196,15 @@ def test_a_box_a_little_over_the_edge_is_cut_off_there(tmp_path: Path) -> None:
     assert example.references == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])  # Pillow turns the latter by itself
 @pytest.mark.parametrize(("orientation", "size"), [(1, (200, 100)), (6, (100, 200))])
 def test_an_images_size_is_read_off_the_picture_as_it_is_seen(
-    tmp_path: Path, orientation: int, size: tuple[int, int]
+    tmp_path: Path, orientation: int, size: tuple[int, int], suffix: str
 ) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    Image.new("RGB", size).save(tmp_path / "a.jpg", exif=exif)
-    data = write(tmp_path / "a.json", {"image": "a.jpg", "phrase": "the dog", "bbox": XYXY})
+    Image.new("RGB", size).save(tmp_path / f"a.{suffix}", exif=exif)
+    data = write(tmp_path / "a.json", {"image": f"a.{suffix}", "phrase": "the dog", "bbox": XYXY})
     assert load_rec(data, tmp_path)[0].references == pytest.approx(BOX)
 
 

@@ -14,7 +14,7 @@ from transformers_lion.evaluation.data_files import read_rows
 from transformers_lion.evaluation.missing import wrong_prediction
 from transformers_lion.evaluation.pope import score_pope
 from transformers_lion.evaluation.predictions import read_predictions, score_measures
-from transformers_lion.evaluation.rec import ORIENTATION, score_rec
+from transformers_lion.evaluation.rec import score_rec
 from transformers_lion.evaluation.results import Result
 from transformers_lion.evaluation.runner import evaluate, evaluate_file
 from transformers_lion.evaluation.settings import EvaluationSettings
@@ -22,6 +22,7 @@ from transformers_lion.evaluation.task import Example, Prediction, Scores, Task
 from transformers_lion.evaluation.tasks import TASKS
 from transformers_lion.evaluation.visdial import score_visdial
 from transformers_lion.evaluation.vqa import score_exact_match, score_multiple_choice
+from transformers_lion.image_pixels import ORIENTATION
 
 KEPT = ("setup.json", "model.json", "predictions.jsonl", "worst.html", "worst.png")
 """Files that are the same however a run came about."""

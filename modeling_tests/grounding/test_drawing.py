@@ -113,3 +113,19 @@ def test_each_entity_has_its_color() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
 def test_pictures_of_any_mode_become_rgb(mode: str) -> None:
     assert draw_boxes(Image.new(mode, (50, 50)), [entity("a", (5, 5, 40, 40))]).mode == "RGB"
+
+
+@pytest.mark.parametrize("boxes", [[(0.1, 0.2, 0.5, 0.75)], [(0, 0, 1, 1), (0.5, 0.5, 1.0, 1.0)]])
+def test_fractions_in_the_place_of_pixels_are_an_error(boxes: list[tuple]) -> None:
+    with pytest.raises(ValueError, match=r"box \[.*\] of 'a dog' may be fractions, but must be pixels"):
+        draw_boxes(Image.new("RGB", (100, 80)), [entity("a dog", *boxes)])
+
+
+def test_a_box_of_less_than_a_pixel_beside_others_is_drawn() -> None:
+    drawn = draw_boxes(Image.new("RGB", (100, 80)), [entity("", (0, 0, 0.5, 0.5), (20, 20, 60, 60))])
+    assert drawn.getpixel((20, 40)) == COLORS[0]
+
+
+def test_answers_are_drawn_whatever_their_boxes() -> None:
+    """An answer's boxes are known to be pixels, and a model may write one of no size."""
+    assert drawing.draw_entities(Image.new("RGB", (100, 80)), [entity("", (0, 0, 0.1, 0.1))]).size == (100, 80)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import pipeline
 
@@ -29,6 +30,23 @@ def test_the_pipelines_tags_are_the_taggers(folder: Path) -> None:
     for batch_size in (1, 2):
         found = pipe(pictures, batch_size=batch_size)
         assert [[tag["label"] for tag in image] for image in found] == expected
+
+
+def test_arrays_of_images_are_lists_and_bytes_are_images(folder: Path, tmp_path: Path) -> None:
+    pipe = pipeline("image-tagging", model=str(folder), threshold=0.0)
+    paths = [tmp_path / f"{seed}.png" for seed in range(2)]
+    for seed, path in enumerate(paths):
+        picture(seed).save(path)
+    each = [pipe(str(path)) for path in paths]
+    for images in (
+        np.array(list(map(str, paths))),
+        np.array(paths),
+        np.stack(list(map(picture, (0, 1)))),
+    ):
+        assert pipe(images) == pipe(images=images) == each
+    assert pipe(paths[0].read_bytes()) == pipe({"bytes": paths[0].read_bytes(), "path": None}) == each[0]
+    tagger = tiny_tagger()
+    assert tagger(np.array(paths)) == tagger([path.read_bytes() for path in paths]) == tagger(list(map(str, paths)))
 
 
 def test_the_pipeline_takes_a_selection(folder: Path) -> None:

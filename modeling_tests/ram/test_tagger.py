@@ -1,6 +1,9 @@
 """ImageTagger: batches, odd files, and each picture once."""
 
+import copy
+import hashlib
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from PIL import Image
 
 from ram.factories import NAMES, picture, tiny_ram, tiny_tagger
 from transformers_lion.ram import ImageTagger, RamImageProcessor
+from transformers_lion.ram.tag_cache import digest_picture
 
 
 def count_images(tagger: ImageTagger) -> list[int]:
@@ -233,3 +237,80 @@ def test_a_tagger_survives_saving_and_takes_a_dtype(tmp_path: Path) -> None:
         assert loaded(picture(), threshold=0.0) == [list(NAMES)]
     assert loaded.model.dtype == torch.bfloat16
     assert type(loaded.image_processor) is RamImageProcessor
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def test_only_the_last_pictures_tags_stay_in_memory() -> None:
+    tagger = tiny_tagger(tag_cache_size=2)
+    sizes = count_images(tagger)
+    for seed in (0, 1, 0, 2):
+        tagger(picture(seed), threshold=0.4)
+    assert len(sizes) == 3
+    tagger(picture(0), threshold=0.4)  # was used after 1
+    assert len(sizes) == 3
+    tagger(picture(1), threshold=0.4)
+    assert len(sizes) == 4
+    with pytest.raises(ValueError, match="-1"):
+        tiny_tagger(tag_cache_size=-1)
+
+
+def test_a_folder_holds_what_memory_does_not(tmp_path: Path) -> None:
+    pictures = [picture(seed) for seed in range(6)]
+    found = tiny_tagger().tag(pictures, threshold=0.45)
+    for _ in range(2):  # also in a second run
+        tagger = tiny_tagger(tag_cache_dir=tmp_path, tag_cache_size=1)
+        sizes = count_images(tagger)
+        assert tagger.tag(pictures, threshold=0.45) == tagger.tag(pictures, threshold=0.45)
+        again = tagger.tag(pictures, threshold=0.45)
+        assert [image.names for image in again] == [image.names for image in found]
+    assert sizes == []
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(tmp_path: Path) -> None:
+    tiny_tagger(tag_cache_dir=tmp_path)([picture(0)])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    tiny_tagger(tag_cache_dir=tmp_path)([picture(1)])
+    tagger = tiny_tagger(tag_cache_dir=tmp_path)
+    sizes = count_images(tagger)
+    tagger([picture(1)])
+    assert sizes == []
+
+
+def test_a_damaged_byte_in_the_folder_is_named(tmp_path: Path) -> None:
+    tiny_tagger(tag_cache_dir=tmp_path)([picture(0), picture(1)])
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) - 30] = 0xFF
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{file.name}, line 2: this tag cache is damaged.*byte {len(content) - 30}"):
+        tiny_tagger(tag_cache_dir=tmp_path)([picture(0)])
+
+
+def test_two_runs_may_write_one_folder(tmp_path: Path) -> None:
+    first, second = (tiny_tagger(tag_cache_dir=tmp_path, tag_cache_size=0) for _ in range(2))
+    first([picture(0)], threshold=0.45)
+    second([picture(1)], threshold=0.45)
+    first([picture(2)], threshold=0.45)
+    pictures = [picture(seed) for seed in range(3)]
+    expected = tiny_tagger()(pictures, threshold=0.45)
+    assert first(pictures, threshold=0.45) == second(pictures, threshold=0.45) == expected
+
+
+def test_a_tagger_can_be_copied_and_sent_to_another_process(tmp_path: Path) -> None:
+    tagger = tiny_tagger(tag_cache_dir=tmp_path)
+    expected = tagger(picture(), threshold=0.4)
+    for copied in (copy.deepcopy(tagger), pickle.loads(pickle.dumps(tagger))):
+        sizes = count_images(copied)
+        assert copied(picture(), threshold=0.4) == expected
+        assert sizes == []  # it has the same folder
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_digest_is_that_of_the_pixels_and_their_layout(mode: str) -> None:
+    image = picture(0, width=7, height=600).convert(mode)
+    pixels = np.asarray(image)
+    assert digest_picture(image) == hashlib.sha256(f"uint8 {pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+    assert digest_picture(image.transpose(Image.Transpose.ROTATE_90)) != digest_picture(image)

@@ -6,6 +6,7 @@ Importing the package makes transformers' Auto classes and pipelines know LION; 
 from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
 from .example import example_checkpoint
 from .grounding import draw_boxes
+from .image_loading import to_rgb
 from .image_processing_lion import LionImageProcessor
 from .inference import Answer, Lion, Request
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, LionPreTrainedModel, LionSeq2SeqLMOutput
@@ -53,4 +54,5 @@ __all__ = [
     "TaggedImage",
     "draw_boxes",
     "example_checkpoint",
+    "to_rgb",
 ]

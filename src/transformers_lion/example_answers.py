@@ -40,7 +40,7 @@ def main() -> None:
             question = f"How can I locate {phrase} in the image? Please provide the coordinates."
             answer = pipe(image, text=question, task_type="region_level")[0]["generated_text"]
             print(f"  locate   {phrase}  {answer}")
-            found = pipe.processor.post_process_generation(answer, image_size=image.size)[1]
+            found = pipe.processor.post_process_generation(answer, image_size=image)[1]
             entities += [(phrase, span, boxes) for _, span, boxes in found]
         file = folder / f"{name}.png"
         draw_boxes(image, entities).save(file)

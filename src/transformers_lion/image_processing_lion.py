@@ -4,12 +4,15 @@ Source: the reference code's image processor. The pixels are exact because Pillo
 not give the same ones, so there is none.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from transformers.image_processing_utils import BatchFeature
+from PIL import Image
+from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from .image_loading import load_rgb_images
+from .image_downloads import TIMEOUT
+from .image_loading import flatten, to_rgb
 from .remote_code import carries_its_code
 
 
@@ -19,11 +22,13 @@ class LionImageProcessor(BlipImageProcessorPil):
 
     size = {"height": 224, "width": 224}
 
-    def preprocess(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+    def preprocess(self, images: Any, *args: Any, timeout: float | None = TIMEOUT, **kwargs: Any) -> BatchFeature:
         """As `BlipImageProcessorPil.preprocess`, for paths, URLs, pictures of any mode, arrays and tensors.
 
         Args:
-            images: one image or a (nested) list; see `image_loading.ImageSource`.
+            images: one image or a (nested) list; see `image_loading.ImageSource`. They are opened one after the other,
+                so that never more than one of them is in memory at its full size.
+            timeout: of each download, in seconds; `None` for none.
 
         Returns:
             `pixel_values`, (B, 3, H, W).
@@ -31,10 +36,28 @@ class LionImageProcessor(BlipImageProcessorPil):
         Raises:
             ValueError: if there is no image, or one cannot be read; the message names it.
         """
-        do_rescale = kwargs.get("do_rescale", self.do_rescale)
-        if do_rescale and kwargs.get("input_data_format") is None:
-            images = load_rgb_images(images)
+        if kwargs.get("do_rescale", self.do_rescale) and kwargs.get("input_data_format") is None:
+            shrink = self._shrinker(kwargs)
+            images = [shrink(to_rgb(image, timeout)) for image in flatten(images)]
+            if not images:
+                raise ValueError("There are no images: an empty batch was given.")
         return super().preprocess(images, *args, **kwargs)
+
+    def _shrinker(self, options: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
+        """The first step of a call, by which transformers' own, on several copies of the picture, has nothing to do."""
+        size, resample = options.get("size", self.size), options.get("resample", self.resample)
+        if size is None or not options.get("do_resize", self.do_resize) or not isinstance(resample, int):
+            return unchanged
+        sides = dict(get_size_dict(size, default_to_square=self.default_to_square))
+        height, width = sides.get("height"), sides.get("width")
+        if not (height and width):
+            return unchanged
+        return lambda picture: picture.resize((width, height), Image.Resampling(resample))
+
+
+def unchanged(picture: Image.Image) -> Image.Image:
+    """The picture itself."""
+    return picture
 
 
 __all__ = ["LionImageProcessor"]

@@ -8,7 +8,7 @@ Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D 
 """
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ from transformers.utils import logging
 
 from .example import example_checkpoint
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
-from .image_loading import flatten, is_batch, to_rgb
+from .grounding.boxes import check_pixels
+from .image_downloads import is_url
+from .image_loading import flatten, is_batch, to_rgb, upright_size, warn_of_grey_batch
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures
 from .pipelines import as_names, find_tagger
 from .processing_lion import LionProcessor, Tags, check_strings
@@ -33,6 +35,8 @@ LOCATE_QUESTION = "How can I locate {phrase} in the image? Please provide the co
 REGION_QUESTION = "Please describe the region {box} in the image."
 MAX_NEW_TOKENS = 256
 """Where neither the call nor the checkpoint says it, as in the paper."""
+OnError = Literal["raise", "skip"]
+"""Whether an image that cannot be read stops everything, or only its own requests have no answer."""
 CANDIDATES_PER_REQUEST = 4
 """Rows of the decoder for each request of a batch when candidates are ranked: they are far smaller than an image."""
 
@@ -42,7 +46,8 @@ class Request:
     """One question about one image.
 
     Attributes:
-        image: a path, a URL, a PIL picture, an array or a tensor. The same path or object is the same image.
+        image: a path, a URL, the bytes of an image file, a PIL picture, an array or a tensor (see
+            `image_loading.ImageSource`). The same path or object is the same image.
         question: what the Q-Former and, behind the tag sentence, the language model read.
         task_type: "image_level" or "region_level".
         tags: names, or text; `None` for those of the tagger, if there is one; `False` for no tag sentence.
@@ -65,6 +70,7 @@ class Answer:
         entities: phrases, their spans in the text without boxes, and their boxes in pixels of the image.
         image_size: (width, height).
         scores: how sure the model was of each of `boxes`, where that was asked for.
+        error: why the image could not be read, where `on_error="skip"` let the others go on. All else is then empty.
     """
 
     text: str
@@ -73,6 +79,7 @@ class Answer:
     entities: list[Entity]
     image_size: tuple[int, int]
     scores: list[float] | None = None
+    error: str | None = None
 
     @property
     def boxes(self) -> list[Box]:
@@ -85,12 +92,32 @@ class SeenImage:
     """What a call knows of an image until the last request about it is done.
 
     Attributes:
+        size: (width, height), upright.
         features: of this image alone.
     """
 
     size: tuple[int, int]
     features: LionImageFeatures
     tags: list[str] | None = None
+
+
+@dataclass
+class OneByOne:
+    """Pictures that are opened while somebody iterates over them.
+
+    Attributes:
+        pictures: not yet opened.
+        count: of those, as far as they can be read.
+    """
+
+    pictures: Iterator[Image.Image]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return self.pictures
 
 
 class Lion:
@@ -152,7 +179,13 @@ class Lion:
 
     @torch.no_grad()
     def answer(
-        self, requests: Sequence[Request], *, batch_size: int = 8, scores: bool = False, **generation: Any
+        self,
+        requests: Sequence[Request],
+        *,
+        batch_size: int = 8,
+        scores: bool = False,
+        on_error: OnError = "raise",
+        **generation: Any,
     ) -> list[Answer]:
         """Answer requests.
 
@@ -163,19 +196,22 @@ class Lion:
             requests: in any order.
             batch_size: requests, and at most so many images, that go through the model at a time.
             scores: also score each box, as `grounding.score_boxes` does.
+            on_error: what happens if an image cannot be read: "raise" stops there; with "skip" the other requests are
+                answered, a warning names the image, and its own answers have `error` and no text.
             **generation: anything that `generate` takes but several sequences for a request.
 
         Raises:
-            ValueError: if an image cannot be read, or a request is none.
+            ValueError: if an image cannot be read and `on_error` is "raise", or a request is none.
         """
-        self._check(requests, batch_size)
+        self._check(requests, batch_size, on_error)
         if generation.get("num_return_sequences") not in (None, 1):
             raise ValueError(
                 f"num_return_sequences is {generation['num_return_sequences']}, but a request has 1 answer."
             )
         options = self._with_length(generation)
         answers: dict[int, Answer] = {}
-        for positions, images in self._batches(requests, batch_size):
+        errors: dict[int, str] = {}
+        for positions, images in self._batches(requests, batch_size, on_error, errors):
             inputs = self._inputs([requests[position] for position in positions], images)
             rows = zip(
                 positions, images, self.read_prompts(inputs), self._generate(inputs, scores, options), strict=True
@@ -189,11 +225,17 @@ class Lion:
                     image_size=image.size,
                     scores=found,
                 )
+        answers |= {position: Answer("", "", None, [], (0, 0), error=error) for position, error in errors.items()}
         return [answers[position] for position in range(len(requests))]
 
     @torch.no_grad()
     def rank(
-        self, requests: Sequence[Request], candidates: Sequence[Sequence[str]], *, batch_size: int = 8
+        self,
+        requests: Sequence[Request],
+        candidates: Sequence[Sequence[str]],
+        *,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
     ) -> list[list[float]]:
         """How likely the model thinks each of some answers to be.
 
@@ -202,22 +244,23 @@ class Lion:
         Args:
             requests: as of `answer`.
             candidates: for each request its candidates.
-            batch_size: as of `answer`.
+            batch_size, on_error: as of `answer`.
 
         Returns:
             For each request and each of its candidates the sum of the log-probabilities of its tokens, with the end
             token, as the model would have to write it. (Longer candidates are less likely; divide if you want to.)
+            A request that `on_error="skip"` left out has an empty list.
 
         Raises:
             ValueError: if there are not as many lists of candidates as requests, and as of `answer`.
         """
-        self._check(requests, batch_size)
+        self._check(requests, batch_size, on_error)
         if len(candidates) != len(requests):
             raise ValueError(f"{len(candidates)} lists of candidates for {len(requests)} requests.")
         for texts in candidates:
             check_strings("candidates", texts)
         scores: list[list[float]] = [[] for _ in requests]
-        for positions, images in self._batches(requests, batch_size):
+        for positions, images in self._batches(requests, batch_size, on_error, {}):
             inputs = self._inputs([requests[position] for position in positions], images)
             rows = [(row, text) for row, position in enumerate(positions) for text in candidates[position]]
             if not rows:
@@ -232,20 +275,39 @@ class Lion:
 
     # --- short ways --------------------------------------------------------------------------------------------
 
-    def caption(self, images: Any, *, tags: Any = None, batch_size: int = 8, **generation: Any) -> Any:
+    def caption(
+        self,
+        images: Any,
+        *,
+        tags: Any = None,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+        **generation: Any,
+    ) -> Any:
         """Describe an image, or each of a list, in a short sentence.
 
         Args:
             images: one or a list.
             tags: of all images, as of `Request`.
-            batch_size, **generation: as of `answer`.
+            batch_size, on_error, **generation: as of `answer`.
+
+        Returns:
+            A text, or a list with `None` for each image that `on_error="skip"` left out.
         """
         pictures, _, is_single = pair(images, "questions", [self.processor.caption_prompt], True)
         requests = [Request(picture, self.processor.caption_prompt, tags=tags) for picture in pictures]
-        return unpack([found.text for found in self.answer(requests, batch_size=batch_size, **generation)], is_single)
+        answers = self.answer(requests, batch_size=batch_size, on_error=on_error, **generation)
+        return unpack(texts_of(answers), is_single)
 
     def ask(
-        self, images: Any, questions: str | Sequence[str], *, tags: Any = None, batch_size: int = 8, **generation: Any
+        self,
+        images: Any,
+        questions: str | Sequence[str],
+        *,
+        tags: Any = None,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+        **generation: Any,
     ) -> Any:
         """Answer a question about an image, or a list of them: one image, one question, or as many of both.
 
@@ -253,11 +315,15 @@ class Lion:
             images: one or a list.
             questions: one or a list.
             tags: of all images, as of `Request`.
-            batch_size, **generation: as of `answer`.
+            batch_size, on_error, **generation: as of `answer`.
+
+        Returns:
+            As of `caption`.
         """
         pictures, texts, is_single = pair_texts(images, "questions", questions)
         requests = [Request(picture, text, tags=tags) for picture, text in zip(pictures, texts, strict=True)]
-        return unpack([found.text for found in self.answer(requests, batch_size=batch_size, **generation)], is_single)
+        answers = self.answer(requests, batch_size=batch_size, on_error=on_error, **generation)
+        return unpack(texts_of(answers), is_single)
 
     def locate(
         self,
@@ -267,6 +333,7 @@ class Lion:
         tags: Any = None,
         batch_size: int = 8,
         scores: bool = False,
+        on_error: OnError = "raise",
         **generation: Any,
     ) -> Any:
         """Find what phrases such as "the red cup" speak of: one image, one phrase, or as many of both.
@@ -275,7 +342,7 @@ class Lion:
             images: one or a list.
             phrases: one or a list.
             tags: of all images, as of `Request`.
-            batch_size, scores, **generation: as of `answer`.
+            batch_size, scores, on_error, **generation: as of `answer`.
 
         Returns:
             An `Answer`, of which `boxes` are those found (none, where the model wrote none), or a list.
@@ -285,38 +352,59 @@ class Lion:
             Request(picture, LOCATE_QUESTION.format(phrase=text.strip()), "region_level", tags)
             for picture, text in zip(pictures, texts, strict=True)
         ]
-        return unpack(self.answer(requests, batch_size=batch_size, scores=scores, **generation), is_single)
+        answers = self.answer(requests, batch_size=batch_size, scores=scores, on_error=on_error, **generation)
+        return unpack(answers, is_single)
 
     def describe_region(
-        self, images: Any, boxes: Any, *, tags: Any = None, batch_size: int = 8, **generation: Any
+        self,
+        images: Any,
+        boxes: Any,
+        *,
+        tags: Any = None,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+        **generation: Any,
     ) -> Any:
         """Say what is in a box: one image, one box, or as many of both.
 
         Args:
             images: one or a list.
-            boxes: (x1, y1, x2, y2) in pixels of the image, as `locate` finds them, or a list of such.
+            boxes: (x1, y1, x2, y2) in pixels of the upright image, as `locate` finds them, or a list of such.
             tags: of all images, as of `Request`.
-            batch_size, **generation: as of `answer`.
+            batch_size, on_error, **generation: as of `answer`.
+
+        Returns:
+            As of `caption`.
 
         Raises:
-            ValueError: if a box is none, or not in its image, and as of `answer`.
+            ValueError: if a box is none, not in its image, or may be fractions instead of pixels; and as of `answer`.
         """
         pictures, rows, is_single = pair(images, "boxes", as_boxes(boxes), np.ndim(boxes) == 1)
-        opened: dict[Hashable, Image.Image] = {}
-        requests = []
+        measured: dict[Hashable, tuple[Any, tuple[int, int]] | None] = {}
+        requests: list[Request | None] = []
         for source, box in zip(pictures, rows, strict=True):
             key = image_key(source)
-            if key not in opened:
-                opened[key] = to_rgb(source)
-            text = format_boxes([to_fractions(box, opened[key].size)])
-            requests.append(Request(opened[key], REGION_QUESTION.format(box=text), "region_level", tags))
-        return unpack([found.text for found in self.answer(requests, batch_size=batch_size, **generation)], is_single)
+            if key not in measured:
+                measured[key] = measure_source(source, on_error)
+            found = measured[key]
+            if found is None:
+                requests.append(None)
+                continue
+            question = REGION_QUESTION.format(box=format_boxes([to_fractions(box, found[1])]))
+            requests.append(Request(found[0], question, "region_level", tags))
+        readable = [request for request in requests if request is not None]
+        texts = iter(texts_of(self.answer(readable, batch_size=batch_size, on_error=on_error, **generation)))
+        return unpack([None if request is None else next(texts) for request in requests], is_single)
 
-    def tag(self, images: Any) -> Any:
+    def tag(self, images: Any, *, on_error: OnError = "raise") -> Any:
         """The tags of an image, a list of names, or such a list for each of a list of images.
 
+        Args:
+            images: one or a list.
+            on_error: with "skip" the tags of an image that cannot be read are `None`, and a warning names it.
+
         Raises:
-            ValueError: if there is no tagger, or an image cannot be read.
+            ValueError: if there is no tagger, or an image cannot be read and `on_error` is "raise".
         """
         if self.tagger is None:
             raise ValueError(
@@ -325,15 +413,17 @@ class Lion:
             )
         found = self.tagger.tag(list(flatten(images)))
         for image in found:
-            if image.error is not None:
+            if image.error is not None and on_error == "raise":
                 raise ValueError(image.error)
         return unpack([image.names for image in found], not is_batch(images))
 
     # --- steps -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _check(requests: Sequence[Request], batch_size: int) -> None:
+    def _check(requests: Sequence[Request], batch_size: int, on_error: OnError) -> None:
         """Raise `ValueError` if something is wrong that no image is needed to see."""
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f'on_error is {on_error!r}, but must be "raise" or "skip".')
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
         for request in requests:
@@ -349,44 +439,97 @@ class Lion:
             return generation
         return {"max_new_tokens": MAX_NEW_TOKENS, **generation}
 
-    def _batches(self, requests: Sequence[Request], batch_size: int) -> Iterator[tuple[list[int], list[SeenImage]]]:
-        """Positions of requests that go together, those of one image one after the other, and the image of each."""
+    def _batches(
+        self, requests: Sequence[Request], batch_size: int, on_error: OnError, errors: dict[int, str]
+    ) -> Iterator[tuple[list[int], list[SeenImage]]]:
+        """Positions of requests that go together, those of one image one after the other, and the image of each.
+
+        Args:
+            requests, batch_size, on_error: as of `answer`.
+            errors: gets the positions of requests whose images cannot be read, and the reasons.
+        """
         keys = [image_key(request.image) for request in requests]
         first = {key: position for position, key in reversed(list(enumerate(keys)))}
         order = sorted(range(len(requests)), key=lambda position: first[keys[position]])
         untagged = {keys[index] for index, request in enumerate(requests) if request.tags is None}
         left = Counter(keys)
         seen: dict[Hashable, SeenImage] = {}
+        unread: dict[Hashable, str] | None = {} if on_error == "skip" else None
         for start in range(0, len(order), batch_size):
             positions = order[start : start + batch_size]
-            new = {keys[position]: requests[position].image for position in positions if keys[position] not in seen}
-            seen.update(self._see(new, untagged))
-            yield positions, [seen[keys[position]] for position in positions]
+            new = {
+                keys[position]: requests[position].image
+                for position in positions
+                if keys[position] not in seen and keys[position] not in (unread or ())
+            }
+            seen.update(self._see(new, untagged, unread))
+            errors.update({index: unread[keys[index]] for index in positions if unread and keys[index] in unread})
+            readable = [position for position in positions if position not in errors]
+            if readable:
+                yield readable, [seen[keys[position]] for position in readable]
             left.subtract(keys[position] for position in positions)
             seen = {key: image for key, image in seen.items() if left[key]}
+        if unread:
+            warn_of_unread(list(unread.values()), len(first))
 
-    def _see(self, images: dict[Hashable, Any], untagged: set[Hashable]) -> dict[Hashable, SeenImage]:
-        """Open images, tag those that need it, and run what reads no question."""
-        if not images:
+    def _see(
+        self, images: dict[Hashable, Any], untagged: set[Hashable], unread: dict[Hashable, str] | None
+    ) -> dict[Hashable, SeenImage]:
+        """Open images one after the other, tag those that need it, and run what reads no question.
+
+        Args:
+            images: by their keys.
+            untagged: keys of those that need tags.
+            unread: gets the reasons why images cannot be read; without it the first raises.
+        """
+        sizes: dict[Hashable, tuple[int, int]] = {}
+        pixels: list[torch.Tensor] = []
+        tagged: list[Hashable] = []
+
+        def open_all() -> Iterator[Image.Image]:
+            for key, image in images.items():
+                try:
+                    picture = to_rgb(image)
+                except ValueError as error:
+                    if unread is None:
+                        raise
+                    unread[key] = str(error)
+                    continue
+                sizes[key] = picture.size
+                pixels.append(self.processor(images=picture, return_tensors="pt")["pixel_values"])
+                if wanted and key in untagged:
+                    tagged.append(key)
+                    yield picture
+                del picture  # before the next one is opened
+
+        wanted = 0 if self.tagger is None else len(untagged & images.keys())
+        names = self._tag_all(open_all(), wanted)
+        if not sizes:
             return {}
-        pictures = [to_rgb(image) for image in images.values()]
-        features = self.encode(pictures)
+        features = self._encode(torch.cat(pixels))
         seen = {
-            key: SeenImage(picture.size, features.select(torch.tensor([row])))
-            for row, (key, picture) in enumerate(zip(images, pictures, strict=True))
+            key: SeenImage(size, features.select(torch.tensor([row]))) for row, (key, size) in enumerate(sizes.items())
         }
-        if self.tagger is not None:
-            wanted = [(key, picture) for key, picture in zip(images, pictures, strict=True) if key in untagged]
-            names = self.tagger([picture for _, picture in wanted]) if wanted else []
-            for (key, _), found in zip(wanted, names, strict=True):
-                seen[key].tags = list(found or [])
+        for key, found in zip(tagged, names, strict=True):
+            seen[key].tags = list(found or [])
         return seen
+
+    def _tag_all(self, pictures: Iterator[Image.Image], count: int) -> Sequence[Sequence[str] | None]:
+        """The tagger's tags of so many pictures, of which it takes one at a time."""
+        if self.tagger is None or not count:
+            deque(pictures, maxlen=0)  # opens those that need no tags
+            return []
+        return self.tagger(OneByOne(pictures, count) if isinstance(self.tagger, ImageTagger) else list(pictures))
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image.Image]) -> LionImageFeatures:
         """What the model knows of B pictures before any question, for `image_features=` of its `generate`."""
-        pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return self.model.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
+        return self._encode(self.processor(images=list(pictures), return_tensors="pt")["pixel_values"])
+
+    def _encode(self, pixel_values: torch.Tensor) -> LionImageFeatures:
+        """The same of pixel values, (B, 3, H, W)."""
+        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        return self.model.get_image_features(pixel_values, return_dict=True)
 
     @staticmethod
     def _tags(request: Request, image: SeenImage) -> Tags:
@@ -465,6 +608,29 @@ class Lion:
         return chosen.masked_fill(labels < 0, 0).sum(1).tolist()
 
 
+def measure_source(source: Any, on_error: OnError) -> tuple[Any, tuple[int, int]] | None:
+    """An image to ask about, and its size; `None` if it cannot be read and `on_error` is "skip"."""
+    try:
+        if isinstance(source, str) and is_url(source):
+            source = to_rgb(source)  # downloaded once
+        return source, upright_size(source)
+    except ValueError as error:
+        if on_error == "raise":
+            raise
+        warn_of_unread([str(error)], 1)
+        return None
+
+
+def warn_of_unread(errors: Sequence[str], count: int) -> None:
+    """Warn of images that were left out, of so many."""
+    logger.warning("%d of %d images could not be read:\n%s", len(errors), count, "\n".join(errors))
+
+
+def texts_of(answers: Sequence[Answer]) -> list[str | None]:
+    """The texts of answers; `None` where there is none."""
+    return [answer.text if answer.error is None else None for answer in answers]
+
+
 def image_key(image: Any) -> Hashable:
     """What tells one image from another: the path or URL, or which object it is."""
     return os.fspath(image) if isinstance(image, str | Path) else id(image)
@@ -492,6 +658,7 @@ def pair(images: Any, name: str, values: list[Any], is_one: bool) -> tuple[list[
         ValueError: if there are other numbers of both.
     """
     if not is_batch(images):
+        warn_of_grey_batch(images, len(values))
         return [images] * len(values), values, is_one
     pictures = list(flatten(images))
     if is_one:
@@ -539,9 +706,11 @@ def to_fractions(box: Box, image_size: tuple[int, int]) -> Box:
     """Pixels of an image of (width, height) to fractions; what stands out a little is cut off.
 
     Raises:
-        ValueError: if nothing of the box is in the image.
+        ValueError: if nothing of the box is in the image, or it may be fractions already.
     """
     width, height = image_size
+    if image_size != (1, 1):
+        check_pixels(box, f"an image of {width}x{height} pixels")
     x1, x2 = (min(max(value / width, 0.0), 1.0) for value in (box[0], box[2]))
     y1, y2 = (min(max(value / height, 0.0), 1.0) for value in (box[1], box[3]))
     if not (x1 < x2 and y1 < y2):

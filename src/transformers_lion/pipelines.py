@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import GenerationConfig, ImageTextToTextPipeline, Pipeline
 from transformers.utils import cached_file, logging
 
-from .image_loading import is_batch, to_rgb
+from .image_downloads import TIMEOUT
+from .image_loading import is_batch, is_stored_image, to_rgb, warn_of_grey_batch
 from .processing_lion import Tags, per_sample
 from .ram import ImageTagger
 
@@ -24,6 +25,10 @@ TAGGER_FOLDER = "tagger"
 
 ITEM_KEYS = {"image": "image", "images": "image", "text": "text", "tags": "tags", "task_type": "task_type"}
 """Keys of an input dictionary, and what they are called from there on."""
+
+IMAGE_PARTS = ("image", "image_url")
+"""Types of parts of a message that are images."""
+IMAGE_PART_KEYS = ("image", "image_url", "url", "path", "base64")
 
 
 class LionImageToTextPipeline(ImageTextToTextPipeline):
@@ -87,8 +92,8 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         """Describe images, or answer questions about them.
 
         Args:
-            images: an image (path, URL, base64 text, picture, array), a list, a generator or a data set of them, or of
-                dictionaries with `image` and, if wanted, `text`, `tags` and `task_type`; or messages.
+            images: an image (path, URL, base64 text, bytes, picture, array), a list, a generator or a data set of them,
+                or of dictionaries with `image` and, if wanted, `text`, `tags` and `task_type`; or messages.
             text: a question for all images or, with a list of images, one for each; or messages. The processor's
                 `caption_prompt` if it is left out.
             **kwargs: `tags` (of an image or, with a list, of each; `False` for no tag sentence; the tagger's where they
@@ -113,13 +118,14 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             return self._run(as_item(messages) if is_message(messages[0]) else list(map(as_item, messages)), kwargs)
         if images is None:
             raise ValueError("LION needs an image: none was given.")
+        if hasattr(images, "ndim") and is_batch(images):
+            images = list(images)
         if is_lazy(images):
             return self._run((as_item(image) for image in images), {**kwargs, "text": text})
-        if isinstance(images, np.ndarray | torch.Tensor) and is_batch(images):
-            images = list(images)
         if not isinstance(images, list | tuple):
             if not isinstance(text, list | tuple):
                 return self._run(as_item(images), {**kwargs, "text": text})
+            warn_of_grey_batch(images, len(text))
             images = [images] * len(text)  # several questions about one image
         if not images:
             raise ValueError("images is empty: there is nothing to do.")
@@ -141,7 +147,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         text: str | None = None,
         tags: Tags | Literal[False] = None,
         task_type: str = "image_level",
-        timeout: float | None = None,
+        timeout: float | None = TIMEOUT,
     ) -> dict[str, Any]:
         """Open one image. The prompt is made with those of the whole batch, when the tags are known."""
         if "messages" in inputs:
@@ -150,7 +156,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         picture = to_rgb(inputs["image"], timeout=timeout)
         return {
             **self.processor(images=picture, return_tensors="pt").to(self.dtype),
-            "picture": picture,
+            "picture": None if self.tagger is None or inputs.get("tags", tags) is not None else picture,
             "text": inputs.get("text", self.processor.caption_prompt if text is None else text),
             "tags": inputs.get("tags", tags),
             "task_type": inputs.get("task_type", task_type),
@@ -169,7 +175,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
         return {"sequences": ids.reshape(len(texts), -1, ids.shape[-1]), "text": texts, "tags": tags}
 
-    def _tags_of(self, pictures: list[Image.Image], own: list[Tags | Literal[False]]) -> list[Tags]:
+    def _tags_of(self, pictures: list[Image.Image | None], own: list[Tags | Literal[False]]) -> list[Tags]:
         """The tags of each image: those given, else the tagger's; `None` where there is to be no tag sentence."""
         missing = [index for index, tags in enumerate(own) if tags is None]
         if missing and self.tagger is None:
@@ -243,7 +249,7 @@ def as_item(image: Any) -> dict[str, Any]:
     if is_conversation(image):
         return {"messages": list(image)}
     item = {"image": image}
-    if isinstance(image, Mapping):
+    if isinstance(image, Mapping) and not is_stored_image(image):
         item = given({ITEM_KEYS[key]: value for key, value in image.items() if key in ITEM_KEYS})
         if "image" not in item:
             raise ValueError(f"An input has no image; its keys are {', '.join(map(str, image))}.")
@@ -256,7 +262,7 @@ def as_item(image: Any) -> dict[str, Any]:
 
 def is_lazy(images: Any) -> bool:
     """Whether `images` is a generator or a data set, to be read item by item."""
-    single = str | Path | Image.Image | np.ndarray | torch.Tensor | Mapping | list | tuple
+    single = str | Path | bytes | bytearray | Image.Image | np.ndarray | torch.Tensor | Mapping | list | tuple
     return isinstance(images, Iterable | torch.utils.data.Dataset) and not isinstance(images, single)
 
 
@@ -274,11 +280,14 @@ def is_conversation(value: Any) -> bool:
 
 
 def images_of(messages: list[dict[str, Any]]) -> Iterator[Any]:
-    """The images in the messages' contents."""
+    """The images in the messages' contents: parts `image`, and `image_url` as OpenAI's clients send it."""
     for message in messages:
         for part in message["content"] if not isinstance(message["content"], str) else ():
-            if part.get("type") == "image":
-                yield next((part[key] for key in ("image", "url", "path", "base64") if key in part), None)
+            if part.get("type") in IMAGE_PARTS:
+                found = next((part[key] for key in IMAGE_PART_KEYS if part.get(key) is not None), None)
+                if isinstance(found, Mapping) and "url" in found:  # {"url": address, "detail": how closely}
+                    found = found["url"]
+                yield found
 
 
 def image_of(messages: list[dict[str, Any]]) -> Any:

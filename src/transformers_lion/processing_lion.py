@@ -17,7 +17,7 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
-from .image_loading import is_batch, load_rgb_images
+from .image_loading import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
 from .plain_text import PlainTextTokenizer
 from .remote_code import carries_its_code
 
@@ -145,8 +145,8 @@ class LionProcessor(ProcessorMixin):
         """Make the model's inputs.
 
         Args:
-            images: one image or a list: paths, URLs, base64 text, pictures, arrays or tensors. One image that is not in
-                a list serves all questions.
+            images: one image or a list: paths, URLs, base64 text, bytes of image files, `{"bytes", "path"}`, pictures,
+                arrays or tensors. One image that is not in a list serves all questions.
             text: a question, or one for each sample. A single one serves all images.
             tags: of one image, or a list with those of each sample; joined text or lists of names. An empty list keeps
                 the tag sentence, `None` leaves it out. "auto" asks the `tagger`.
@@ -179,6 +179,7 @@ class LionProcessor(ProcessorMixin):
             data.update(self.image_processor(images, **images_kwargs))
         if text is not None:
             texts = self._texts(text, len(data["pixel_values"]) if batched else None)
+            warn_of_grey_batch(images, len(texts))
             if tags == AUTO:
                 tags = self.tag(images) if batched else self.tag(images) * len(texts)
             data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
@@ -313,18 +314,25 @@ class LionProcessor(ProcessorMixin):
             "task_type_ids",
         ]
 
-    def post_process_generation(self, text: str, image_size: tuple[int, int] | None = None) -> tuple[str, list[Entity]]:
+    def post_process_generation(
+        self, text: str, image_size: tuple[int, int] | ImageSource | None = None
+    ) -> tuple[str, list[Entity]]:
         """Take the boxes out of an answer.
 
         Args:
             text: a decoded answer; any text is allowed.
-            image_size: (width, height) in pixels, to have boxes in pixels instead of fractions.
+            image_size: to have boxes in pixels instead of fractions: the image itself, in any form, which is measured
+                as the model sees it, upright; or (width, height) in pixels, such as `to_rgb(path).size`. (`size` of a
+                photograph that `PIL.Image.open` opened is that before it is turned.)
 
         Returns:
             `(clean_text, [(phrase, (start, end), [(x1, y1, x2, y2), ...]), ...])`, where `clean_text[start:end]` is the
             phrase.
+
+        Raises:
+            ValueError: if the image cannot be read.
         """
-        return extract_entities(text, image_size)
+        return extract_entities(text, find_size(image_size))
 
     def post_process_grounded_object_detection(
         self,

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from ..file_writing import naming
-from .common import hide_progress_bars, report, show_progress, stderr_console
+from .common import hide_progress_bars, note, report, show_progress, stderr_console
 from .drawings import plan_drawings
 from .pictures import Named, find_pictures, open_pictures
 from .results import Results, open_results
@@ -61,6 +61,8 @@ def run_job(
     failures = list(found.errors)
     for error in failures:
         report(error)
+    if found.note:
+        note(found.note)
     if not found.names:
         return False
     drawings = plan_drawings(draw, found.names, found.is_many)

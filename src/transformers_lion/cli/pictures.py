@@ -4,23 +4,26 @@ import errno
 import glob
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ..image_loading import to_rgb
+from ..image_downloads import is_url
+from ..image_loading import PLUG_IN_SUFFIXES, advise, register_plug_ins, to_rgb
 from .common import printable
 
 SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
     ".tif", ".tiff", ".webp",
 })  # fmt: skip
-"""What files in folders have to end with; a file that is named is tried whatever it is called."""
+"""What files in folders have to end with; a file that is named is tried whatever it is called. Those of
+`PLUG_IN_SUFFIXES` come to it where their plug-in is installed."""
 STDIN = "-"
-TIMEOUT = 30.0
-"""Seconds for a download."""
+KINDS_SHOWN = 5
+"""So many kinds of files that are passed over are named."""
 
 
 @dataclass
@@ -31,11 +34,18 @@ class Named:
         names: paths and URLs, in order.
         errors: of arguments that name nothing.
         is_many: whether there may be several, so that results have to say which they are of.
+        passed_over: the number of files in folders whose suffix is none of a picture, by suffix.
     """
 
     names: list[str] = field(default_factory=list)
     errors: list[Exception | str] = field(default_factory=list)
     is_many: bool = False
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def note(self) -> str:
+        """What to say of files that were passed over; empty if there are none."""
+        return describe_passed_over(self.passed_over)
 
 
 def find_pictures(arguments: Sequence[str]) -> Named:
@@ -60,7 +70,7 @@ def add(found: Named, name: str) -> None:
         found.names.append(name)
     elif os.path.isdir(name):
         found.is_many = True
-        inside = list(walk(name, found.errors))
+        inside = list(walk(name, found.errors, found.passed_over))
         if not inside:
             found.errors.append(f"{name}: there is no picture in this folder.")
         found.names += inside
@@ -74,18 +84,45 @@ def add(found: Named, name: str) -> None:
         found.errors.append(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name))
 
 
-def is_url(name: str) -> bool:
-    """Whether a name is an address on the web."""
-    return name.startswith(("http://", "https://"))
-
-
-def walk(folder: str, errors: list[Exception | str]) -> Iterator[str]:
-    """Pictures in a folder and those below it, sorted, without hidden ones."""
+def walk(folder: str, errors: list[Exception | str], passed_over: Counter[str]) -> Iterator[str]:
+    """Pictures in a folder and those below it, sorted, without hidden ones; other files are counted by suffix."""
+    read = readable_suffixes()
     for place, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in read:
                 yield os.path.join(place, name)
+            else:
+                passed_over[suffix] += 1
+
+
+def readable_suffixes() -> frozenset[str]:
+    """What files in folders have to end with, with those that installed plug-ins read."""
+    installed = register_plug_ins()
+    return SUFFIXES | {suffix for suffix, package in PLUG_IN_SUFFIXES.items() if package in installed}
+
+
+def describe_passed_over(counts: Counter[str]) -> str:
+    """How many files were passed over, of which kinds, and what would read them."""
+    if not counts:
+        return ""
+    kinds = [f"{count} {printable(suffix) or 'without a suffix'}" for suffix, count in counts.most_common(KINDS_SHOWN)]
+    if len(counts) > KINDS_SHOWN:
+        kinds.append(f"{len(counts) - KINDS_SHOWN} other kinds")
+    reason = f"{counts.total()} files were skipped because their suffixes are not those of pictures"
+    if counts.total() == 1:
+        reason = "1 file was skipped because its suffix is not that of a picture"
+    packages = sorted({PLUG_IN_SUFFIXES[suffix] for suffix in counts if suffix in PLUG_IN_SUFFIXES})
+    advice = f" To read {suffixes_of(packages, counts)}: pip install {' '.join(packages)}." if packages else ""
+    return f"{reason}: {', '.join(kinds)}.{advice}"
+
+
+def suffixes_of(packages: Sequence[str], counts: Counter[str]) -> str:
+    """Which of the suffixes some plug-ins read."""
+    return ", ".join(sorted(suffix for suffix in counts if PLUG_IN_SUFFIXES.get(suffix) in packages))
 
 
 def read_list() -> list[str]:
@@ -129,7 +166,7 @@ def open_picture(name: str) -> Image.Image:
         OSError, ValueError: with its name, if it cannot be read.
     """
     if is_url(name):
-        return to_rgb(name, timeout=TIMEOUT)
+        return to_rgb(name)
     path = Path(name)
     if not path.is_file():
         path.stat()  # a link that leads nowhere, or no permission
@@ -142,5 +179,7 @@ def open_picture(name: str) -> Image.Image:
         return to_rgb(path)
     except ValueError as error:
         cause = error.__cause__
-        reason = "it is not a picture in a known format" if "not a picture" in str(error) else f"{cause or error}"
+        reason = f"{cause or error}"
+        if isinstance(cause, UnidentifiedImageError):
+            reason = f"it is not a picture in a known format.{advise(path)}"
         raise ValueError(f"{printable(name)}: this cannot be read: {reason.rstrip('.')}.") from error

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from ..grounding import draw_boxes
+from ..grounding.drawing import draw_entities
 from ..inference import LOCATE_QUESTION, Answer, Lion, Request
 from .answering import Job, Opened, Outcome, run_job
 from .checkpoints import load_lion
@@ -112,7 +112,7 @@ class Answering(Job):
             for question, answer in zip(self.questions, answers, strict=True)
             for phrase, span, boxes in answer.entities
         ]
-        drawn = draw_boxes(picture, entities) if entities else picture
+        drawn = draw_entities(picture, entities) if entities else picture
         lines = [
             f"{question.about} {answer.text}" if question.about else answer.text
             for question, answer in zip(self.questions, answers, strict=True)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..grounding import Box, Entity, draw_boxes
+from ..grounding import Box, Entity
+from ..grounding.drawing import draw_entities
 from ..inference import Answer
 from .answering import Question, Seen
 
@@ -21,7 +22,7 @@ def draw_answer(seen: Seen, question: Question, answer: Answer) -> Image.Image:
     ]
     if question.box is not None:
         entities = [(REGION_LABEL, (0, 0), [question.box]), *entities]
-    return draw_boxes(seen.shown, [scale(entity, seen) for entity in entities])
+    return draw_entities(seen.shown, [scale(entity, seen) for entity in entities])
 
 
 def scale(entity: Entity, seen: Seen) -> Entity:
@@ -35,7 +36,7 @@ def draw_corners(seen: Seen, corners: Sequence[Point]) -> Image.Image:
     """The picture with one corner of a region, or with the region of two; in pixels of the picture that is shown."""
     if len(corners) == 2:
         (x1, y1), (x2, y2) = corners
-        return draw_boxes(seen.shown, [(REGION_LABEL, (0, 0), [(x1, y1, x2, y2)])])
+        return draw_entities(seen.shown, [(REGION_LABEL, (0, 0), [(x1, y1, x2, y2)])])
     drawn = seen.shown.copy()
     reach, width = max(6, min(drawn.size) // 30), max(1, min(drawn.size) // 200)
     for x, y in corners:

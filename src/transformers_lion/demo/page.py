@@ -6,6 +6,7 @@ and the corners of a region. Handlers answer errors of the user's with a sentenc
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,9 @@ class Handlers:
     def __init__(self, lion: Lion, examples: Examples):
         self.lion = lion
         self.examples = examples
+        # One picture at a time is in memory at its full size, and always in the same thread, since what a thread has
+        # freed may stay with it.
+        self.opening = ThreadPoolExecutor(max_workers=1, thread_name_prefix="picture")
 
     # Values of: the picture seen, the field of the picture, status, tags that can be ticked, their boxes, corners,
     # the box as text, and what `Results.cleared` has.
@@ -71,23 +75,32 @@ class Handlers:
         """A file was sent. The server has checked that its path is that of an upload."""
         if file is None:
             return self.on_clear()
-        try:
-            picture = open_upload(file["path"])
-        except ValueError as error:
-            return self.refuse(str(error))
-        return self.on_picture(picture)
+        return self.show_seen(self.opening.submit(self.see_upload, file["path"]).result())
 
     def on_example(self, event: gr.SelectData) -> tuple[Any, ...]:
         """An example was clicked."""
-        return self.on_picture(self.examples.pictures[event.index][0])
+        return self.show_seen(self.see(self.examples.pictures[event.index][0]))
 
-    def on_picture(self, picture: Image.Image) -> tuple[Any, ...]:
-        """A picture is there: the model sees it."""
+    def see_upload(self, file: str) -> Seen | str:
+        """What the model sees in a file that was sent, or why it cannot be taken."""
         try:
-            seen = see(self.lion, picture)
+            picture = open_upload(file)
+        except ValueError as error:
+            return str(error)
+        return self.see(picture)
+
+    def see(self, picture: Image.Image) -> Seen | str:
+        """What the model sees in a picture, or a sentence if that fails."""
+        try:
+            return see(self.lion, picture)
         except Exception:
             logger.exception("A picture of %s pixels could not be seen.", picture.size)
-            return self.refuse(BROKEN)
+            return BROKEN
+
+    def show_seen(self, seen: Seen | str) -> tuple[Any, ...]:
+        """A picture is there, or the reason why not."""
+        if isinstance(seen, str):
+            return self.refuse(seen)
         tags = seen.tags or []
         return seen, seen.shown, describe_seen(seen), tags, offer_tags(tags, tags), (), "", *cleared()
 

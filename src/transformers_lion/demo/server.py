@@ -5,16 +5,21 @@ import signal
 import sys
 import tempfile
 import threading
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference import Lion
 from .examples import Examples, from_folder, no_pictures, small_world
+from .uploads import make_room
 
 if TYPE_CHECKING:
     import gradio as gr
 
 MAX_FILE_SIZE = "20mb"
+MAX_FOLDER_SIZE = 1_000_000_000
+"""Bytes on the disk of all that was sent and is shown; the oldest files make room for new ones. It is more than those
+who wait can have sent."""
 SESSIONS = 200
 """Users whose pictures are kept at a time; those of others are forgotten, the oldest first."""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
@@ -82,6 +87,7 @@ def start(
     os.environ.update(OFFLINE)  # Gradio reads these when it is imported ...
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # ... and this when the page is made
     import gradio as gr
+    from starlette.middleware import Middleware
 
     from .page import CSS, build_page
 
@@ -99,9 +105,41 @@ def start(
         footer_links=[],
         prevent_thread_lock=True,
         quiet=True,
+        app_kwargs={"middleware": [Middleware(UploadLimit, folder=folder, limit=MAX_FOLDER_SIZE)]},
         **CLOSED,
     )
     return page
+
+
+class UploadLimit:
+    """Lets a file be sent only if the folder has room for it; the oldest files there are deleted for that.
+
+    Args:
+        app: the server behind it, in ASGI's form.
+        folder: where it puts what is sent.
+        limit: bytes that may lie there.
+    """
+
+    def __init__(self, app: Any, folder: Path, limit: int):
+        self.app = app
+        self.folder = folder
+        self.limit = limit
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Pass a request on, or answer that it is too large."""
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
+            length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+            if not length.isdigit():
+                return await refuse(send, HTTPStatus.LENGTH_REQUIRED)
+            if not make_room(self.folder, int(length), self.limit):
+                return await refuse(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        return await self.app(scope, receive, send)
+
+
+async def refuse(send: Any, status: HTTPStatus) -> None:
+    """Answer a request with a status alone."""
+    await send({"type": "http.response.start", "status": status.value, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": status.phrase.encode()})
 
 
 def refuse_downloads() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from PIL import Image
 from transformers import set_seed
 
+from ..image_downloads import is_url
 from ..image_loading import to_rgb
 from ..inference import Lion, Request
 from ..processing_lion import Tags
@@ -94,7 +95,7 @@ def open_picture(name: str, folder: Path) -> Image.Image:
             return to_rgb(open_in_parquet(name))
         except (ValueError, OSError) as error:
             raise ValueError(f"Image {name} cannot be read: {error}") from error
-    return to_rgb(name if name.startswith(("http://", "https://")) else folder / name)
+    return to_rgb(name if is_url(name) else folder / name)
 
 
 def compare_sizes(example: Example, picture: Image.Image) -> str:

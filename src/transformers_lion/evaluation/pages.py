@@ -16,7 +16,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from ..file_writing import naming, write_text
-from ..grounding import Box, Entity, draw_boxes, extract_boxes, format_boxes, scale_box
+from ..grounding import Box, Entity, extract_boxes, format_boxes, scale_box
+from ..grounding.drawing import draw_entities
 from .answering import open_picture
 from .missing import right_candidate
 from .results import Result
@@ -67,7 +68,7 @@ class Case:
             return None
         scale = side / max(picture.size)
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-        return draw_boxes(
+        return draw_entities(
             picture,
             [(name, span, [scale_box(box, picture.size) for box in boxes]) for name, span, boxes in self.entities],
         )

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..image_loading import open_file
+
 PARQUET = ".parquet"
 
 IN_FILE = "picture_in_file"
@@ -96,7 +98,7 @@ def open_in_parquet(name: str) -> Image.Image:
     content = read_pictures(path, time, column, group)[int(row) - ends[group]]
     if content is None:
         raise ValueError("the Parquet file has its path, but not the picture itself.")
-    return Image.open(io.BytesIO(content))
+    return open_file(io.BytesIO(content))
 
 
 @lru_cache(maxsize=NUM_GROUPS)

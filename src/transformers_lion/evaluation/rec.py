@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
-from PIL import Image
-
 from ..grounding import Box, box_iou, extract_boxes
+from ..image_loading import open_file
+from ..image_pixels import measure
 from .data_files import (
     Row,
     describe,
@@ -44,9 +44,6 @@ BOX_NAMES = ("bbox", "box")
 ID_NAMES = ("id", "question_id", "sent_id", "region_id")
 REGION_NAMES = ("x", "y", "width", "height")
 """Of Visual Genome's regions, whose width and height are their own."""
-
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
-"""The EXIF tag, and its values for pictures that are stored lying on their side."""
 
 
 @dataclass(frozen=True)
@@ -161,19 +158,10 @@ def measure_image(images: Path | None, name: str) -> Size:
         raise ValueError("with the folder of images they are read from the pictures.")
     path = (images or Path()) / name
     try:
-        with open_in_parquet(name) if is_in_parquet(name) else Image.open(path) as picture:
-            width, height = picture.size
-            return (height, width) if read_orientation(picture) in SIDEWAYS else (width, height)
+        with open_in_parquet(name) if is_in_parquet(name) else open_file(str(path)) as picture:
+            return measure(picture)
     except Exception as error:  # decoders raise many kinds, such as that of a picture above Pillow's limit
         raise PictureSizeError(f"image {path} cannot be read: {error}") from error
-
-
-def read_orientation(picture: Image.Image) -> int | None:
-    """The orientation in a picture's EXIF block, `None` where there is none or the block is damaged."""
-    try:
-        return picture.getexif().get(ORIENTATION)
-    except Exception:  # a block that is none raises many kinds; the picture is as good without it
-        return None
 
 
 FindSize = Callable[[str], Size]

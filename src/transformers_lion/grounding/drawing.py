@@ -11,7 +11,8 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .boxes import Box, Entity, order_box
+from ..image_loading import ImageSource, to_rgb
+from .boxes import Box, Entity, check_pixels, order_box
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -35,14 +36,15 @@ NO_GLYPH = "\U0010fffe"
 
 
 def draw_boxes(
-    image: Image.Image, entities: Sequence[Entity], labels: Sequence[str] | None = None, font: str | None = None
+    image: ImageSource, entities: Sequence[Entity], labels: Sequence[str] | None = None, font: str | None = None
 ) -> Image.Image:
     """Draw the boxes of entities on a copy of a picture.
 
     Args:
-        image: the picture.
-        entities: as from `LionProcessor.post_process_generation(text, image_size=image.size)`: boxes in pixels. What
-            lies outside the picture is drawn at its edge.
+        image: in any form that the model takes. It is opened as for the model: a photograph that its EXIF data turn is
+            drawn on as it is seen.
+        entities: as from `LionProcessor.post_process_generation(text, image_size=image)`: boxes in pixels of the
+            upright picture. What lies outside the picture is drawn at its edge.
         labels: what to write at each entity's boxes, instead of its phrase.
         font: a font's file or name, for letters that no font here has. Labels in such letters are otherwise replaced
             by the number of their entity, from 1.
@@ -51,12 +53,24 @@ def draw_boxes(
         An RGB picture of the same size.
 
     Raises:
-        ValueError: if there are not as many labels as entities, or a box is not finite.
+        ValueError: if the image cannot be read, if there are not as many labels as entities, if a box is not finite, or
+            if the boxes are fractions instead of pixels.
         OSError: if there is no such font.
     """
+    picture = to_rgb(image)
+    boxes = [(box, repr(phrase)) for phrase, _, boxes in entities for box in boxes]
+    if picture.size != (1, 1) and boxes and all(-1 <= value <= 1 for box, _ in boxes for value in box):
+        check_pixels(*boxes[0])
+    return draw_entities(picture, entities, labels, font)
+
+
+def draw_entities(
+    picture: Image.Image, entities: Sequence[Entity], labels: Sequence[str] | None = None, font: str | None = None
+) -> Image.Image:
+    """`draw_boxes` on an upright RGB picture, with boxes that are known to be in its pixels."""
     if labels is not None and len(labels) != len(entities):
         raise ValueError(f"{len(labels)} labels for {len(entities)} entities.")
-    drawn = image.convert("RGB").copy()
+    drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
     width, size = line_width(drawn.size), font_size(drawn.size)
     placed = [(box_in_picture(box, drawn.size), index) for index, (_, _, boxes) in enumerate(entities) for box in boxes]

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import BatchFeature, ImageClassificationPipeline
 
+from ..image_loading import is_batch
 from .modeling_ram import RamForImageTagging
 
 
@@ -20,6 +21,13 @@ class ImageTaggingPipeline(ImageClassificationPipeline):
     def check_model_type(self, supported_models: Any) -> None:
         """Report a model that is no tagger."""
         super().check_model_type([RamForImageTagging.__name__])
+
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
+        """Tag an image in any form, or several: a list, an array or a column of a table, a generator or a data set."""
+        inputs = kwargs.pop("images", inputs)  # its older name
+        if hasattr(inputs, "ndim") and is_batch(inputs):
+            inputs = list(inputs)
+        return super().__call__(inputs, **kwargs)
 
     def _sanitize_parameters(
         self,

@@ -6,20 +6,18 @@ be read.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from ..image_loading import is_batch, to_rgb
+from ..image_loading import ImageSource, is_batch, to_rgb
 from .image_processing_ram import HUB_ARGUMENTS, RamImageProcessor
 from .modeling_ram import RamForImageTagging
-from .tag_cache import TagCache, Tags, digest_picture
+from .tag_cache import KEPT, TagCache, Tags, digest_picture
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +59,8 @@ class ImageTagger:
         image_processor: its image processor.
         batch_size: images in a forward pass.
         tag_cache_dir: folder where tags are kept across runs; in memory only by default.
+        tag_cache_size: pictures whose tags stay in memory, where the least recently used are forgotten; 0 for none.
+            What a folder holds is found there again, at some 0.2 KB of memory for each picture.
     """
 
     def __init__(
@@ -69,11 +69,12 @@ class ImageTagger:
         image_processor: RamImageProcessor,
         batch_size: int = 8,
         tag_cache_dir: str | os.PathLike | None = None,
+        tag_cache_size: int = KEPT,
     ):
         self.model = model.eval()
         self.image_processor = image_processor
         self.batch_size = batch_size
-        self.cache = TagCache(None if tag_cache_dir is None else Path(tag_cache_dir))
+        self.cache = TagCache(tag_cache_dir if tag_cache_dir is None else Path(tag_cache_dir), tag_cache_size)
 
     @classmethod
     def from_pretrained(
@@ -83,6 +84,7 @@ class ImageTagger:
         dtype: torch.dtype | str | None = None,
         batch_size: int = 8,
         tag_cache_dir: str | os.PathLike | None = None,
+        tag_cache_size: int = KEPT,
         **kwargs: Any,
     ) -> "ImageTagger":
         """Load a converted tagger.
@@ -91,7 +93,7 @@ class ImageTagger:
             pretrained_model_name_or_path: folder or repository.
             device: where to put the model.
             dtype: of the weights; as saved by default.
-            batch_size, tag_cache_dir: as of the class.
+            batch_size, tag_cache_dir, tag_cache_size: as of the class.
             **kwargs: anything that the model's `from_pretrained` takes (`subfolder`, `device_map`, `revision`...).
         """
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
@@ -101,7 +103,13 @@ class ImageTagger:
         model = RamForImageTagging.from_pretrained(pretrained_model_name_or_path, **kwargs)
         if device is not None:
             model.to(device)
-        return cls(model, image_processor, batch_size=batch_size, tag_cache_dir=tag_cache_dir)
+        return cls(
+            model,
+            image_processor,
+            batch_size=batch_size,
+            tag_cache_dir=tag_cache_dir,
+            tag_cache_size=tag_cache_size,
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Save the model and its image processor in one folder."""
@@ -130,7 +138,8 @@ class ImageTagger:
         the same content are tagged once.
 
         Args:
-            images: a path, URL, PIL image, array or tensor, or any iterable of these, read one at a time.
+            images: a path, URL, bytes of an image file, PIL image, array or tensor, or any iterable of these, read one
+                at a time.
             batch_size: images in a forward pass, instead of the tagger's own.
             threshold, top_k, sort_by_score, allow, drop: see `select_tags`.
             show_progress: whether to show a progress bar; for more than 64 images by default.
@@ -150,6 +159,7 @@ class ImageTagger:
         job = TaggingJob(self, self.batch_size if batch_size is None else batch_size, selection)
         for image in with_progress(as_images(images), show_progress):
             job.add(image)
+            del image  # before the next one is opened
         return job.finish()
 
 
@@ -167,7 +177,7 @@ class TaggingJob:
             "model": {**tagger.model.config.to_diff_dict(), "transformers_version": None},
             "image_processor": tagger.image_processor.to_dict(),
         }
-        self.section, self.known = tagger.cache.section(tagger.model, settings)
+        self.known = tagger.cache.section(tagger.model, settings)
         self.results: list[TaggedImage] = []
         self.pending: dict[str, Pending] = {}
 
@@ -177,9 +187,10 @@ class TaggingJob:
         self.results.append(TaggedImage())
         try:
             picture = to_rgb(image)
-            key = digest_picture(np.asarray(picture))
-            if key in self.known:
-                self.results[position] = TaggedImage(copy_tags(self.known[key]))
+            key = digest_picture(picture)
+            known = self.known.get(key)
+            if known is not None:
+                self.results[position] = TaggedImage(copy_tags(known))
                 return
             if key not in self.pending:
                 self.pending[key] = Pending(self.tagger.image_processor(picture, return_tensors="pt")["pixel_values"])
@@ -199,8 +210,7 @@ class TaggingJob:
         for key, pending in self.pending.items():
             for position in pending.positions:
                 self.results[position] = TaggedImage(copy_tags(found[key]))
-        self.known.update(found)
-        self.tagger.cache.store(self.section, found)
+        self.known.store(found)
         self.pending = {}
 
     def finish(self) -> list[TaggedImage]:
@@ -223,13 +233,15 @@ def copy_tags(tags: Tags) -> Tags:
 
 def name_image(image: Any, position: int) -> str:
     """What an image is called in a report."""
+    if isinstance(image, Mapping):
+        image = image.get("path")
     name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
     return f"image {position} ({os.fspath(name)[:200]})" if name else f"image {position}"
 
 
 def as_images(images: Any) -> Iterable[Any]:
     """The images to iterate over: one alone counts as a list of one."""
-    is_one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray | torch.Tensor) and not is_batch(images)
+    is_one = (isinstance(images, ImageSource) or not isinstance(images, Iterable)) and not is_batch(images)
     return [images] if is_one else images
 
 

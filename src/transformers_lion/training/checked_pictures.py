@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .records import REMOTE, RecordError, open_image
+from .records import RecordError, is_remote, open_image
 
 Outcome = tuple[str, str] | None
 """The kind and message of a `RecordError`, `None` for a picture that opens."""
@@ -86,7 +86,7 @@ def key_of(image: Any) -> tuple[Any, ...] | None:
         return (hashlib.blake2b(image, digest_size=16).hexdigest(),)
     if not isinstance(image, str):
         return None
-    if image.startswith(REMOTE):
+    if is_remote(image):
         return (image,)
     try:
         status = os.stat(image)

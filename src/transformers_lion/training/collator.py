@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -38,7 +37,7 @@ class SharedPicture:
     def identity(self) -> str:
         """What tells it from others: its first record's name, or its pixels, and that record's questions."""
         first = self.records[0]
-        return f"{first.source or digest_picture(np.asarray(self.picture))} {first.questions}"
+        return f"{first.source or digest_picture(self.picture)} {first.questions}"
 
 
 class LionDataCollator:

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 from ..configuration_lion import TASK_TYPES
-from ..image_loading import is_base64, to_rgb
+from ..image_downloads import TIMEOUT, is_url
+from ..image_loading import is_base64, is_data_uri, to_rgb
 
 FaultKind = Literal[
     "no object", "broken JSON", "no image", "missing file", "unreadable image", "no question", "no answer",
@@ -40,9 +41,6 @@ BOX = re.compile(r"\[((?:[^\[\],]*,){3}[^\[\],]*)\]")
 
 BEYOND = 0.005
 """So far over the edge of the picture a box may be, by rounding."""
-
-REMOTE = ("http://", "https://", "data:image/")
-"""How texts begin that are images but no paths."""
 
 
 class RecordError(ValueError):
@@ -160,7 +158,7 @@ def read_image(raw: Mapping, image_folder: str | os.PathLike | None) -> Any:
 
 def resolve(path: str, image_folder: str | os.PathLike | None) -> str:
     """A path from the image folder on; URLs and base64 text stay as they are."""
-    if path.startswith(REMOTE):
+    if is_remote(path):
         return path
     joined = path if image_folder is None else os.path.join(image_folder, path)
     return path if is_base64(path) and not os.path.isfile(joined) else joined
@@ -296,9 +294,14 @@ def read_tags(value: Any) -> tuple[str, ...] | None:
     return tuple(check_encodable("tags", tag) for tag in value)
 
 
+def is_remote(text: str) -> bool:
+    """Whether a text is an image but no path: an address, or a data URI."""
+    return is_url(text) or is_data_uri(text)
+
+
 def check_file(image: Any) -> None:
     """Raise `RecordError` if `image` is the path of no file."""
-    if not isinstance(image, str) or image.startswith(REMOTE) or os.path.isfile(image):
+    if not isinstance(image, str) or is_remote(image) or os.path.isfile(image):
         return
     if os.path.isdir(image):
         raise RecordError(f"its image {image!r} is a folder", "missing file")
@@ -306,7 +309,7 @@ def check_file(image: Any) -> None:
         raise RecordError(f"its image {image[:200]!r} does not exist", "missing file")
 
 
-def open_image(image: Any, timeout: float | None = None) -> Image.Image:
+def open_image(image: Any, timeout: float | None = TIMEOUT) -> Image.Image:
     """The image of a record as an upright RGB picture, read to its last pixel.
 
     Args:
@@ -318,13 +321,10 @@ def open_image(image: Any, timeout: float | None = None) -> Image.Image:
     """
     check_file(image)
     try:
-        if isinstance(image, bytes):
-            with Image.open(io.BytesIO(image)) as picture:
-                return to_rgb(picture)
         return to_rgb(image, timeout)
-    except Image.UnidentifiedImageError as error:
-        raise RecordError(f"its {len(image)} bytes are no picture in a known format", "unreadable image") from error
-    except Exception as error:  # Pillow's decoders raise many kinds
+    except ValueError as error:
+        if isinstance(image, bytes) and isinstance(error.__cause__, Image.UnidentifiedImageError):
+            raise RecordError(f"its {len(image)} bytes are no picture in a known format", "unreadable image") from error
         raise RecordError(str(error), "unreadable image") from error
 
 
