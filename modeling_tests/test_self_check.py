@@ -8,6 +8,7 @@ import torch
 from transformers import initialization, pipeline
 
 from factories import tiny_inputs, tiny_model
+from ram.factories import tiny_tagger
 from transformers_lion import adapter_folding, adapters, example_checkpoint, self_check
 from transformers_lion.example import example_image
 from transformers_lion.modeling_lion import LionForConditionalGeneration, LionImageFeatures
@@ -167,6 +168,13 @@ def test_the_pipeline_stops_too(fresh: list[bool], monkeypatch: pytest.MonkeyPat
     lose_the_cache(monkeypatch)
     with pytest.raises(SelfCheckError):
         pipeline("image-text-to-text", model=str(example_checkpoint()), tagger=False)(example_image(64))
+
+
+def test_a_tagger_alone_stops_too(fresh: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(self_check, "NEWEST_TESTED", {"transformers": "5.1", "torch": "2.99"})
+    change_the_taggers_head(monkeypatch)
+    with pytest.raises(SelfCheckError, match="the tagger gives other numbers"):
+        tiny_tagger()(example_image(64))
 
 
 @pytest.mark.parametrize(("setting", "runs"), [("0", []), ("1", [True])])

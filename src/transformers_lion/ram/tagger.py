@@ -146,7 +146,11 @@ class ImageTagger:
 
         Raises:
             ValueError: if the model is in training mode, and as `select_tags` does.
+            SelfCheckError: if transformers or torch is newer than those tested with, and computes something else.
         """
+        from ..self_check import ensure_checked  # which makes a tagger's model
+
+        ensure_checked()
         if self.model.training:
             raise ValueError("The tagger's model is in training mode, where tags are random; call model.eval() first.")
         selection = {
