@@ -8,7 +8,7 @@ Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L labe
 language-model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -606,9 +606,12 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
             generation_config=generation_config,
             **with_cache_name(generate_kwargs),
         )
-        settings = {**(generation_config or self.generation_config).to_dict(), **generate_kwargs}
         prompt = generate_kwargs.get("decoder_input_ids")
-        ends = {"end_ids": settings["eos_token_id"], "pad_id": settings["pad_token_id"]}
+        configs = [generation_config, self.generation_config]
+        ends = {
+            "end_ids": find_setting("eos_token_id", generate_kwargs, configs),
+            "pad_id": find_setting("pad_token_id", generate_kwargs, configs),
+        }
         start = 1 if prompt is None else prompt.shape[1]
         if isinstance(outputs, torch.Tensor):
             return pad_after_end(outputs, start, **ends)
@@ -644,6 +647,13 @@ def concatenate_features(parts: Sequence[LionImageFeatures]) -> LionImageFeature
 def prepend_ones(mask: torch.Tensor, count: int) -> torch.Tensor:
     """(B, T) -> (B, count + T)."""
     return torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1)
+
+
+def find_setting(name: str, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]) -> Any:
+    """A setting of generation as `generate` resolves it: the argument, else the first configuration's that has one."""
+    if name in arguments:
+        return arguments[name]
+    return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
 
 
 def pad_after_end(

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
+from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
 from .image_loading import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
@@ -24,12 +26,26 @@ from .remote_code import carries_its_code
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
 AUTO = "auto"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}{% endfor %}"
-)
-"""The texts of the messages, one after the other; LION was tuned on single questions."""
+CHAT_TEMPLATE = """\
+{%- set lines = namespace(all=[]) -%}
+{%- for message in messages -%}
+  {%- set texts = namespace(all=[]) -%}
+  {%- if message['content'] is string -%}
+    {%- set texts.all = [message['content']] -%}
+  {%- else -%}
+    {%- for part in message['content'] -%}
+      {%- if part['type'] == 'text' and part['text'] is string -%}
+        {%- set texts.all = texts.all + [part['text']] -%}
+      {%- elif part['type'] not in ['image', 'image_url'] -%}
+        {{- raise_exception('LION reads parts of type text and image, not ' ~ part | string | truncate(80)) -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+  {%- set lines.all = lines.all + [texts.all | map('trim') | select | join(' ')] -%}
+{%- endfor -%}
+{{- lines.all | select | join('\\n') -}}
+"""
+"""The texts of the messages, each on a line of its own; LION was tuned on single questions."""
 
 Tags = str | Sequence[str] | None
 """Tags of one image: joined text, a list, or `None` for a prompt without the tag sentence."""
@@ -75,6 +91,8 @@ class LionProcessor(ProcessorMixin):
     Image processor, T5 tokenizer and Q-Former tokenizer in one.
 
     Text that a user writes never becomes a special token: neither the soft prompt's marker nor an end of the prompt.
+    Answers (`text_target`) may hold special tokens that were added to the tokenizer. Tokens for prompts are added as
+    plain ones, with `tokenizer.add_tokens`.
 
     Args:
         image_processor (`LionImageProcessor`): makes `pixel_values`.
@@ -121,6 +139,7 @@ class LionProcessor(ProcessorMixin):
         self.max_answer_length = max_answer_length
         self._tagger = Shared(None)
         self._plain_ids = PlainTextTokenizer(tokenizer)
+        self._answer_ids = PlainTextTokenizer(tokenizer, keep_added=True)
         self._plain_question_ids = PlainTextTokenizer(qformer_tokenizer)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
 
@@ -147,7 +166,8 @@ class LionProcessor(ProcessorMixin):
         Args:
             images: one image or a list: paths, URLs, base64 text, bytes of image files, `{"bytes", "path"}`, pictures,
                 arrays or tensors. One image that is not in a list serves all questions.
-            text: a question, or one for each sample. A single one serves all images.
+            text: a question, or one for each sample: a list, an array or a column of a table. A single one serves all
+                images.
             tags: of one image, or a list with those of each sample; joined text or lists of names. An empty list keeps
                 the tag sentence, `None` leaves it out. "auto" asks the `tagger`.
             task_type: "image_level" (where it is left out) or "region_level", for all samples or one for each.
@@ -169,6 +189,7 @@ class LionProcessor(ProcessorMixin):
             raise ValueError("Give images, text or both.")
         if text is None and (tags is not None or text_target is not None):
             raise ValueError("tags and text_target need a text to belong to.")
+        text, tags, task_type, text_target = (to_plain(value) for value in (text, tags, task_type, text_target))
         images_kwargs, text_kwargs = self._options(kwargs)
         return_tensors = text_kwargs.pop("return_tensors", None)
         data: dict[str, Any] = {}
@@ -190,6 +211,17 @@ class LionProcessor(ProcessorMixin):
                 check_strings("text_target", answers)
                 data["labels"] = self._labels(answers)
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the default template takes texts and images.
+
+        Raises:
+            ValueError: if a message holds something that the template does not take.
+        """
+        try:
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        except TemplateError as error:
+            raise ValueError(f"The messages do not fit the chat template: {error}.") from error
 
     def _options(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options for the images and for the texts: the call's, and the tokenizer's own where it has none.
@@ -293,7 +325,7 @@ class LionProcessor(ProcessorMixin):
     def _labels(self, answers: list[str]) -> list[list[int]]:
         """Tokens of the answers, padded with -100."""
         rows = [
-            [*self._plain_ids(answer)[: self.max_answer_length - 1], self.tokenizer.eos_token_id] for answer in answers
+            [*self._answer_ids(answer)[: self.max_answer_length - 1], self.tokenizer.eos_token_id] for answer in answers
         ]
         longest = max(len(row) for row in rows)
         return [row + [-100] * (longest - len(row)) for row in rows]
@@ -394,9 +426,10 @@ def check_strings(name: str, values: Any) -> None:
     """Raise `ValueError` if `values` is no list of strings."""
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} must be a string or a list of strings, but is {type(values).__name__}.")
-    for value in values:
+    for position, value in enumerate(values):
         if not isinstance(value, str):
-            raise ValueError(f"{name} must hold strings, but holds {type(value).__name__}.")
+            kind = "no value" if is_missing(value) else type(value).__name__
+            raise ValueError(f"{name} must hold strings, but holds {kind} at position {position}.")
 
 
 def task_type_id(task_type: str) -> int:
