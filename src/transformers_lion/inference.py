@@ -19,10 +19,13 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from .checkpoint_folders import check_folder
 from .columns import to_plain
 from .example import example_checkpoint
+from .finite_weights import check_finite
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels
+from .hub_files import MODEL_FILES, PROCESSOR_FILES, TAGGER_FILES, local_folder
 from .image_downloads import is_url
 from .image_loading import flatten, is_batch, to_rgb, upright_size, warn_of_grey_batch
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, find_setting
@@ -165,13 +168,23 @@ class Lion:
             tagger: by default the one in the checkpoint's folder `tagger/`, if there is one; `False` for none.
             device: where to put the model, and the tagger that comes with it.
             dtype: of the weights; as saved by default.
+
+        Raises:
+            OSError: if a file is missing.
+            ValueError: if files do not fit together, or weights are not finite.
         """
         name = os.fspath(pretrained_model_name_or_path or example_checkpoint())
-        model = LionForConditionalGeneration.from_pretrained(name, dtype=dtype or "auto")
+        files = [*MODEL_FILES, *PROCESSOR_FILES, *(() if tagger is not None else TAGGER_FILES)]
+        folder = local_folder(name, files)
+        if os.path.isdir(folder):
+            check_folder(Path(folder))
+        model = LionForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
+        model.name_or_path = model.config.name_or_path = name
+        check_finite(model, name)
         if device is not None:
             model.to(device)
-        processor = LionProcessor.from_pretrained(name)
-        found = find_tagger(name, model.device) if tagger is None else tagger or None
+        processor = LionProcessor.from_pretrained(folder)
+        found = find_tagger(folder, model.device) if tagger is None else tagger or None
         if found is None and tagger is None and pretrained_model_name_or_path is not None:
             logger.warning_once(
                 f"{name} holds no tagger, so that prompts without tags of their own have no tag sentence, with which "

@@ -4,6 +4,7 @@ How the pipeline gets its two names in each version of transformers is in `pipel
 """
 
 import copy
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +13,17 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import GenerationConfig, ImageTextToTextPipeline, Pipeline
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from .columns import to_plain, unread_fields
+from .finite_weights import check_finite
+from .hub_files import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, local_folder
 from .image_downloads import TIMEOUT
 from .image_loading import is_batch, is_stored_image, to_rgb, warn_of_grey_batch
 from .processing_lion import Tags, check_strings, per_sample
 from .ram import ImageTagger
 
 logger = logging.get_logger(__name__)
-
-TAGGER_FOLDER = "tagger"
-"""Where a checkpoint's folder holds its tagger."""
 
 ITEM_KEYS = {
     "image": "image",
@@ -60,7 +60,10 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
 
     def __init__(self, *args: Any, tagger: ImageTagger | Literal[False] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.tagger = find_tagger(self.model.name_or_path, self.device) if tagger is None else tagger or None
+        name = self.model.name_or_path
+        check_finite(self.model, name)
+        revision = getattr(self.model.config, "_commit_hash", None)
+        self.tagger = find_tagger(name, self.device, revision) if tagger is None else tagger or None
 
     def _sanitize_parameters(
         self,
@@ -229,13 +232,21 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         self.processor.save_pretrained(save_directory)
 
 
-def find_tagger(checkpoint: str, device: torch.device) -> ImageTagger | None:
-    """The tagger in a checkpoint's folder `tagger/`, if there is one."""
-    config = cached_file(
-        checkpoint, "config.json", subfolder=TAGGER_FOLDER, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
-    ) if checkpoint else None  # fmt: skip
-    return ImageTagger.from_pretrained(checkpoint, subfolder=TAGGER_FOLDER, device=device) if config else None
+def find_tagger(checkpoint: str, device: torch.device, revision: str | None = None) -> ImageTagger | None:
+    """The tagger in a checkpoint's folder `tagger/`, if there is one.
+
+    Raises:
+        OSError, ValueError: if it is not whole.
+    """
+    if not checkpoint:
+        return None
+    folder = os.path.join(local_folder(checkpoint, TAGGER_FILES, revision=revision), TAGGER_FOLDER)
+    if not os.path.isdir(folder):
+        return None
+    check_tagger_files(folder)
+    tagger = ImageTagger.from_pretrained(folder, device=device)
+    check_finite(tagger.model, folder)
+    return tagger
 
 
 def as_names(tags: Tags) -> list[str] | None:

@@ -6,8 +6,10 @@ lengths at which texts are cut.
 Shape letters: B samples, T prompt tokens, T' question tokens, L answer tokens.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -19,6 +21,7 @@ from transformers.processing_utils import ProcessingKwargs, Unpack
 from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
+from .hub_files import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, check_processor_files, local_folder
 from .image_loading import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
 from .plain_text import PlainTextTokenizer
 from .remote_code import carries_its_code
@@ -46,6 +49,9 @@ CHAT_TEMPLATE = """\
 {{- lines.all | select | join('\\n') -}}
 """
 """The texts of the messages, each on a line of its own; LION was tuned on single questions."""
+
+QFORMER_TOKENIZER_CONFIG = '{\n  "model_type": "bert"\n}\n'
+"""Without it, transformers takes the other tokenizer instead if a repository of the Hub is used offline."""
 
 Tags = str | Sequence[str] | None
 """Tags of one image: joined text, a list, or `None` for a prompt without the tag sentence."""
@@ -131,6 +137,7 @@ class LionProcessor(ProcessorMixin):
             raise ValueError(
                 f"tag_prompt has {soft_prompt_token} {tag_prompt.count(soft_prompt_token)} times, not once."
             )
+        check_tokenizers(tokenizer, qformer_tokenizer)
         self.tag_prompt = tag_prompt
         self.soft_prompt_token = soft_prompt_token
         self.caption_prompt = caption_prompt
@@ -142,6 +149,29 @@ class LionProcessor(ProcessorMixin):
         self._answer_ids = PlainTextTokenizer(tokenizer, keep_added=True)
         self._plain_question_ids = PlainTextTokenizer(qformer_tokenizer)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As in transformers, with a single look at the Hub.
+
+        Raises:
+            OSError: if a file is missing.
+            ValueError: if files do not fit together.
+        """
+        subfolder = kwargs.get("subfolder") or ""
+        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, PROCESSOR_FILES, subfolder, **options)
+        if os.path.isdir(folder):
+            check_processor_files(os.path.join(folder, subfolder))
+            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
+        return super().from_pretrained(folder, **kwargs)
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """As in transformers. The Q-Former's tokenizer gets a configuration, by which transformers knows its kind."""
+        super().to_json_file(json_file_path)
+        folder = Path(json_file_path).parent / QFORMER_TOKENIZER
+        if folder.is_dir():
+            (folder / "config.json").write_text(QFORMER_TOKENIZER_CONFIG, encoding="utf-8")
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -407,6 +437,20 @@ class LionProcessor(ProcessorMixin):
                 {"boxes": boxes.reshape(-1, 4), "text_labels": labels, "scores": confidence, "labels": list(labels)}
             )
         return results
+
+
+def check_tokenizers(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` if the Q-Former's tokenizer is none of BERT's, or the language model's has no end token."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer is {type(tokenizer).__name__} without an end token; FlanT5's is needed.")
+    model = type(qformer_tokenizer.backend_tokenizer.model).__name__
+    words = qformer_tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    names = (qformer_tokenizer.unk_token, qformer_tokenizer.cls_token, qformer_tokenizer.sep_token)
+    if model != "WordPiece" or not all(name in words for name in names):
+        raise ValueError(
+            f"qformer_tokenizer is {type(qformer_tokenizer).__name__} ({model}, {len(words)} pieces), but the Q-Former "
+            f"reads BERT's word pieces, with [UNK], [CLS] and [SEP]. Are the files in {QFORMER_TOKENIZER}/ right?"
+        )
 
 
 def per_sample(name: str, value: Any, count: int) -> list[Any]:
