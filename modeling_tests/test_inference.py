@@ -1,10 +1,12 @@
 """`Lion`: answers as the pipeline's, each image once, likelihoods as the model's, and the short ways."""
 
+import copy
 import gc
 import math
+import pickle
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,17 @@ def test_an_answer_knows_what_the_language_model_read(lion: Lion) -> None:
     assert found[3].prompt == QUESTION
     assert [answer.tags for answer in found] == [["dog", "cat"], ["dog", "cat"], [], None, None]
     assert "<extra_id_0>" not in found[4].prompt  # the vocabulary of the small model has no such characters
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda lion: pickle.loads(pickle.dumps(lion))])
+def test_a_copy_with_its_tagger_answers_alike(
+    lion: Lion, example_tagger: ImageTagger, copied: Callable[[Any], Any]
+) -> None:
+    tagged = Lion(lion.model, lion.processor, example_tagger)
+    request = Request(example_image(), QUESTION)
+    (expected,) = tagged.answer([request], **SHORT)
+    assert expected.tags
+    assert copied(tagged).answer([request], **SHORT) == [expected]
 
 
 def test_the_prompt_is_known_whichever_side_is_padded(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
+import copy
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from transformers_lion import LionImageToTextPipeline, register
+from transformers_lion import LionImageToTextPipeline, example_checkpoint, register
+from transformers_lion.example import sketch
 from transformers_lion.pipeline_registration import LionOrStockPipeline
 
 TASKS = ("image-to-text", "image-text-to-text")
@@ -245,6 +248,14 @@ def test_input_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         pipe(*arguments, **options)
+
+
+def test_a_pipeline_with_a_tagger_can_be_copied_and_pickled() -> None:
+    pipe = pipeline("image-to-text", model=example_checkpoint())
+    expected = pipe(sketch(), return_tags=True, **SHORT)
+    assert expected[0]["tags"]
+    for copied in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        assert copied(sketch(), return_tags=True, **SHORT) == expected
 
 
 def test_a_saved_pipeline_can_be_loaded(pipe: Pipeline, tmp_path: Path) -> None:
