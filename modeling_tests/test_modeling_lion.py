@@ -468,6 +468,15 @@ def test_inputs_that_do_not_fit_are_refused_and_named(method: str, inputs: dict[
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_an_assistant_is_refused_and_prompt_lookup_writes_the_same() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    with pytest.raises(ValueError, match="assistant_model is not supported"):
+        model.generate(**inputs, assistant_model=tiny_model())
+    alone = row_of(inputs, 0)
+    expected = model.generate(**alone, **GENERATE)
+    assert torch.equal(model.generate(**alone, prompt_lookup_num_tokens=2, **GENERATE), expected)
+
+
 def test_padding_behind_the_end_leaves_a_given_beginning_alone() -> None:
     ids = torch.tensor([[0, 1, 5, 1, 1, 7], [0, 1, 5, 6, 7, 8], [0, 2, 9, 9, 9, 9]])
     assert pad_after_end(ids, 2, end_ids=[1, 2], pad_id=0).tolist() == [

@@ -582,11 +582,17 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
             What `transformers.GenerationMixin.generate` returns: (B, L) token ids, or its output classes.
 
         Raises:
+            ValueError: if inputs do not fit together, as in `forward`, or if there is an `assistant_model`.
             SelfCheckError: if transformers or torch is newer than those tested with, and computes something else.
         """
         from .self_check import ensure_checked  # which makes models of this class
 
         ensure_checked()
+        if generate_kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "assistant_model is not supported: transformers gives a draft model the image features of this one. "
+                "prompt_lookup_num_tokens works, for one sample at a time."
+            )
         if hasattr(self, "hf_device_map") and hasattr(self.language_model, "_hf_hook"):
             self.language_model._hf_hook.io_same_device = True  # `generate` enters below the hook
         inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
