@@ -1,6 +1,7 @@
 """A checkpoint's files: found at once in the cache of the Hub, whole or named, and of finite numbers."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,10 @@ def test_a_processor_is_whole_offline(load: Callable[..., Any], cached: Path) ->
     assert load(REPO)(text="a red circle", tags="red").data == expected.data
 
 
-def test_transformers_own_loading_is_right_offline_or_refused(cached: Path) -> None:
+def test_transformers_own_loading_is_right_offline_or_refused(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        logging.getLogger("transformers.processing_utils"), "disabled", True
+    )  # it warns of what it does
     load = ProcessorMixin.from_pretrained.__func__  # type: ignore[attr-defined]
     assert load(LionProcessor, REPO).qformer_tokenizer.cls_token == "[CLS]"
     (cached / "qformer_tokenizer" / "config.json").unlink()
