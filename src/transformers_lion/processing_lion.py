@@ -445,8 +445,8 @@ def check_tokenizers(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreT
         raise ValueError(f"tokenizer is {type(tokenizer).__name__} without an end token; FlanT5's is needed.")
     model = type(qformer_tokenizer.backend_tokenizer.model).__name__
     words = qformer_tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-    names = (qformer_tokenizer.unk_token, qformer_tokenizer.cls_token, qformer_tokenizer.sep_token)
-    if model != "WordPiece" or not all(name in words for name in names):
+    ids = (qformer_tokenizer.cls_token_id, qformer_tokenizer.sep_token_id)
+    if model != "WordPiece" or qformer_tokenizer.unk_token not in words or None in ids:
         raise ValueError(
             f"qformer_tokenizer is {type(qformer_tokenizer).__name__} ({model}, {len(words)} pieces), but the Q-Former "
             f"reads BERT's word pieces, with [UNK], [CLS] and [SEP]. Are the files in {QFORMER_TOKENIZER}/ right?"
