@@ -148,6 +148,14 @@ def test_a_maximal_length_is_heeded(lion: Lion) -> None:
     assert both == lion.caption(PICTURES[0], **SHORT)
 
 
+def test_without_any_limit_an_answer_may_be_as_long_as_the_papers(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = lion.caption(PICTURES[0], num_beams=1, max_new_tokens=inference.MAX_NEW_TOKENS)
+    assert expected != lion.caption(PICTURES[0], num_beams=1, max_new_tokens=20), "transformers' own limit"
+    monkeypatch.setattr(lion.model.generation_config, "max_new_tokens", None)
+    assert lion.caption(PICTURES[0], num_beams=1) == expected
+    assert lion.caption(PICTURES[0], generation_config=GenerationConfig(num_beams=1)) == expected
+
+
 def test_rows_that_ended_are_padded_whoever_gives_the_generation_config(example: Lion) -> None:
     texts = ["What color is the triangle?", example.processor.caption_prompt]
     inputs = example.processor([sketch(), sketch()], texts, return_tensors="pt")

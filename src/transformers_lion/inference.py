@@ -7,6 +7,7 @@ section 3: nothing before the Q-Former reads the question).
 Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D language-model width.
 """
 
+import copy
 import os
 from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Sequence
@@ -456,10 +457,14 @@ class Lion:
         if sequences not in (None, 1):
             raise ValueError(f"num_return_sequences is {sequences}, but a request has 1 answer.")
         options = heed_max_length(generation)
-        named = {"max_new_tokens", "max_length"} & options.keys()
-        if named or config is not None or self.model.generation_config.max_new_tokens is not None:
+        configs = [options.get("generation_config"), self.model.generation_config]
+        if any(find_setting(name, options, configs) is not None for name in ("max_new_tokens", "max_length")):
             return options
-        return {"max_new_tokens": MAX_NEW_TOKENS, **options}
+        if config is None:
+            return {**options, "max_new_tokens": MAX_NEW_TOKENS}
+        limited = copy.deepcopy(config)
+        limited.max_new_tokens = MAX_NEW_TOKENS
+        return {**options, "generation_config": limited}
 
     def _batches(
         self, requests: Sequence[Request], batch_size: int, on_error: OnError, errors: dict[int, str]
