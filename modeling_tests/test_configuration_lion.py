@@ -64,7 +64,7 @@ WRONG = [
     ({"vision_config": {"num_hidden_layers": 10**6}}, ["vision_config: num_hidden_layers is 1000000", "to 256"]),
     ({"vision_config": {"patch_size": 0}}, ["vision_config: patch_size is 0", "from 1"]),
     ({"vision_config": {"image_size": [56, -1]}}, ["vision_config: image_size is [56, -1]", "from 1"]),
-    ({"vision_config": {"patch_size": 29}}, ["patch_size is 29", "28 pixels"]),
+    ({"vision_config": {"patch_size": 29}}, ["image_size is 28", "patch_size is 29"]),
     ({"qformer_config": {"vocab_size": 0}}, ["qformer_config: vocab_size is 0", "from 1"]),
     ({"qformer_config": {"num_hidden_layers": 10**6}}, ["qformer_config: num_hidden_layers is 1000000", "to 256"]),
     ({"aggregator_config": {"intermediate_size": -1}}, ["aggregator_config: intermediate_size is -1", "from 1"]),

@@ -67,7 +67,7 @@ class LionVisionConfig(InstructBlipVisionConfig):
         smallest = self.image_size if isinstance(self.image_size, int) else min(self.image_size)
         if self.patch_size > smallest:
             raise ValueError(
-                f"vision_config: patch_size is {self.patch_size}, but an image has {smallest} pixels a side."
+                f"vision_config: image_size is {self.image_size}, less than one patch: patch_size is {self.patch_size}."
             )
 
 

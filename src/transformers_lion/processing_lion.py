@@ -442,7 +442,9 @@ class LionProcessor(ProcessorMixin):
 def check_tokenizers(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise `ValueError` if the Q-Former's tokenizer is none of BERT's, or the language model's has no end token."""
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer is {type(tokenizer).__name__} without an end token; FlanT5's is needed.")
+        raise ValueError(
+            f"The language model's tokenizer has no end token: it is {type(tokenizer).__name__}, not FlanT5's."
+        )
     model = type(qformer_tokenizer.backend_tokenizer.model).__name__
     words = qformer_tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
     ids = (qformer_tokenizer.cls_token_id, qformer_tokenizer.sep_token_id)
