@@ -107,8 +107,9 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
 
         Args:
             images: an image (path, URL, base64 text, bytes, picture, array), a list, a generator or a data set of them,
-                or of dictionaries with `image` and, if wanted, `text` (or `question`, `prompt`), `tags` and `task_type`; or
-                messages, or a list or generator of conversations. Ids are allowed in a dictionary, no other keys.
+                or of dictionaries with `image` and, if wanted, `text` (or `question`, `prompt`), `tags` and
+                `task_type`; or messages, or a list or generator of conversations. A dictionary may have ids, too, but
+                no other keys.
             text: a question for all images or, with several images, one for each: a list or a column of a table; or
                 messages. `question` and `prompt` are other names for it. The processor's `caption_prompt` if it is
                 left out.
