@@ -27,7 +27,8 @@ from model_card import model_card
 from shards import FolderReader
 from sources import SourceError, load_config, load_json
 from transformers_lion.configuration_lion import LionConfig
-from transformers_lion.pipelines import TAGGER_FOLDER
+from transformers_lion.hub_files import QFORMER_TOKENIZER, TAGGER_FOLDER
+from transformers_lion.processing_lion import QFORMER_TOKENIZER_CONFIG
 from transformers_lion.ram import RamConfig
 from transformers_lion.remote_code import ENTRY_MODULE, files_with_code, leads_to_code
 
@@ -38,7 +39,7 @@ IGNORED = [".*", "*/.*", "*__pycache__*", "*.pth", "optimizer.*", "scheduler.*",
 
 BRANCH = re.compile(r"\w[\w-]*([./][\w-]+)*")
 
-TOKENIZERS = {"the T5 tokenizer": "", "the Q-Former's tokenizer": "qformer_tokenizer"}
+TOKENIZERS = {"the T5 tokenizer": "", "the Q-Former's tokenizer": QFORMER_TOKENIZER}
 VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt")
 
 
@@ -90,6 +91,8 @@ def files_of(folder: Path) -> dict[str, int]:
 def written_here(folder: Path, repo: str, base_models: Sequence[str], with_code: bool) -> dict[str, bytes]:
     """Files that the repository gets and the folder has not, or has in another form."""
     texts = files_with_code(folder) if with_code else {}
+    if not (folder / QFORMER_TOKENIZER / "config.json").is_file():  # saved by an earlier version
+        texts[f"{QFORMER_TOKENIZER}/config.json"] = QFORMER_TOKENIZER_CONFIG
     if not (folder / CARD).is_file():
         texts[CARD] = model_card(folder, repo, base_models, with_code)
     return {name: text.encode() for name, text in texts.items()}

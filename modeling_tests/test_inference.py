@@ -1,19 +1,22 @@
 """`Lion`: answers as the pipeline's, each image once, likelihoods as the model's, and the short ways."""
 
+import copy
 import gc
 import math
+import pickle
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 from transformers_lion import ImageTagger, Lion, LionForConditionalGeneration, LionProcessor, Request, inference
 from transformers_lion.example import TAGGER, example_checkpoint, example_image, sketch
@@ -117,6 +120,75 @@ def test_an_answer_knows_what_the_language_model_read(lion: Lion) -> None:
     assert found[3].prompt == QUESTION
     assert [answer.tags for answer in found] == [["dog", "cat"], ["dog", "cat"], [], None, None]
     assert "<extra_id_0>" not in found[4].prompt  # the vocabulary of the small model has no such characters
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda lion: pickle.loads(pickle.dumps(lion))])
+def test_a_copy_with_its_tagger_answers_alike(
+    lion: Lion, example_tagger: ImageTagger, copied: Callable[[Any], Any]
+) -> None:
+    tagged = Lion(lion.model, lion.processor, example_tagger)
+    request = Request(example_image(), QUESTION)
+    (expected,) = tagged.answer([request], **SHORT)
+    assert expected.tags
+    assert copied(tagged).answer([request], **SHORT) == [expected]
+
+
+def test_the_prompt_is_known_whichever_side_is_padded(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(PICTURES[0], QUESTION, tags="dog"), Request(PICTURES[0], "a")]
+    expected = [found.prompt for found in lion.answer(requests, **SHORT)]
+    monkeypatch.setattr(lion.processor.tokenizer, "padding_side", "left")
+    assert [found.prompt for found in lion.answer(requests, **SHORT)] == expected == [expected[0], "a"]
+
+
+def test_a_maximal_length_is_heeded(lion: Lion) -> None:
+    expected = lion.caption(PICTURES[0], max_new_tokens=3)
+    assert lion.caption(PICTURES[0], max_length=4) == expected != lion.caption(PICTURES[0], **SHORT)
+    assert lion.caption(PICTURES[0], generation_config=GenerationConfig(max_length=4)) == expected
+    both = lion.caption(PICTURES[0], max_length=4, **SHORT)
+    assert both == lion.caption(PICTURES[0], **SHORT)
+
+
+def test_without_any_limit_an_answer_may_be_as_long_as_the_papers(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = lion.caption(PICTURES[0], num_beams=1, max_new_tokens=inference.MAX_NEW_TOKENS)
+    assert expected != lion.caption(PICTURES[0], num_beams=1, max_new_tokens=20), "transformers' own limit"
+    monkeypatch.setattr(lion.model.generation_config, "max_new_tokens", None)
+    assert lion.caption(PICTURES[0], num_beams=1) == expected
+    assert lion.caption(PICTURES[0], generation_config=GenerationConfig(num_beams=1)) == expected
+
+
+def test_rows_that_ended_are_padded_whoever_gives_the_generation_config(example: Lion) -> None:
+    texts = ["What color is the triangle?", example.processor.caption_prompt]
+    inputs = example.processor([sketch(), sketch()], texts, return_tensors="pt")
+    expected = example.model.generate(**inputs, num_beams=3, max_new_tokens=30)
+    end, padding = example.model.generation_config.eos_token_id, example.model.generation_config.pad_token_id
+    assert expected[0].tolist().count(end) == 1
+    assert expected[0, -1] == padding
+    config = GenerationConfig(num_beams=3, max_new_tokens=30)
+    assert torch.equal(example.model.generate(**inputs, generation_config=config), expected)
+    config.pad_token_id = 7
+    assert example.model.generate(**inputs, generation_config=config)[0, -1] == 7
+
+
+def test_several_sequences_are_refused_wherever_they_are_asked_for(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GenerationConfig(num_beams=3, num_return_sequences=2)
+    for options in ({"num_return_sequences": 2, "num_beams": 3}, {"generation_config": config}):
+        with pytest.raises(ValueError, match="num_return_sequences is 2, but a request has 1 answer"):
+            lion.caption(PICTURES[0], **options)
+    monkeypatch.setattr(lion.model.generation_config, "num_return_sequences", 3)
+    with pytest.raises(ValueError, match="num_return_sequences is 3"):
+        lion.caption(PICTURES[0])
+    assert lion.caption(PICTURES[0], num_return_sequences=1, **SHORT)
+
+
+def test_questions_and_tags_may_come_from_tables(lion: Lion) -> None:
+    table = pandas.DataFrame({"question": [QUESTION, "a"], "tags": [["dog"], np.nan]})
+    expected = lion.ask(PICTURES[:2], [QUESTION, "a"], **SHORT)
+    assert lion.ask(PICTURES[:2], table["question"], **SHORT) == expected
+    assert lion.ask(PICTURES[:2], table["question"].to_numpy(), **SHORT) == expected
+    requests = [Request(PICTURES[0], row.question, tags=row.tags) for row in table.itertuples()]
+    assert [found.tags for found in lion.answer(requests, **SHORT)] == [["dog"], None]
+    with pytest.raises(ValueError, match="questions must hold strings, but holds no value at position 1"):
+        lion.ask(PICTURES[:2], ["a", float("nan")])
 
 
 def test_tags_that_are_left_out_are_the_taggers(lion: Lion, example_tagger: ImageTagger) -> None:

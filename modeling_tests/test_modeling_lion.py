@@ -468,6 +468,28 @@ def test_inputs_that_do_not_fit_are_refused_and_named(method: str, inputs: dict[
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_a_static_cache_is_as_long_as_this_answer_may_be_whatever_came_before() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    lengths = []
+    for max_new_tokens in (60, 5):
+        found = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, cache_implementation="static", return_dict_in_generate=True
+        )
+        cache = next(found[name] for name in ("cache", "past_key_values") if found.get(name) is not None)
+        lengths.append(cache.self_attention_cache.layers[0].keys.shape[2])
+    assert lengths[0] >= 60
+    assert lengths[1] <= 6
+
+
+def test_an_assistant_is_refused_and_prompt_lookup_writes_the_same() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    with pytest.raises(ValueError, match="assistant_model is not supported"):
+        model.generate(**inputs, assistant_model=tiny_model())
+    alone = row_of(inputs, 0)
+    expected = model.generate(**alone, **GENERATE)
+    assert torch.equal(model.generate(**alone, prompt_lookup_num_tokens=2, **GENERATE), expected)
+
+
 def test_padding_behind_the_end_leaves_a_given_beginning_alone() -> None:
     ids = torch.tensor([[0, 1, 5, 1, 1, 7], [0, 1, 5, 6, 7, 8], [0, 2, 9, 9, 9, 9]])
     assert pad_after_end(ids, 2, end_ids=[1, 2], pad_id=0).tolist() == [

@@ -1,14 +1,18 @@
+import copy
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 from transformers import (
     BlipImageProcessorPil,
+    GenerationConfig,
     ImageTextToTextPipeline,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
@@ -18,7 +22,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from transformers_lion import LionImageToTextPipeline, register
+from transformers_lion import LionImageToTextPipeline, example_checkpoint, register
+from transformers_lion.example import sketch
 from transformers_lion.pipeline_registration import LionOrStockPipeline
 
 TASKS = ("image-to-text", "image-text-to-text")
@@ -149,6 +154,55 @@ def test_missing_columns_count_as_not_given(pipe: Pipeline) -> None:
     assert pipe(item, **SHORT) == answer(pipe, 0)
 
 
+@pytest.mark.parametrize("name", ["text", "question", "prompt"])
+def test_a_question_has_several_names(pipe: Pipeline, name: str) -> None:
+    expected = answer(pipe, 0, QUESTIONS[0])
+    assert pipe({"image": PICTURES[0], name: QUESTIONS[0]}, **SHORT) == expected
+    assert pipe(PICTURES[0], **{name: QUESTIONS[0]}, **SHORT) == expected
+    assert pipe(PICTURES[:1], **{name: QUESTIONS[:1]}, **SHORT) == [expected]
+
+
+def test_columns_of_tables_are_lists(pipe: Pipeline) -> None:
+    tags = pandas.Series([["dog"], np.nan, "cat"])
+    expected = pipe(PICTURES, text=QUESTIONS, tags=[["dog"], None, "cat"], **SHORT)
+    assert pipe(PICTURES, text=np.array(QUESTIONS), tags=tags, **SHORT) == expected
+    assert pipe(PICTURES, text=pandas.Series(QUESTIONS, index=[2, 1, 0]), tags=tags, **SHORT) == expected
+    assert list(pipe(iter(PICTURES), text=(text for text in QUESTIONS), tags=tags, batch_size=2, **SHORT)) == expected
+
+
+@pytest.mark.parametrize(("count", "words"), [(2, "3 entries, but there are 2 images"), (4, "4 images or more")])
+def test_a_generator_with_another_number_of_questions_is_refused(pipe: Pipeline, count: int, words: str) -> None:
+    results = pipe((PICTURES[0] for _ in range(count)), text=QUESTIONS, **SHORT)
+    with pytest.raises(ValueError, match=words):
+        list(results)
+
+
+def test_conversations_have_tags_of_their_own(pipe: Pipeline) -> None:
+    results = pipe([messages(0), messages(1)], tags=[["dog"], None], return_tags=True, **SHORT)
+    assert [result[0]["tags"] for result in results] == [["dog"], None]
+
+
+def test_messages_without_a_question_ask_for_a_caption(pipe: Pipeline) -> None:
+    alone = [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]
+    assert pipe(alone, **SHORT) == answer(pipe, 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_number_of_sequences_may_stand_in_a_generation_config(pipe: Pipeline, batch_size: int) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 2, **SHORT}
+    expected = pipe(PICTURES, batch_size=batch_size, **options)
+    assert pipe(PICTURES, batch_size=batch_size, generation_config=GenerationConfig(**options)) == expected
+
+
+def test_a_maximal_length_counts_above_the_checkpoints_own_limit(pipe: Pipeline) -> None:
+    expected = pipe(PICTURES[0], max_new_tokens=3)
+    assert pipe(PICTURES[0], max_length=4) == expected != pipe(PICTURES[0], **SHORT)
+    assert pipe(PICTURES[0], generate_kwargs={"max_length": 4}) == expected
+    config = GenerationConfig(max_length=4)
+    assert pipe(PICTURES[0], generation_config=config) == expected
+    assert config.max_new_tokens is None
+
+
 def test_images_may_come_in_lists_of_one_and_in_arrays(pipe: Pipeline) -> None:
     expected = [answer(pipe, 0), answer(pipe, 1)]
     assert pipe([[PICTURES[0]], [PICTURES[1]]], **SHORT) == expected
@@ -173,7 +227,15 @@ def test_generate_may_return_its_own_output_class(pipe: Pipeline) -> None:
         ([[]], {}, "empty"),
         ([PICTURES], {"text": QUESTIONS[:2]}, "text has 2 entries for 3 samples"),
         ([PICTURES], {"tags": ["dog"]}, "tags has 1 entries for 3 samples"),
-        ([{"picture": PICTURES[0]}], {}, "no image; its keys are picture"),
+        ([{"picture": PICTURES[0]}], {}, "'picture', which is not read; the keys are image"),
+        ([{"text": "a"}], {}, "no image; its keys are text"),
+        ([{"image": PICTURES[0], "hint": "a"}], {}, "'hint', which is not read"),
+        ([{"image": PICTURES[0], "text": "a", "question": "b"}], {}, "one of text and question"),
+        ([PICTURES[0]], {"text": "a", "prompt": "b"}, "one of text and prompt"),
+        ([{"image": PICTURES[0], "text": float("nan")}], {}, "text is nan"),
+        ([PICTURES], {"text": ["a", None, "b"]}, "no value at position 1"),
+        ([PICTURES], {"text": pandas.Series(["a", np.nan, "b"])}, "no value at position 1"),
+        ([[{"role": "user", "content": [{"type": "video", "video": "a"}]}]], {}, "text and image, not .*video"),
         ([PICTURES[0]], {"task_type": "pixel_level"}, "'pixel_level'"),
         ([PICTURES[0]], {"num_beams": 2, "generate_kwargs": {"num_beams": 3}}, "num_beams is given twice"),
         ([[{"role": "user", "content": [{"type": "text", "text": "a"}]}]], {}, "0 images; LION takes 1"),
@@ -186,6 +248,14 @@ def test_input_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         pipe(*arguments, **options)
+
+
+def test_a_pipeline_with_a_tagger_can_be_copied_and_pickled() -> None:
+    pipe = pipeline("image-to-text", model=example_checkpoint())
+    expected = pipe(sketch(), return_tags=True, **SHORT)
+    assert expected[0]["tags"]
+    for copied in (copy.deepcopy(pipe), pickle.loads(pickle.dumps(pipe))):
+        assert copied(sketch(), return_tags=True, **SHORT) == expected
 
 
 def test_a_saved_pipeline_can_be_loaded(pipe: Pipeline, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from transformers_lion import LionProcessor
+from transformers_lion import LionProcessor, example_checkpoint
+from transformers_lion.processing_lion import CHAT_TEMPLATE
 
 PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 255, (40, 60, 3), dtype=np.uint8))
 QUESTION = "Is there a dog in the image?"
@@ -149,7 +151,7 @@ def test_one_question_serves_all_images_and_one_image_all_questions(lion_process
         ({"images": PICTURE, "tags": "dog"}, ["tags", "text"]),
         ({"text": 5}, ["text", "int"]),
         ({"text": QUESTION, "tags": 5}, ["tags", "int"]),
-        ({"text": [QUESTION] * 2, "text_target": ["x", None]}, ["text_target", "NoneType"]),
+        ({"text": [QUESTION] * 2, "text_target": ["x", None]}, ["text_target", "no value at position 1"]),
     ],
 )
 def test_input_that_does_not_fit_is_refused_with_both_numbers(
@@ -203,6 +205,61 @@ def test_messages_become_a_question_with_its_image(lion_processor: LionProcessor
         name: tensor.tolist() for name, tensor in expected.items()
     }
     assert lion_processor.apply_chat_template([{"role": "user", "content": QUESTION}]) == QUESTION
+
+
+def text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        ([[text_part("What color is"), text_part("the dog?")]], "What color is the dog?"),
+        (["Look at the dog.", "Is it red?"], "Look at the dog.\nIs it red?"),
+        (["Look.", [text_part("Is it "), {"type": "image"}, text_part("red?\n")]], "Look.\nIs it red?"),
+        ([[text_part(""), text_part("a")], "", "b"], "a\nb"),
+        (["{{ a }} | 'b'"], "{{ a }} | 'b'"),
+    ],
+)
+def test_texts_of_messages_stay_apart(contents: list[Any], expected: str, lion_processor: LionProcessor) -> None:
+    messages = [{"role": "user", "content": content} for content in contents]
+    assert lion_processor.apply_chat_template(messages, tokenize=False) == expected
+
+
+def test_the_example_has_the_default_chat_template() -> None:
+    assert LionProcessor.from_pretrained(example_checkpoint()).chat_template == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize("part", [{"type": "video", "video": "a.mp4"}, {"type": "text", "content": "a"}, "a"])
+def test_a_part_that_is_neither_text_nor_image_is_refused(part: Any, lion_processor: LionProcessor) -> None:
+    with pytest.raises(ValueError, match="parts of type text and image, not"):
+        lion_processor.apply_chat_template([{"role": "user", "content": [part]}], tokenize=False)
+
+
+def test_columns_of_tables_are_lists(lion_processor: LionProcessor) -> None:
+    texts, tags, tasks = [QUESTION, "dog"], [["dog", "cat"], None], ["image_level", "region_level"]
+    expected = lion_processor(text=texts, tags=tags, task_type=tasks, text_target=texts)
+    columns = pandas.DataFrame({"text": texts, "tags": [np.array(tags[0]), np.nan], "task": tasks})
+    found = lion_processor(
+        text=columns["text"], tags=columns["tags"], task_type=columns["task"], text_target=np.array(texts)
+    )
+    assert found.data == expected.data
+
+
+def test_answers_hold_special_tokens_that_were_added_and_prompts_do_not(
+    lion_processor: LionProcessor, tmp_path: Path
+) -> None:
+    lion_processor.save_pretrained(tmp_path)
+    processor = LionProcessor.from_pretrained(tmp_path)
+    text = "dog <seg> </s> <extra_id_0>"
+    before = processor(text=text, text_target=text)
+    processor.tokenizer.add_special_tokens({"extra_special_tokens": ["<seg>"]})
+    after = processor(text=text, text_target=text)
+    added = processor.tokenizer.convert_tokens_to_ids("<seg>")
+    assert after["labels"][0].count(added) == 1
+    assert after["input_ids"] == before["input_ids"]
+    assert after["labels"][0].count(processor.tokenizer.eos_token_id) == 1
+    assert processor.soft_prompt_token_id not in after["labels"][0]
 
 
 def test_boxes_come_back_in_kosmos_2s_form(lion_processor: LionProcessor) -> None:

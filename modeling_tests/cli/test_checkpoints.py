@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from cli.command_line import lion, refusal
 from factories import tiny_model
 from transformers_lion import ImageTagger, Lion, LionForConditionalGeneration
-from transformers_lion.cli.checkpoints import load_lion, load_tagger, read_headers
+from transformers_lion.checkpoint_folders import read_headers
+from transformers_lion.cli.checkpoints import load_lion, load_tagger
 from transformers_lion.example import example_checkpoint, example_image
 
 
@@ -41,6 +42,17 @@ def drop(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def change(folder: Path, name: str, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_part(folder: Path, **keys: Any) -> None:
+    part = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder / "config.json", text_config={**part, **keys})
+
+
 def move(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
@@ -64,7 +76,25 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a missing shard": (move, "lion/model-1.safetensors: No such file"),
     "no tokenizer": (
         lambda folder: [file.unlink() for file in folder.glob("*token*") if file.is_file()],
-        "lion: this cannot be loaded",
+        "lion/tokenizer_config.json: No such file",
+    ),
+    "no words for the Q-Former": (
+        lambda folder: (folder / "qformer_tokenizer" / "tokenizer.json").unlink(),
+        "lion/qformer_tokenizer/tokenizer.json: No such file",
+    ),
+    "another tokenizer for the Q-Former": (
+        lambda folder: shutil.copy(folder / "tokenizer.json", folder / "qformer_tokenizer"),
+        "but the Q-Former reads BERT's word pieces",
+    ),
+    "no settings of generation": (
+        lambda folder: (folder / "generation_config.json").unlink(),
+        "lion/generation_config.json: No such file",
+    ),
+    "a negative width": (lambda folder: edit_part(folder, d_model=-4), "config.json: .*d_model is -4, but must be"),
+    "a million layers": (lambda folder: edit_part(folder, num_layers=10**6), "num_layers is 1000000, but must be"),
+    "a weight that is no number": (
+        lambda folder: change(folder, "soft_prompt.weight", float("nan")),
+        "lion: this cannot be loaded: .*weights are not finite, in soft_prompt.weight",
     ),
 }  # fmt: skip
 

@@ -103,6 +103,43 @@ def test_a_fresh_process_downloads_what_answers_as_the_folder_does(
     assert there == str(here)
 
 
+def test_a_repository_in_the_cache_is_asked_for_once(
+    private_repo: str, hub: HubServer, online: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = LionProcessor.from_pretrained(private_repo, cache_dir=tmp_path)
+    hub.requests.clear()
+    second = LionProcessor.from_pretrained(private_repo, cache_dir=tmp_path)
+    assert hub.requests == [("GET", f"/api/models/{private_repo}")]
+    assert second(text="a dog", tags="cat").data == first(text="a dog", tags="cat").data
+    assert not list(tmp_path.rglob("*.safetensors")), "a processor needs no weights"
+
+
+def test_an_older_folder_gets_the_kind_of_its_second_tokenizer(
+    hub: HubServer, folder: Path, online: pytest.MonkeyPatch
+) -> None:
+    (folder / "qformer_tokenizer" / "config.json").unlink()
+    assert main([str(folder), "--repo", "someone/older"]) == 0
+    assert (
+        hub.repositories["someone/older"].files()["qformer_tokenizer/config.json"] == b'{\n  "model_type": "bert"\n}\n'
+    )
+    assert not (folder / "qformer_tokenizer" / "config.json").exists()
+
+
+def test_a_pushed_processor_tells_the_kind_of_its_second_tokenizer(
+    hub: HubServer, lion_folder: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import transformers_lion\n"
+        f"processor = transformers_lion.LionProcessor.from_pretrained({str(lion_folder)!r})\n"
+        "processor.push_to_hub('someone/processor')\n"
+        f"processor.save_pretrained({str(tmp_path / 'saved')!r}, push_to_hub=True, repo_id='someone/saved')\n"
+    )
+    process = run_python("-c", code, home=tmp_path / "process", **environment(hub))
+    assert process.returncode == 0, process.stderr
+    for repo in ("someone/processor", "someone/saved"):
+        assert "qformer_tokenizer/config.json" in hub.repositories[repo].files()
+
+
 def test_a_private_repository_is_refused_without_a_token(private_repo: str, hub: HubServer, tmp_path: Path) -> None:
     code = f"import transformers_lion\ntransformers_lion.LionForConditionalGeneration.from_pretrained({private_repo!r})"
     process = run_python("-c", code, home=tmp_path / "process", **environment(hub, token=""))

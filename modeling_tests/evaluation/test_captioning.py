@@ -241,6 +241,7 @@ def test_captions_of_one_image_are_put_together(tmp_path: Path) -> None:
         ([{"image": "a.jpg"}], "record 1: expected captions or caption"),
         ([{"image": "a.jpg", "caption": "a"}, {"image": "a.jpg", "caption": 3}], "record 2: expected a caption or"),
         ([{"caption": "a"}], "record 1: expected image or"),
+        ([{"image": "a.jpg", "question": "?", "caption": "a"}], "record 1: question is not read: captions answer"),
         ([], "expected a list of records or an object"),
         (["a"], "record 1: expected an object, not"),
     ],

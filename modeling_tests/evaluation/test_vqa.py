@@ -236,6 +236,15 @@ def test_ids_that_are_given_twice_are_named(tmp_path: Path) -> None:
         ('{"id": 1, "image": "a.jpg", "question": " ", "answer": "a"}', "expected a text in question, not"),
         ('{"id": 1, "image": 1.5, "question": "?", "answer": "a"}', "expected a text or a whole number in image"),
         ('{"id": 1, "image": "a.jpg", "question": "?", "answer": ["a", 1]}', "expected a text or a list of them in"),
+        (
+            '{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "tag": ["b"]}',
+            "record 1: tag is not read: tags",
+        ),
+        (
+            '{"data": [{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "prompt": "b"}]}',
+            "prompt is not read",
+        ),
+        ('{"1": {"image": "a.jpg", "question": "?", "answer": "a", "task_type": "b"}}', "'1': task_type is not read"),
         ('{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "tags": [1]}', "expected texts in tags"),
     ],
 )

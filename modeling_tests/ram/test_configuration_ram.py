@@ -47,6 +47,10 @@ def test_tags_without_thresholds_get_the_default_one() -> None:
         ({"names": ["a", "b", "a"]}, ("'a'", "number 0", "number 2")),
         ({"num_attention_heads": 3}, ("(3)", "(16)")),
         ({"vision_config": {"window_size": 5}}, ("4x4", "5 wide")),
+        ({"vision_config": {"patch_size": 0}}, ("patch_size is 0", "from 1")),
+        ({"vision_config": {"depths": [1, 10**6]}}, ("depths is [1, 1000000]", "to 256")),
+        ({"hidden_size": -16}, ("hidden_size is -16", "from 1")),
+        ({"num_hidden_layers": 10**6}, ("num_hidden_layers is 1000000", "to 256")),
     ],
 )
 def test_what_does_not_fit_is_refused_with_both_numbers(fields: dict[str, Any], numbers: tuple[str, ...]) -> None:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import logging
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_images_go_through_the_model_in_batches() -> None:
     sizes = count_images(tagger)
     tagger([picture(seed) for seed in range(7)])
     assert sizes == [3, 3, 1]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tagger: pickle.loads(pickle.dumps(tagger))])
+def test_a_copy_tags_alike_and_keeps_the_folder_of_tags(copied: Callable[[Any], Any], tmp_path: Path) -> None:
+    tagger = ImageTagger(tiny_tagger().model, tiny_tagger().image_processor, tag_cache_dir=tmp_path)
+    expected = tagger.tag(picture())[0].tags
+    again = copied(tagger)
+    sizes = count_images(again)
+    assert again.tag(picture())[0].tags == expected
+    assert sizes == []
+    assert again.tag(picture(1))[0].tags == tagger.tag(picture(1))[0].tags
 
 
 def test_one_image_gives_a_list_of_one(tmp_path: Path) -> None:

@@ -133,6 +133,17 @@ def test_a_missing_tagger_is_missed_at_once(processor: LionProcessor) -> None:
         LionDataCollator(processor, tags="auto")
 
 
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_a_worker_that_shares_no_memory_tags_too(start_method: str, processor: LionProcessor) -> None:
+    processor.tagger = tiny_tagger()
+    collator = LionDataCollator(processor, tags="auto")
+    records = [good_record(image=picture(seed)) for seed in range(2)]
+    (batch,) = DataLoader(
+        records, 2, collate_fn=collator, num_workers=1, multiprocessing_context=start_method, timeout=300
+    )
+    assert_same(batch, collator(records))
+
+
 @pytest.mark.parametrize(
     ("option", "words"), [({"tags": "records"}, "tags is 'records'"), ({"on_error": "stop"}, "on_error is 'stop'")]
 )

@@ -192,7 +192,7 @@ def test_a_line_that_is_no_json_is_a_bad_record(streaming: bool, folder: Path) -
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("form", ["list", "lines"])
 def test_a_record_with_a_field_that_stands_twice_is_a_bad_one(form: str, streaming: bool, folder: Path) -> None:
-    good = json.dumps(good_record(extra={"a": 1}))
+    good = json.dumps(good_record(_note={"a": 1}))
     records = [good, '{"image": "a0.png", "question": "A?", "question": "B?", "answer": "C"}']
     file = folder / ("a.json" if form == "list" else "a.jsonl")
     file.write_text(f"[{','.join(records)}]" if form == "list" else "\n".join(records))
@@ -360,6 +360,10 @@ def test_listed_categories_are_the_only_ones(folder: Path) -> None:
         ({"source": DatasetDict({"train": Dataset.from_list([good_record()])})}, "from one split; this has 'train'"),
         ({"source": [good_record(answer="")], "on_error": "skip"}, "None of the 1 records"),
         ({"source": Dataset.from_dict({"image": []})}, "dataset holds no records"),
+        (
+            {"source": Dataset.from_dict({"image": [], "hint": []})},
+            "columns hint, which are not read; columns are image",
+        ),
         (
             {"source": Dataset.from_dict({"other": [1]}), "on_error": "skip"},
             "no column image or image_path or image_id",

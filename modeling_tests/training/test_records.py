@@ -84,6 +84,9 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "box in pixels in a question": (
         region("a dog", question="What is at [1,2,30,40]?"), "bad box", "question has the box [1,2,30,40]",
     ),
+    "misspelt field": (good_record(tag=["dog"]), "unread field", "it has tag, which is not read; fields are image,"),
+    "prompt": (good_record(prompt="Look."), "unread field", "it has prompt, which is not read"),
+    "answers of others": (good_record(answers=["1", "2"]), "unread field", "answers beside a single question"),
     "surrogate in a tag": (good_record(tags=["\udc00"]), "broken text", "tags is no valid Unicode"),
 }  # fmt: skip
 
@@ -104,6 +107,7 @@ SEVERAL_FAULTS: dict[str, tuple[Any, str, str]] = {
     "one empty question": (several(questions=["a?", " "]), "no question", "questions[1] is empty"),
     "one null answer": (several(answers=[None, "2"]), "no answer", "answers[0] is missing"),
     "one unknown task": (several(task_types=["image_level", "x"]), "unknown category", "task_types is str 'x'"),
+    "one answer more": (several(answer="3"), "unread field", "it has answer beside several questions"),
     "also a question": (several(question="c?", answer="3"), "wrong type", "both question and questions"),
 }
 
@@ -182,6 +186,11 @@ def test_a_number_is_an_answer(answer: Any, expected: str) -> None:
 )  # fmt: skip
 def test_a_category_has_a_task_type(category: Any, expected: str) -> None:
     assert parse_record(good_record(category=category)).task_types == (expected,)
+
+
+def test_ids_and_notes_may_stand_beside_what_is_read() -> None:
+    notes = {"id": 3, "region_id": "r", "_by": "me", "split": "val", "width": 3, "hint": None, "area": NAN}
+    assert parse_record(good_record(**notes)) == parse_record(good_record())
 
 
 def test_a_task_type_overrules_the_category() -> None:

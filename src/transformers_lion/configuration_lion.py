@@ -5,6 +5,7 @@ parts: the vision tower, the Q-Former, the vision aggregator, and the language m
 """
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.dataclasses import strict
@@ -20,6 +21,22 @@ VISUAL_BRANCHES = ("both", "qformer", "aggregator")
 
 MAX_NUM_ADAPTERS = 2
 """The paper's mixture has one adapter for each task type."""
+
+
+MAX_SIZE = 16_777_216
+"""More than any width, length or vocabulary has."""
+
+MAX_NUM_LAYERS = 256
+"""More than any part has; a model of a damaged number would be built for hours before its weights do not fit."""
+
+
+def check_sizes(part: str, config: Any, names: Sequence[str], largest: int = MAX_SIZE) -> None:
+    """Raise `ValueError` if a field is no size. One that is `None` is passed over, of a pair each entry counts."""
+    for name in names:
+        value = getattr(config, name)
+        for size in value if isinstance(value, list | tuple) else [value]:
+            if size is not None and not 1 <= size <= largest:
+                raise ValueError(f"{part}: {name} is {value}, but must be from 1 to {largest}.")
 
 
 def check_divides(heads: int, width: int, part: str) -> None:
@@ -44,7 +61,14 @@ class LionVisionConfig(InstructBlipVisionConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        check_sizes("vision_config", self, ("hidden_size", "intermediate_size", "image_size", "patch_size"))
+        check_sizes("vision_config", self, ("num_hidden_layers",), MAX_NUM_LAYERS)
         check_divides(self.num_attention_heads, self.hidden_size, "vision_config")
+        smallest = self.image_size if isinstance(self.image_size, int) else min(self.image_size)
+        if self.patch_size > smallest:
+            raise ValueError(
+                f"vision_config: image_size is {self.image_size}, less than one patch: patch_size is {self.patch_size}."
+            )
 
 
 @strict
@@ -61,6 +85,9 @@ class LionQFormerConfig(InstructBlipQFormerConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        names = ("vocab_size", "hidden_size", "intermediate_size", "encoder_hidden_size", "max_position_embeddings")
+        check_sizes("qformer_config", self, names)
+        check_sizes("qformer_config", self, ("num_hidden_layers",), MAX_NUM_LAYERS)
         check_divides(self.num_attention_heads, self.hidden_size, "qformer_config")
         if self.cross_attention_frequency < 1:
             raise ValueError(
@@ -105,6 +132,7 @@ class LionAggregatorConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
+        check_sizes("aggregator_config", self, ("hidden_size", "intermediate_size", "projection_intermediate_size"))
         self.vision_feature_layers = list(self.vision_feature_layers)
         if len(self.vision_feature_layers) < 2:
             raise ValueError(
@@ -186,9 +214,10 @@ class LionT5Config(T5Config):
             raise ValueError(
                 f"text_config: num_adapters is {self.num_adapters}, but LION mixes 1 to {MAX_NUM_ADAPTERS} adapters."
             )
-        for name in ("adapter_hidden_size", "num_task_types", "num_heads", "num_layers", "num_decoder_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"text_config: {name} is {getattr(self, name)}, but must be at least 1.")
+        names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "adapter_hidden_size", "num_task_types")
+        buckets = ("relative_attention_num_buckets", "relative_attention_max_distance")
+        check_sizes("text_config", self, (*names, *buckets))
+        check_sizes("text_config", self, ("num_layers", "num_decoder_layers"), MAX_NUM_LAYERS)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "LionT5Config":
         """The whole, or with `decoder=True` alone the decoder's, whose depth sizes the caches of generation."""
@@ -274,8 +303,7 @@ class LionConfig(PreTrainedConfig):
     def _check(self) -> None:
         if self.visual_branch not in VISUAL_BRANCHES:
             raise ValueError(f"visual_branch is {self.visual_branch!r}, but must be one of {VISUAL_BRANCHES}.")
-        if self.num_query_tokens < 1:
-            raise ValueError(f"num_query_tokens is {self.num_query_tokens}, but the Q-Former needs at least 1.")
+        check_sizes("LionConfig", self, ("num_query_tokens",))
         if self.use_soft_prompt and not 0 <= self.soft_prompt_token_id < self.text_config.vocab_size:
             raise ValueError(
                 f"soft_prompt_token_id ({self.soft_prompt_token_id}) is outside of the language model's vocabulary of "

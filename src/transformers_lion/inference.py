@@ -7,6 +7,7 @@ section 3: nothing before the Q-Former reads the question).
 Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D language-model width.
 """
 
+import copy
 import os
 from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Sequence
@@ -19,13 +20,17 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from .checkpoint_folders import check_folder
+from .columns import to_plain
 from .example import example_checkpoint
+from .finite_weights import check_finite
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels
+from .hub_files import MODEL_FILES, PROCESSOR_FILES, TAGGER_FILES, local_folder
 from .image_downloads import is_url
 from .image_loading import flatten, is_batch, to_rgb, upright_size, warn_of_grey_batch
-from .modeling_lion import LionForConditionalGeneration, LionImageFeatures
-from .pipelines import as_names, find_tagger
+from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, find_setting
+from .pipelines import as_names, find_tagger, heed_max_length
 from .processing_lion import LionProcessor, Tags, check_strings
 from .ram import ImageTagger
 
@@ -57,6 +62,9 @@ class Request:
     question: str
     task_type: str = "image_level"
     tags: Tags | Literal[False] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", to_plain(self.tags))  # may come from a table
 
 
 @dataclass(frozen=True)
@@ -161,13 +169,23 @@ class Lion:
             tagger: by default the one in the checkpoint's folder `tagger/`, if there is one; `False` for none.
             device: where to put the model, and the tagger that comes with it.
             dtype: of the weights; as saved by default.
+
+        Raises:
+            OSError: if a file is missing.
+            ValueError: if files do not fit together, or weights are not finite.
         """
         name = os.fspath(pretrained_model_name_or_path or example_checkpoint())
-        model = LionForConditionalGeneration.from_pretrained(name, dtype=dtype or "auto")
+        files = [*MODEL_FILES, *PROCESSOR_FILES, *(() if tagger is not None else TAGGER_FILES)]
+        folder = local_folder(name, files)
+        if os.path.isdir(folder):
+            check_folder(Path(folder))
+        model = LionForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto")
+        model.name_or_path = model.config.name_or_path = name
+        check_finite(model, name)
         if device is not None:
             model.to(device)
-        processor = LionProcessor.from_pretrained(name)
-        found = find_tagger(name, model.device) if tagger is None else tagger or None
+        processor = LionProcessor.from_pretrained(folder)
+        found = find_tagger(folder, model.device) if tagger is None else tagger or None
         if found is None and tagger is None and pretrained_model_name_or_path is not None:
             logger.warning_once(
                 f"{name} holds no tagger, so that prompts without tags of their own have no tag sentence, with which "
@@ -204,11 +222,7 @@ class Lion:
             ValueError: if an image cannot be read and `on_error` is "raise", or a request is none.
         """
         self._check(requests, batch_size, on_error)
-        if generation.get("num_return_sequences") not in (None, 1):
-            raise ValueError(
-                f"num_return_sequences is {generation['num_return_sequences']}, but a request has 1 answer."
-            )
-        options = self._with_length(generation)
+        options = self._options(generation)
         answers: dict[int, Answer] = {}
         errors: dict[int, str] = {}
         for positions, images in self._batches(requests, batch_size, on_error, errors):
@@ -257,6 +271,7 @@ class Lion:
         self._check(requests, batch_size, on_error)
         if len(candidates) != len(requests):
             raise ValueError(f"{len(candidates)} lists of candidates for {len(requests)} requests.")
+        candidates = [to_plain(texts) for texts in candidates]
         for texts in candidates:
             check_strings("candidates", texts)
         scores: list[list[float]] = [[] for _ in requests]
@@ -431,13 +446,25 @@ class Lion:
                 raise ValueError(f"requests must hold Request, but holds {type(request).__name__}.")
         check_strings("questions", [request.question for request in requests])
 
-    def _with_length(self, generation: dict[str, Any]) -> dict[str, Any]:
-        """The options of generation; with a limit to the answer's length, if nothing else has one."""
-        config = generation.get("generation_config") or self.model.generation_config
-        named = {"max_new_tokens", "max_length"} & generation.keys()
-        if named or config.max_new_tokens is not None or generation.get("generation_config") is not None:
-            return generation
-        return {"max_new_tokens": MAX_NEW_TOKENS, **generation}
+    def _options(self, generation: dict[str, Any]) -> dict[str, Any]:
+        """The options of generation, with a limit to the answer's length if nothing else has one.
+
+        Raises:
+            ValueError: if they ask for several sequences.
+        """
+        config = generation.get("generation_config")
+        sequences = find_setting("num_return_sequences", generation, [config, self.model.generation_config])
+        if sequences not in (None, 1):
+            raise ValueError(f"num_return_sequences is {sequences}, but a request has 1 answer.")
+        options = heed_max_length(generation)
+        configs = [options.get("generation_config"), self.model.generation_config]
+        if any(find_setting(name, options, configs) is not None for name in ("max_new_tokens", "max_length")):
+            return options
+        if config is None:
+            return {**options, "max_new_tokens": MAX_NEW_TOKENS}
+        limited = copy.deepcopy(config)
+        limited.max_new_tokens = MAX_NEW_TOKENS
+        return {**options, "generation_config": limited}
 
     def _batches(
         self, requests: Sequence[Request], batch_size: int, on_error: OnError, errors: dict[int, str]
@@ -554,8 +581,8 @@ class Lion:
 
     def read_prompts(self, inputs: dict[str, Any]) -> list[str]:
         """What the language model reads, as text, without the end token."""
-        rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
-        return [self._prompt(ids[: length - 1]) for ids, length in rows]
+        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)  # padded on either side
+        return [self._prompt(ids[is_token].tolist()[:-1]) for ids, is_token in rows]
 
     def _prompt(self, ids: list[int]) -> str:
         """The text of a prompt's tokens, which know of no space beside the soft prompt's marker."""
@@ -674,8 +701,8 @@ def pair_texts(images: Any, name: str, texts: str | Sequence[str]) -> tuple[list
     Raises:
         ValueError: if they are none, or one is blank, and as of `pair`.
     """
-    is_one = isinstance(texts, str)
-    values = [texts] if isinstance(texts, str) else texts
+    is_one, values = isinstance(texts, str), to_plain(texts)
+    values = [values] if is_one else values
     check_strings(name, values)
     if not all(text.strip() for text in values):
         raise ValueError(f"{name} holds a blank text.")

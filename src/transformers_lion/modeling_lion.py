@@ -8,7 +8,7 @@ Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L labe
 language-model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -582,11 +582,20 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
             What `transformers.GenerationMixin.generate` returns: (B, L) token ids, or its output classes.
 
         Raises:
+            ValueError: if inputs do not fit together, as in `forward`, or if there is an `assistant_model`.
             SelfCheckError: if transformers or torch is newer than those tested with, and computes something else.
         """
         from .self_check import ensure_checked  # which makes models of this class
 
         ensure_checked()
+        if generate_kwargs.get("assistant_model") is not None:
+            raise ValueError(
+                "assistant_model is not supported: transformers gives a draft model the image features of this one. "
+                "prompt_lookup_num_tokens works, for one sample at a time."
+            )
+        self.language_model.__dict__.pop(
+            "_previous_max_cache_length", None
+        )  # a static cache would grow, never to shrink
         if hasattr(self, "hf_device_map") and hasattr(self.language_model, "_hf_hook"):
             self.language_model._hf_hook.io_same_device = True  # `generate` enters below the hook
         inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
@@ -606,9 +615,12 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
             generation_config=generation_config,
             **with_cache_name(generate_kwargs),
         )
-        settings = {**(generation_config or self.generation_config).to_dict(), **generate_kwargs}
         prompt = generate_kwargs.get("decoder_input_ids")
-        ends = {"end_ids": settings["eos_token_id"], "pad_id": settings["pad_token_id"]}
+        configs = [generation_config, self.generation_config]
+        ends = {
+            "end_ids": find_setting("eos_token_id", generate_kwargs, configs),
+            "pad_id": find_setting("pad_token_id", generate_kwargs, configs),
+        }
         start = 1 if prompt is None else prompt.shape[1]
         if isinstance(outputs, torch.Tensor):
             return pad_after_end(outputs, start, **ends)
@@ -644,6 +656,13 @@ def concatenate_features(parts: Sequence[LionImageFeatures]) -> LionImageFeature
 def prepend_ones(mask: torch.Tensor, count: int) -> torch.Tensor:
     """(B, T) -> (B, count + T)."""
     return torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1)
+
+
+def find_setting(name: str, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]) -> Any:
+    """A setting of generation as `generate` resolves it: the argument, else the first configuration's that has one."""
+    if name in arguments:
+        return arguments[name]
+    return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
 
 
 def pad_after_end(

@@ -3,6 +3,8 @@
 How the pipeline gets its two names in each version of transformers is in `pipeline_registration.py`.
 """
 
+import copy
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,19 +13,27 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import GenerationConfig, ImageTextToTextPipeline, Pipeline
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
+from .columns import to_plain, unread_fields
+from .finite_weights import check_finite
+from .hub_files import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, local_folder
 from .image_downloads import TIMEOUT
 from .image_loading import is_batch, is_stored_image, to_rgb, warn_of_grey_batch
-from .processing_lion import Tags, per_sample
+from .processing_lion import Tags, check_strings, per_sample
 from .ram import ImageTagger
 
 logger = logging.get_logger(__name__)
 
-TAGGER_FOLDER = "tagger"
-"""Where a checkpoint's folder holds its tagger."""
-
-ITEM_KEYS = {"image": "image", "images": "image", "text": "text", "tags": "tags", "task_type": "task_type"}
+ITEM_KEYS = {
+    "image": "image",
+    "images": "image",
+    "text": "text",
+    "question": "text",
+    "prompt": "text",
+    "tags": "tags",
+    "task_type": "task_type",
+}
 """Keys of an input dictionary, and what they are called from there on."""
 
 IMAGE_PARTS = ("image", "image_url")
@@ -50,12 +60,16 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
 
     def __init__(self, *args: Any, tagger: ImageTagger | Literal[False] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.tagger = find_tagger(self.model.name_or_path, self.device) if tagger is None else tagger or None
+        name = self.model.name_or_path
+        check_finite(self.model, name)
+        revision = getattr(self.model.config, "_commit_hash", None)
+        self.tagger = find_tagger(name, self.device, revision) if tagger is None else tagger or None
 
     def _sanitize_parameters(
         self,
         text: str | None = None,
         prompt: str | None = None,
+        question: str | None = None,
         tags: Tags = None,
         task_type: str | None = None,
         timeout: float | None = None,
@@ -74,7 +88,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             raise ValueError(f"{twice[0]} is given twice: by itself and in generate_kwargs.")
         generation.update(generate_kwargs or {})
         inputs = {
-            "text": text if text is not None else prompt,
+            "text": one_of({"text": text, "question": question, "prompt": prompt}),
             "tags": tags,
             "task_type": task_type,
             "timeout": timeout,
@@ -93,11 +107,14 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
 
         Args:
             images: an image (path, URL, base64 text, bytes, picture, array), a list, a generator or a data set of them,
-                or of dictionaries with `image` and, if wanted, `text`, `tags` and `task_type`; or messages.
-            text: a question for all images or, with a list of images, one for each; or messages. The processor's
-                `caption_prompt` if it is left out.
-            **kwargs: `tags` (of an image or, with a list, of each; `False` for no tag sentence; the tagger's where they
-                are left out), `task_type` ("image_level" or "region_level"), `batch_size`, `generate_kwargs`,
+                or of dictionaries with `image` and, if wanted, `text` (or `question`, `prompt`), `tags` and
+                `task_type`; or messages, or a list or generator of conversations. A dictionary may have ids, too, but
+                no other keys.
+            text: a question for all images or, with several images, one for each: a list or a column of a table; or
+                messages. `question` and `prompt` are other names for it. The processor's `caption_prompt` if it is
+                left out.
+            **kwargs: `tags` (of an image or, with several, of each; `False` for no tag sentence; the tagger's where
+                they are left out), `task_type` ("image_level" or "region_level"), `batch_size`, `generate_kwargs`,
                 `max_new_tokens`, `return_tags` (what stood in the prompt), `return_full_text` (the question before the
                 answer), `return_tensors` (token ids instead of text), `timeout` of downloads in seconds; anything else
                 goes to `generate`.
@@ -108,35 +125,39 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             `None` without a tag sentence.
 
         Raises:
-            ValueError: if there is no image, or if counts differ.
+            ValueError: if there is no image, if counts differ, if a question is missing among several, or if a
+                dictionary has keys that are not read.
         """
         images = kwargs.pop("inputs", images)
+        text = one_of({"text": text, **{name: kwargs.pop(name, None) for name in ("question", "prompt")}})
         if is_conversation(text) or is_conversation(images):
             if text is not None and images is not None:
                 raise ValueError("Images belong into the messages: give either messages or images with text.")
-            messages = images if text is None else text
-            return self._run(as_item(messages) if is_message(messages[0]) else list(map(as_item, messages)), kwargs)
+            images, text = images if text is None else text, None
+            if is_message(images[0]):
+                return self._run(as_item(images), kwargs)
         if images is None:
             raise ValueError("LION needs an image: none was given.")
+        columns = {
+            "text": read_text(text),
+            **{name: to_plain(kwargs.pop(name, None)) for name in ("tags", "task_type")},
+        }
+        if isinstance(columns["text"], list):
+            check_strings("text", columns["text"])
         if hasattr(images, "ndim") and is_batch(images):
             images = list(images)
         if is_lazy(images):
-            return self._run((as_item(image) for image in images), {**kwargs, "text": text})
+            return self._run(add_columns(images, columns), kwargs)
         if not isinstance(images, list | tuple):
-            if not isinstance(text, list | tuple):
-                return self._run(as_item(images), {**kwargs, "text": text})
-            warn_of_grey_batch(images, len(text))
-            images = [images] * len(text)  # several questions about one image
+            if not isinstance(columns["text"], list):
+                return self._run({**given(columns), **as_item(images)}, kwargs)
+            warn_of_grey_batch(images, len(columns["text"]))
+            images = [images] * len(columns["text"])  # several questions about one image
         if not images:
             raise ValueError("images is empty: there is nothing to do.")
-        tags = kwargs.pop("tags", None)
-        columns = {"text": text, "tags": tags, "task_type": kwargs.pop("task_type", None)}
-        rows = zip(*(per_sample(name, values, len(images)) for name, values in columns.items()), strict=True)
-        items = [
-            {**given(dict(zip(columns, row, strict=True))), **as_item(image)}
-            for image, row in zip(images, rows, strict=True)
-        ]
-        return self._run(items, kwargs)
+        for name, values in columns.items():
+            per_sample(name, values, len(images))
+        return self._run(list(add_columns(images, columns)), kwargs)
 
     def _run(self, items: Any, kwargs: dict[str, Any]) -> Any:
         return Pipeline.__call__(self, items, **kwargs)  # ImageTextToTextPipeline's own insists on text
@@ -151,8 +172,8 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
     ) -> dict[str, Any]:
         """Open one image. The prompt is made with those of the whole batch, when the tags are known."""
         if "messages" in inputs:
-            text = self.processor.apply_chat_template(inputs["messages"], tokenize=False)
-            inputs = {"image": image_of(inputs["messages"])}
+            text = self.processor.apply_chat_template(inputs["messages"], tokenize=False) or None
+            inputs = {**inputs, "image": image_of(inputs["messages"])}
         picture = to_rgb(inputs["image"], timeout=timeout)
         return {
             **self.processor(images=picture, return_tensors="pt").to(self.dtype),
@@ -212,13 +233,21 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         self.processor.save_pretrained(save_directory)
 
 
-def find_tagger(checkpoint: str, device: torch.device) -> ImageTagger | None:
-    """The tagger in a checkpoint's folder `tagger/`, if there is one."""
-    config = cached_file(
-        checkpoint, "config.json", subfolder=TAGGER_FOLDER, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_connection_errors=False,
-    ) if checkpoint else None  # fmt: skip
-    return ImageTagger.from_pretrained(checkpoint, subfolder=TAGGER_FOLDER, device=device) if config else None
+def find_tagger(checkpoint: str, device: torch.device, revision: str | None = None) -> ImageTagger | None:
+    """The tagger in a checkpoint's folder `tagger/`, if there is one.
+
+    Raises:
+        OSError, ValueError: if it is not whole.
+    """
+    if not checkpoint:
+        return None
+    folder = os.path.join(local_folder(checkpoint, TAGGER_FILES, revision=revision), TAGGER_FOLDER)
+    if not os.path.isdir(folder):
+        return None
+    check_tagger_files(folder)
+    tagger = ImageTagger.from_pretrained(folder, device=device)
+    check_finite(tagger.model, folder)
+    return tagger
 
 
 def as_names(tags: Tags) -> list[str] | None:
@@ -228,6 +257,49 @@ def as_names(tags: Tags) -> list[str] | None:
     return [name.strip() for name in tags.split(",") if name.strip()] if isinstance(tags, str) else list(tags)
 
 
+def one_of(values: Mapping[str, Any]) -> Any:
+    """The one of several names for the same thing that has a value, or `None`.
+
+    Raises:
+        ValueError: if several have.
+    """
+    found = given(dict(values))
+    if len(found) > 1:
+        raise ValueError(f"Give one of {' and '.join(found)}: they are names for the same thing.")
+    return next(iter(found.values()), None)
+
+
+def read_text(text: Any) -> Any:
+    """A question, or a column of them as a list.
+
+    Raises:
+        ValueError: if it is an empty cell of a table.
+    """
+    found = to_plain(text)
+    if found is None and text is not None:
+        raise ValueError(f"text is {text!r}, which is no question; leave it out for a caption.")
+    return found
+
+
+def add_columns(images: Iterable[Any], columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Inputs as dictionaries, each with its entry of a column that is a list, or with the value for all.
+
+    Raises:
+        ValueError: if a list is not as long as there are images, which is seen at the end of the shorter.
+    """
+    lists = {name: values for name, values in columns.items() if isinstance(values, list)}
+    count = 0
+    for count, image in enumerate(images, 1):
+        for name, values in lists.items():
+            if len(values) < count:
+                raise ValueError(f"{name} has {len(values)} entries, but there are {count} images or more.")
+        row = {name: lists[name][count - 1] if name in lists else value for name, value in columns.items()}
+        yield {**given(row), **as_item(image)}
+    for name, values in lists.items():
+        if len(values) > count:
+            raise ValueError(f"{name} has {len(values)} entries, but there are {count} images.")
+
+
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that have a value."""
     return {name: value for name, value in options.items() if value is not None}
@@ -235,22 +307,52 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 def generate_arguments(pipe: Pipeline, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The call's generation options on top of the pipeline's, which transformers keeps elsewhere before 5.20."""
+    generate_kwargs = heed_max_length(generate_kwargs)
     if hasattr(pipe, "_prepare_generate_kwargs"):
         return pipe._prepare_generate_kwargs(generate_kwargs)
     return {"generation_config": pipe.generation_config, **generate_kwargs}
+
+
+def heed_max_length(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of generation in which a `max_length` of the call's own counts.
+
+    transformers fills `max_new_tokens` in from the checkpoint and puts it above any `max_length`.
+    """
+    options = dict(generation)
+    config: Any = options.get("generation_config")
+    if "max_new_tokens" in options or getattr(config, "max_new_tokens", None) is not None:
+        return options
+    if options.get("max_length") is not None:
+        options["max_new_tokens"] = None
+    elif getattr(config, "max_length", None) is not None:
+        prompt = options.get("decoder_input_ids")
+        options["generation_config"] = copy.deepcopy(config)
+        options["generation_config"].max_length = None
+        options["generation_config"].max_new_tokens = config.max_length - (1 if prompt is None else prompt.shape[1])
+    return options
 
 
 def as_item(image: Any) -> dict[str, Any]:
     """An input in the form of a dictionary with an `image`, or with `messages`.
 
     Raises:
-        ValueError: if a dictionary holds no image, or if there is a list of several for one input.
+        ValueError: if a dictionary holds no image, or something that is not read, or if there is a list of several
+            images for one input.
     """
     if is_conversation(image):
         return {"messages": list(image)}
     item = {"image": image}
     if isinstance(image, Mapping) and not is_stored_image(image):
-        item = given({ITEM_KEYS[key]: value for key, value in image.items() if key in ITEM_KEYS})
+        unread = unread_fields(image, ITEM_KEYS)
+        if unread:
+            raise ValueError(
+                f"An input has {', '.join(map(repr, unread))}, which is not read; the keys are {', '.join(ITEM_KEYS)}, "
+                "and ids."
+            )
+        names = {name: [key for key in ITEM_KEYS if ITEM_KEYS[key] == name] for name in ITEM_KEYS.values()}
+        item = given({name: one_of({key: image.get(key) for key in keys}) for name, keys in names.items()})
+        readers = {"text": read_text, "tags": to_plain, "task_type": to_plain}
+        item = given({name: readers[name](value) if name in readers else value for name, value in item.items()})
         if "image" not in item:
             raise ValueError(f"An input has no image; its keys are {', '.join(map(str, image))}.")
     if isinstance(item["image"], list | tuple):

@@ -11,13 +11,26 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 
-def without_special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """A copy of the tokenizer's backend, with the same ids, that finds no special token in text and adds none."""
+def without_special_tokens(tokenizer: PreTrainedTokenizerBase, keep_added: bool = False) -> Tokenizer:
+    """A copy of the tokenizer's backend, with the same ids, that finds no special token in text and adds none.
+
+    Args:
+        tokenizer: to be copied.
+        keep_added: let text hold special tokens that were added to the vocabulary, unless they have a role, such as
+            the end token.
+    """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    special = {token["content"] for token in state["added_tokens"] if token["special"]}
-    state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
-    state["post_processor"] = state["truncation"] = state["padding"] = None
     vocabulary = state["model"]["vocab"]
+    known = {entry[0] for entry in vocabulary} if isinstance(vocabulary, list) else set(vocabulary)
+    roles = set(tokenizer.special_tokens_map.values())
+    kept = [
+        token
+        for token in state["added_tokens"]
+        if not token["special"] or (keep_added and token["content"] not in known | roles)
+    ]
+    special = {token["content"] for token in state["added_tokens"] if token not in kept}
+    state["added_tokens"] = kept
+    state["post_processor"] = state["truncation"] = state["padding"] = None
     if isinstance(vocabulary, list):  # Unigram: a piece's position is its id, so it is renamed to what no text matches
         state["model"]["vocab"] = [
             [f"{piece} {index}" if piece in special else piece, score]
@@ -27,15 +40,21 @@ def without_special_tokens(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 class PlainTextTokenizer:
-    """Reads text with a copy of a tokenizer that knows no special tokens; safe to share between threads."""
+    """Reads text with a copy of a tokenizer that knows no special tokens; safe to share between threads.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    Args:
+        tokenizer: to be copied, again whenever tokens were added to it.
+        keep_added: see `without_special_tokens`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, keep_added: bool = False):
         self._tokenizer = tokenizer
+        self._keep_added = keep_added
         self._copy: tuple[int, Tokenizer] | None = None
 
     def __call__(self, text: str) -> list[int]:
         """The ids of `text`, with nothing added."""
         copy, size = self._copy, len(self._tokenizer)
         if copy is None or copy[0] != size:  # tokens were added since
-            copy = self._copy = (size, without_special_tokens(self._tokenizer))
+            copy = self._copy = (size, without_special_tokens(self._tokenizer, self._keep_added))
         return copy[1].encode(text, add_special_tokens=False).ids

@@ -6,17 +6,22 @@ lengths at which texts are cut.
 Shape letters: B samples, T prompt tokens, T' question tokens, L answer tokens.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
+from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
+from .hub_files import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, check_processor_files, local_folder
 from .image_loading import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
 from .plain_text import PlainTextTokenizer
 from .remote_code import carries_its_code
@@ -24,12 +29,29 @@ from .remote_code import carries_its_code
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
 AUTO = "auto"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}{% endfor %}"
-)
-"""The texts of the messages, one after the other; LION was tuned on single questions."""
+CHAT_TEMPLATE = """\
+{%- set lines = namespace(all=[]) -%}
+{%- for message in messages -%}
+  {%- set texts = namespace(all=[]) -%}
+  {%- if message['content'] is string -%}
+    {%- set texts.all = [message['content']] -%}
+  {%- else -%}
+    {%- for part in message['content'] -%}
+      {%- if part['type'] == 'text' and part['text'] is string -%}
+        {%- set texts.all = texts.all + [part['text']] -%}
+      {%- elif part['type'] not in ['image', 'image_url'] -%}
+        {{- raise_exception('LION reads parts of type text and image, not ' ~ part | string | truncate(80)) -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+  {%- set lines.all = lines.all + [texts.all | map('trim') | select | join(' ')] -%}
+{%- endfor -%}
+{{- lines.all | select | join('\\n') -}}
+"""
+"""The texts of the messages, each on a line of its own; LION was tuned on single questions."""
+
+QFORMER_TOKENIZER_CONFIG = '{\n  "model_type": "bert"\n}\n'
+"""Without it, transformers takes the other tokenizer instead if a repository of the Hub is used offline."""
 
 Tags = str | Sequence[str] | None
 """Tags of one image: joined text, a list, or `None` for a prompt without the tag sentence."""
@@ -75,6 +97,8 @@ class LionProcessor(ProcessorMixin):
     Image processor, T5 tokenizer and Q-Former tokenizer in one.
 
     Text that a user writes never becomes a special token: neither the soft prompt's marker nor an end of the prompt.
+    Answers (`text_target`) may hold special tokens that were added to the tokenizer. Tokens for prompts are added as
+    plain ones, with `tokenizer.add_tokens`.
 
     Args:
         image_processor (`LionImageProcessor`): makes `pixel_values`.
@@ -113,6 +137,7 @@ class LionProcessor(ProcessorMixin):
             raise ValueError(
                 f"tag_prompt has {soft_prompt_token} {tag_prompt.count(soft_prompt_token)} times, not once."
             )
+        check_tokenizers(tokenizer, qformer_tokenizer)
         self.tag_prompt = tag_prompt
         self.soft_prompt_token = soft_prompt_token
         self.caption_prompt = caption_prompt
@@ -121,8 +146,32 @@ class LionProcessor(ProcessorMixin):
         self.max_answer_length = max_answer_length
         self._tagger = Shared(None)
         self._plain_ids = PlainTextTokenizer(tokenizer)
+        self._answer_ids = PlainTextTokenizer(tokenizer, keep_added=True)
         self._plain_question_ids = PlainTextTokenizer(qformer_tokenizer)
         super().__init__(image_processor, tokenizer, qformer_tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """As in transformers, with a single look at the Hub.
+
+        Raises:
+            OSError: if a file is missing.
+            ValueError: if files do not fit together.
+        """
+        subfolder = kwargs.get("subfolder") or ""
+        options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        folder = local_folder(pretrained_model_name_or_path, PROCESSOR_FILES, subfolder, **options)
+        if os.path.isdir(folder):
+            check_processor_files(os.path.join(folder, subfolder))
+            kwargs = {name: value for name, value in kwargs.items() if name not in HUB_OPTIONS}
+        return super().from_pretrained(folder, **kwargs)
+
+    def to_json_file(self, json_file_path: str | os.PathLike) -> None:
+        """As in transformers. The Q-Former's tokenizer gets a configuration, by which transformers knows its kind."""
+        super().to_json_file(json_file_path)
+        folder = Path(json_file_path).parent / QFORMER_TOKENIZER
+        if folder.is_dir():
+            (folder / "config.json").write_text(QFORMER_TOKENIZER_CONFIG, encoding="utf-8")
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -147,7 +196,8 @@ class LionProcessor(ProcessorMixin):
         Args:
             images: one image or a list: paths, URLs, base64 text, bytes of image files, `{"bytes", "path"}`, pictures,
                 arrays or tensors. One image that is not in a list serves all questions.
-            text: a question, or one for each sample. A single one serves all images.
+            text: a question, or one for each sample: a list, an array or a column of a table. A single one serves all
+                images.
             tags: of one image, or a list with those of each sample; joined text or lists of names. An empty list keeps
                 the tag sentence, `None` leaves it out. "auto" asks the `tagger`.
             task_type: "image_level" (where it is left out) or "region_level", for all samples or one for each.
@@ -169,6 +219,7 @@ class LionProcessor(ProcessorMixin):
             raise ValueError("Give images, text or both.")
         if text is None and (tags is not None or text_target is not None):
             raise ValueError("tags and text_target need a text to belong to.")
+        text, tags, task_type, text_target = (to_plain(value) for value in (text, tags, task_type, text_target))
         images_kwargs, text_kwargs = self._options(kwargs)
         return_tensors = text_kwargs.pop("return_tensors", None)
         data: dict[str, Any] = {}
@@ -190,6 +241,17 @@ class LionProcessor(ProcessorMixin):
                 check_strings("text_target", answers)
                 data["labels"] = self._labels(answers)
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; the default template takes texts and images.
+
+        Raises:
+            ValueError: if a message holds something that the template does not take.
+        """
+        try:
+            return super().apply_chat_template(conversation, *args, **kwargs)
+        except TemplateError as error:
+            raise ValueError(f"The messages do not fit the chat template: {error}.") from error
 
     def _options(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options for the images and for the texts: the call's, and the tokenizer's own where it has none.
@@ -293,7 +355,7 @@ class LionProcessor(ProcessorMixin):
     def _labels(self, answers: list[str]) -> list[list[int]]:
         """Tokens of the answers, padded with -100."""
         rows = [
-            [*self._plain_ids(answer)[: self.max_answer_length - 1], self.tokenizer.eos_token_id] for answer in answers
+            [*self._answer_ids(answer)[: self.max_answer_length - 1], self.tokenizer.eos_token_id] for answer in answers
         ]
         longest = max(len(row) for row in rows)
         return [row + [-100] * (longest - len(row)) for row in rows]
@@ -377,6 +439,22 @@ class LionProcessor(ProcessorMixin):
         return results
 
 
+def check_tokenizers(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `ValueError` if the Q-Former's tokenizer is none of BERT's, or the language model's has no end token."""
+    if tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"The language model's tokenizer has no end token: it is {type(tokenizer).__name__}, not FlanT5's."
+        )
+    model = type(qformer_tokenizer.backend_tokenizer.model).__name__
+    words = qformer_tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    ids = (qformer_tokenizer.cls_token_id, qformer_tokenizer.sep_token_id)
+    if model != "WordPiece" or qformer_tokenizer.unk_token not in words or None in ids:
+        raise ValueError(
+            f"qformer_tokenizer is {type(qformer_tokenizer).__name__} ({model}, {len(words)} pieces), but the Q-Former "
+            f"reads BERT's word pieces, with [UNK], [CLS] and [SEP]. Are the files in {QFORMER_TOKENIZER}/ right?"
+        )
+
+
 def per_sample(name: str, value: Any, count: int) -> list[Any]:
     """`value` for each of `count` samples: a list has one entry for each, anything else is the same for all.
 
@@ -394,9 +472,10 @@ def check_strings(name: str, values: Any) -> None:
     """Raise `ValueError` if `values` is no list of strings."""
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} must be a string or a list of strings, but is {type(values).__name__}.")
-    for value in values:
+    for position, value in enumerate(values):
         if not isinstance(value, str):
-            raise ValueError(f"{name} must hold strings, but holds {type(value).__name__}.")
+            kind = "no value" if is_missing(value) else type(value).__name__
+            raise ValueError(f"{name} must hold strings, but holds {kind} at position {position}.")
 
 
 def task_type_id(task_type: str) -> int:

@@ -11,12 +11,12 @@ import typer
 from torch import nn
 from transformers import GenerationConfig
 
+from ..checkpoint_folders import StoredTensor, compare, meta_model, read_config, read_headers, read_json
 from ..configuration_lion import TASK_TYPES, LionConfig
 from ..example import example_checkpoint
+from ..hub_files import TAGGER_FOLDER
 from ..modeling_lion import LionForConditionalGeneration
-from ..pipelines import TAGGER_FOLDER
 from ..ram import RamConfig
-from .checkpoints import StoredTensor, compare, meta_model, read_config, read_headers, read_json
 from .common import Debug, run_action
 from .placement import describe_placement
 

@@ -102,6 +102,7 @@ def make_example(name: str, row: Row, image: str, captions: list[str]) -> Exampl
 
 def read_record(row: Row, images: Path | None) -> Example:
     """An image and the captions that stand in its record. The image is its id if there is no other."""
+    row.refuse({"question": "captions answer the task's own prompt"})
     if row.find("filepath") is not None and row.find("filename") is not None:
         filename = row.text("filename")
         image = choose_image(images, [f"{row.text('filepath')}/{filename}", filename])

@@ -19,6 +19,14 @@ IMAGE_NAMES = ("image", "image_path", "img_path", "file_name", "filename", "imag
 
 TRAINING_GROUPS = frozenset({"train", "restval"})
 
+UNREAD = {
+    "prompt": "each task has a prompt of its own",
+    "task_type": "each task has a type of its own",
+    "task_types": "each task has a type of its own",
+    "tag": "tags stand in tags",
+}
+"""Inputs of the model that no task takes from a record, and why."""
+
 TAG_SEPARATOR = ", "
 """Of tags that stand in one text, as they do in the prompt."""
 
@@ -96,6 +104,13 @@ class Row:
     def rows(self, name: str) -> Iterator["Row"]:
         """The objects of a list in this record."""
         yield from number_rows(self.list(name), f"{self.where}, {name}")
+
+    def refuse(self, reasons: Mapping[str, str] = UNREAD) -> "Row":
+        """This record, if it has none of some fields, each with the reason why it is not read."""
+        for name, reason in reasons.items():
+            if self.find(name) is not None:
+                raise self.error(f"{name} is not read: {reason}.")
+        return self
 
     @property
     def tags(self) -> tuple[str, ...] | None:
@@ -180,7 +195,7 @@ def read_document(path: Path) -> Row | list[Row]:
         return Row(content, str(path))
     if not isinstance(content, list) or not content:
         raise ValueError(f"{path}: expected a list of records or an object, not {describe(content)}.")
-    return list(number_rows(content, str(path)))
+    return [row.refuse() for row in number_rows(content, str(path))]
 
 
 def is_id_map(document: Row) -> bool:
@@ -204,13 +219,13 @@ def list_rows(document: Row | list[Row], container: str = "data", id_name: str =
     if isinstance(document, list):
         return document
     if isinstance(document.find(container), list):
-        return list(document.rows(container))
+        return [row.refuse() for row in document.rows(container)]
     if is_id_map(document):
         return [
-            Row({id_name: key, **fields}, f"{document.where}, record {key!r}")
+            Row({id_name: key, **fields}, f"{document.where}, record {key!r}").refuse()
             for key, fields in document.fields.items()
         ]
-    return [Row(document.fields, f"{document.where}, record 1")]
+    return [Row(document.fields, f"{document.where}, record 1").refuse()]
 
 
 def require_unique(names: Sequence[str], source: str) -> None:

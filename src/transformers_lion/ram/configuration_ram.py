@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, SwinConfig
 
-from ..configuration_lion import check_divides
+from ..configuration_lion import MAX_NUM_LAYERS, check_divides, check_sizes
 
 NUM_TAGS = 4585
 """Tags of the released model."""
@@ -101,6 +101,11 @@ class RamConfig(PreTrainedConfig):
         self._check_sizes()
 
     def _check_sizes(self) -> None:
+        check_sizes("RamConfig", self, ("label_embed_dim", "encoder_hidden_size", "hidden_size", "intermediate_size"))
+        check_sizes("RamConfig", self, ("num_hidden_layers",), MAX_NUM_LAYERS)
+        names = ("image_size", "patch_size", "embed_dim", "num_heads", "window_size", "num_channels")
+        check_sizes("vision_config", self.vision_config, names)
+        check_sizes("vision_config", self.vision_config, ("depths",), MAX_NUM_LAYERS)
         check_divides(self.num_attention_heads, self.hidden_size, "RamConfig")
         grid = self.feature_grid
         if min(grid) < self.vision_config.window_size:

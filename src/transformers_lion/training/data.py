@@ -26,9 +26,20 @@ from datasets import (
     interleave_datasets,
 )
 
+from ..columns import unread_fields
 from ..configuration_lion import TASK_TYPES
 from .checked_pictures import CheckedPictures
-from .records import IMAGE_NAMES, RecordError, check_file, make_row, name_record, parse_record, store_image
+from .records import (
+    FIELDS,
+    IMAGE_NAMES,
+    NOTES,
+    RecordError,
+    check_file,
+    make_row,
+    name_record,
+    parse_record,
+    store_image,
+)
 from .report import Fault, OnError, RecordReport, SourceCount, check_on_error, summarize
 
 logger = logging.getLogger(__name__)
@@ -55,9 +66,6 @@ FEATURES = Features(
 A record of one question fills `question`, `answer` and `task_type`, one of several their plurals. `source` is its name
 in reports. `tags` are null where the record has none.
 """
-
-FIELDS = (*IMAGE_NAMES, "category", "categories", *(name for name in FEATURES if name != "image"))
-"""What of a dataset is read."""
 
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -307,6 +315,12 @@ def load_table(table: Dataset, checker: RecordChecker) -> Dataset:
     """
     if not set(IMAGE_NAMES).intersection(table.column_names):
         raise ValueError(f"The dataset has no column {' or '.join(IMAGE_NAMES)}, but {', '.join(table.column_names)}.")
+    unread = unread_fields(dict.fromkeys(table.column_names, True), (*FIELDS, *NOTES))
+    if unread:
+        raise ValueError(
+            f"The dataset has the columns {', '.join(unread)}, which are not read; columns are {', '.join(FIELDS)}. "
+            "Leave others out with dataset.remove_columns, or rename them."
+        )
     table = without_decoding(table.with_format(None).select_columns([n for n in table.column_names if n in FIELDS]))
     rows = checker.check_all("dataset", read_list("dataset", table), slim=True)
     kept = [position for position, row in enumerate(rows) if row is not None]

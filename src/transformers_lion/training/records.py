@@ -17,18 +17,28 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..columns import unread_fields
 from ..configuration_lion import TASK_TYPES
 from ..image_downloads import TIMEOUT, is_url
 from ..image_loading import is_base64, is_data_uri, to_rgb
 
 FaultKind = Literal[
     "no object", "broken JSON", "no image", "missing file", "unreadable image", "no question", "no answer",
-    "wrong type", "unknown category", "uneven lists", "broken text", "bad box",
+    "wrong type", "unknown category", "uneven lists", "broken text", "bad box", "unread field",
 ]  # fmt: skip
 """What may be wrong with a record."""
 
 IMAGE_NAMES = ("image", "image_path", "image_id")
 """Where a record's image may stand; the first that is filled counts."""
+
+PLURALS = ("answers", "categories", "task_types")
+"""What belongs to several questions."""
+
+FIELDS = (*IMAGE_NAMES, "question", "answer", "category", "task_type", "questions", *PLURALS, "tags", "source")
+"""What of a record is read."""
+
+NOTES = ("dataset", "split", "width", "height")
+"""What else a record may have, beside ids and names that begin with "_"."""
 
 NAMING = ("id", "question_id", *IMAGE_NAMES, "question")
 """Fields that tell a record from others."""
@@ -77,7 +87,8 @@ def parse_record(
 
     `None` and NaN (an empty cell of a table) are as good as a missing field. A number is taken for an answer, whole
     ones without a decimal point. Of the answers in a list the first counts. Boxes in texts of region-level tasks must
-    be such: fractions of width and height, the left upper corner first.
+    be such: fractions of width and height, the left upper corner first. A field that is not read is an error, unless it
+    is a note: ids, `NOTES`, and names that begin with "_".
 
     Args:
         raw: an object as described on top of this module, or a row that `make_row` made.
@@ -90,6 +101,7 @@ def parse_record(
     """
     if not isinstance(raw, Mapping):
         raise RecordError(f"it is {describe(raw)}, not an object with fields", "no object")
+    check_names(raw)
     image = read_image(raw, image_folder)
     questions, answers, found = read_texts(raw)
     task_types = tuple(read_task_type(name, value, categories) for name, value in found)
@@ -110,6 +122,17 @@ def parse_record(
 def field(raw: Mapping, name: str) -> Any:
     """A record's field; `None` where it is missing or NaN."""
     return none_if_nan(raw.get(name))
+
+
+def check_names(raw: Mapping) -> None:
+    """Raise `RecordError` if a record has a field that is not read, which would change nothing without a word."""
+    unread = unread_fields(raw, (*FIELDS, *NOTES))
+    if unread:
+        raise RecordError(
+            f"it has {', '.join(unread)}, which is not read; fields are {', '.join(FIELDS)}. Names of notes begin with "
+            "an underscore.",
+            "unread field",
+        )
 
 
 def none_if_nan(value: Any) -> Any:
@@ -172,11 +195,16 @@ def read_texts(raw: Mapping) -> tuple[list[str], list[str], list[tuple[str, Any]
     """
     questions = field(raw, "questions")
     if questions is None:
+        several = [name for name in PLURALS if field(raw, name) is not None]
+        if several and field(raw, "answer") is not None:
+            raise RecordError(f"it has {', '.join(several)} beside a single question", "unread field")
         task = "category" if field(raw, "task_type") is None else "task_type"
         texts = read_question("question", field(raw, "question")), read_answer("answer", field(raw, "answer"))
         return [texts[0]], [texts[1]], [(task, field(raw, task))]
     if field(raw, "question") is not None:
         raise RecordError("it has both question and questions")
+    if field(raw, "answer") is not None:
+        raise RecordError("it has answer beside several questions", "unread field")
     check_list("questions", questions, "no question")
     answers = field(raw, "answers")
     check_list("answers", answers, "no answer")
