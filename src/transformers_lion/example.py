@@ -7,24 +7,12 @@ trained stands in `transformers_lion.training.small_world`, what it reaches in `
 `python -m transformers_lion.example_answers [FOLDER]` shows it at work on two pictures.
 """
 
-from pathlib import Path
-
 from PIL import Image, ImageDraw
 
-FOLDER = Path(__file__).parent / "example_checkpoint"
+from .example_folder import FOLDER, example_checkpoint
+
 TAGGER = "tagger"
 EXAMPLE_SCENE = 3
-
-
-def example_checkpoint() -> str:
-    """The folder of the small LION, for `from_pretrained` and `pipeline`, which finds its tagger in `tagger/`.
-
-    Raises:
-        FileNotFoundError: if this installation came without it.
-    """
-    if not (FOLDER / "config.json").exists():
-        raise FileNotFoundError(f"The example checkpoint is not at {FOLDER}: this installation came without it.")
-    return str(FOLDER)
 
 
 def example_image(size: int = 400) -> Image.Image:
@@ -57,3 +45,6 @@ def sketch(width: int = 640, height: int = 480) -> Image.Image:
     pen.polygon(at(0.70, 0.18, 0.90, 0.60, 0.52, 0.58), fill=(50, 90, 215), outline="black", width=line)
     pen.rectangle(at(0.20, 0.68, 0.40, 0.92), fill=(245, 222, 60), outline="black", width=line)
     return paper
+
+
+__all__ = ["FOLDER", "TAGGER", "example_checkpoint", "example_image", "sketch"]
