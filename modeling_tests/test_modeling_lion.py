@@ -274,6 +274,7 @@ def test_generate_takes_a_training_batch_and_its_own_configuration(recwarn: pyte
 
 
 @pytest.mark.parametrize("part", ["forward", "encoder"])
+@pytest.mark.slow
 def test_compiled_parts_compute_the_same(part: str) -> None:
     model, inputs = tiny_model(), {**tiny_inputs(), "labels": tiny_labels()}
     expected = model(**inputs).logits

@@ -36,6 +36,7 @@ def test_accumulated_batches_have_the_loss_and_gradient_of_one(
     assert step(batch_size, accumulation) == pytest.approx(whole_batch, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_and_gradient_of_one(whole_batch: dict[str, float]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(TESTS / "trainer_step.py"), "--batch-size", "2"]

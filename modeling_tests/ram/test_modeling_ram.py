@@ -188,6 +188,7 @@ def test_weights_on_disk_change_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(placed(pixels).logits, model(pixels).logits)
 
 
+@pytest.mark.slow
 def test_the_whole_model_compiles_in_one_graph() -> None:
     model, pixels = tiny_ram(), tiny_pixels()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
