@@ -29,13 +29,11 @@ FOLDERS = ROOT / "build" / "transformers"
 BEGIN, END = "<!-- table: begin, written by .ci/versions.py -->\n", "<!-- table: end -->\n"
 GROUPS = {
     "parity": ("test_parity",),
-    "model and generation": ("test_modeling_lion", "test_modeling_lion_t5", "test_adapters", "test_speed_paths"),
-    "`Lion`": ("test_inference",),
-    "pipelines": ("test_pipelines",),
-    "processor": ("test_processing_lion", "test_image_processing_lion"),
-    "saving and loading": ("test_loading", "test_configuration_lion"),
-    "tagger": ("ram/test_modeling_ram", "ram/test_pipeline_ram", "ram/test_prompt_tags"),
-    "Trainer and LoRA": ("test_trainer", "training/test_lora"),
+    "model and generation": ("test_modeling_lion", "test_modeling_lion_t5"),
+    "pipelines": ("test_pipelines", "ram/test_pipeline_ram"),
+    "processor": ("test_processing_lion",),
+    "saving and loading": ("test_loading",),
+    "Trainer and LoRA": ("test_trainer",),
 }
 """Columns of the table, and the test modules of each."""
 SHOWN = ("torch", "accelerate", "peft", "datasets", "huggingface-hub", "tokenizers", "numpy", "pillow")
@@ -89,6 +87,7 @@ def run_tests(minor: str, workers: int) -> dict[str, Any]:
     if not release.startswith(f"{minor}."):
         sys.exit(f"error: Python imports transformers {release}, not {minor}.")
     report = folder / "report.xml"
+    report.unlink(missing_ok=True)
     files = [f"modeling_tests/{module}.py" for modules in GROUPS.values() for module in modules]
     options = ["-q", "-n", str(workers), "-m", "not slow", "-p", "no:cacheprovider", f"--junitxml={report}"]
     print(f"transformers {release}", flush=True)
@@ -100,6 +99,8 @@ def read_report(report: Path) -> dict[str, dict[str, int]]:
     """Counts of what passed, failed and was skipped in each column, from JUnit's XML."""
     columns = test_files()
     counts: dict[str, dict[str, int]] = {group: {} for group in GROUPS}
+    if not report.is_file():  # pytest did not come so far
+        return counts
     for case in ElementTree.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
@@ -118,7 +119,9 @@ def render(result: dict[str, Any]) -> str:
         f"|---|{'---|' * len(GROUPS)}",
     ]
     for run in result["runs"]:
-        cells = [", ".join(f"{count} {kind}" for kind, count in sorted(run["groups"][group].items())) for group in GROUPS]
+        cells = [
+            ", ".join(f"{count} {kind}" for kind, count in sorted(run["groups"][group].items())) for group in GROUPS
+        ]
         lines.append(f"| {run['release']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

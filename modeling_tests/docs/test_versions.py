@@ -22,7 +22,9 @@ PINS = {
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 LOWEST = [*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["supervision"]]
-TOOLS = [line for name in ("test", "docs", "release", "dev") for line in EXTRAS[name] if "transformers-lion" not in line]
+TOOLS = [
+    line for name in ("test", "docs", "release", "dev") for line in EXTRAS[name] if "transformers-lion" not in line
+]
 
 
 def lower_bound(requirement: Requirement) -> Version:
@@ -95,7 +97,9 @@ def report_failure(folder: Path, issues: list[dict[str, object]]) -> list[str]:
     )
     fake.chmod(0o755)
     log = folder / "newest.log"
-    log.write_text("transformers==5.25.0\nattrs==1.0\nFAILED modeling_tests/test_parity.py::test_logits\n1 failed in 3s\n")
+    log.write_text(
+        "transformers==5.25.0\nattrs==1.0\nFAILED modeling_tests/test_parity.py::test_logits\n1 failed in 3s\n"
+    )
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     command = [ROOT / ".ci" / "report_failure", log, "https://example.org/runs/7"]
     subprocess.run(command, env=environment, check=True, capture_output=True)
