@@ -1,7 +1,7 @@
 """Run the core tests on the supported minor releases of transformers, and write the table of `docs/versions.md`.
 
     python .ci/versions.py            # the releases above the lowest, which `make test-oldest` runs on in full
-    python .ci/versions.py --write    # all of them; keeps the result in .ci/versions.json and puts the table on the page
+    python .ci/versions.py --write    # all of them; writes .ci/versions.json and the page's table
 
 Run by the Python of the environment that has the lowest versions of everything else. Each release of transformers is
 installed, without what it requires, into a folder of its own that PYTHONPATH puts before the environment's.

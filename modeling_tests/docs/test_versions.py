@@ -21,7 +21,7 @@ PINS = {
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-LOWEST = [*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["supervision"]]
+LOWEST = [*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["export"], *EXTRAS["supervision"]]
 TOOLS = [
     line for name in ("test", "docs", "release", "dev") for line in EXTRAS[name] if "transformers-lion" not in line
 ]
@@ -93,7 +93,8 @@ def report_failure(folder: Path, issues: list[dict[str, object]]) -> list[str]:
         "    title = words[words.index('--jq') + 1].split('\"')[1]\n"
         "    print(next((issue['number'] for issue in issues if issue['title'] == title), ''))\n"
         "else:\n"
-        f"    text = Path(words[-1]).read_text()\n    Path({str(folder / 'calls')!r}).write_text(json.dumps([*words[:-1], text]))\n"
+        "    call = json.dumps([*words[:-1], Path(words[-1]).read_text()])\n"
+        f"    Path({str(folder / 'calls')!r}).write_text(call)\n"
     )
     fake.chmod(0o755)
     log = folder / "newest.log"
