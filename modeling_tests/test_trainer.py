@@ -98,7 +98,8 @@ def test_tasks_pass_through_every_kind_of_peft_model(task_type: Any) -> None:
     batch, base = {**tiny_inputs(), "labels": tiny_labels()}, tiny_model()
     expected = base(**batch).logits
     model = peft.get_peft_model(base, peft.LoraConfig(task_type=task_type, r=2, target_modules=["q", "v"])).eval()
-    assert torch.allclose(model(**batch).logits, expected, atol=1e-5)
+    logits = model(**batch).logits
+    assert (logits - expected).abs().max() < 3e-6 * expected.abs().max()  # rounding: PEFT's products are others
 
 
 PARTS_TO_CHECKPOINT = ("vision_model", "qformer", "aggregator", "language_model")

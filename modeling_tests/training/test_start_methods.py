@@ -1,6 +1,7 @@
 """Worker processes that are started by spawn or forkserver, Python 3.14's default, do what forked ones do."""
 
 import multiprocessing
+import pickle
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers import pipeline
 
 from training.recipe_run import build, figures
 from training.record_files import good_record, picture, png, write_source
-from transformers_lion import LionForConditionalGeneration, LionProcessor
+from transformers_lion import LionForConditionalGeneration, LionProcessor, example_checkpoint
+from transformers_lion.example import sketch
 from transformers_lion.pipelines import LionImageToTextPipeline
 from transformers_lion.training import (
     ImageAugmentation,
@@ -94,6 +97,14 @@ def test_a_pipelines_workers_change_no_answer(
     pipe = LionImageToTextPipeline(model=lion_model, processor=lion_processor)
     images, options = [picture(0), picture(1)], {"max_new_tokens": 4}
     assert pipe(images, num_workers=1, **options) == pipe(images, **options)
+
+
+def test_a_taggers_pipeline_hands_its_workers_no_weights() -> None:
+    pipe = pipeline("image-tagging", model=f"{example_checkpoint()}/tagger")
+    assert len(pickle.dumps(pipe.model)) > 1_000_000
+    assert len(pickle.dumps(pipe.preprocess)) < 10_000
+    preprocess = pickle.loads(pickle.dumps(pipe.preprocess))
+    assert torch.equal(preprocess(sketch())["pixel_values"], pipe.preprocess(sketch())["pixel_values"])
 
 
 def test_processes_draw_the_scenes_that_one_draws() -> None:
