@@ -2,14 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 OLDEST_VENV ?= .venv-oldest
+DEMO_VENV ?= .venv-demo
 PYTEST_OPTIONS ?= -n 2 -q
 BENCH_OPTIONS ?=
-# tests of what knows little of transformers' versions, and of several processes; the workflow `tests` runs them on both
-ANY_VERSION = $(addprefix --ignore=modeling_tests/,docs benchmarks demo grounding evaluation cli conversion \
+# tests of what knows little of versions, and of several processes; the workflow `tests` runs them on both
+ANY_VERSION = $(addprefix --ignore=modeling_tests/,docs benchmarks demo evaluation conversion \
   training/small_world training/test_distributed.py training/test_distributed_command.py)
+INSTALL = -m pip install --quiet --no-compile --constraint
 BIN = $(VENV)/bin/python
 
-.PHONY: demo test test-oldest lint format common-suite bench docs release-check clean
+.PHONY: demo test test-oldest test-versions versions-page test-demo lint format common-suite bench docs release-check clean
 
 demo: $(VENV)/.ready
 	$(BIN) -m transformers_lion.example_answers demo
@@ -19,6 +21,18 @@ test: $(VENV)/.ready
 
 test-oldest: $(OLDEST_VENV)/.ready
 	$(OLDEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(ANY_VERSION)
+
+# each minor release of transformers on the lowest versions of everything else
+test-versions: $(OLDEST_VENV)/.ready
+	$(OLDEST_VENV)/bin/python .ci/versions.py
+
+# the same with the table of docs/versions.md
+versions-page: $(OLDEST_VENV)/.ready
+	$(OLDEST_VENV)/bin/python .ci/versions.py --write
+
+# Gradio takes no Pillow 13, so the demo's tests have an environment of their own; those in a browser need a Chromium
+test-demo: $(DEMO_VENV)/.ready
+	$(DEMO_VENV)/bin/python -m pytest -q modeling_tests/demo
 
 lint: $(VENV)/.ready-dev
 	$(BIN) -m ruff check .
@@ -46,30 +60,35 @@ release-check: $(VENV)/.ready-release
 	$(BIN) -m twine check --strict dist/*
 	$(BIN) .ci/check_release.py dist
 	$(PYTHON) -m venv build/installed
-	build/installed/bin/python -m pip install --quiet --constraint .ci/constraints.txt dist/*.whl
+	build/installed/bin/python $(INSTALL) .ci/constraints.txt dist/*.whl
 	build/installed/bin/python .ci/check_release.py --installed
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) .cache build dist
+	rm -rf $(VENV) $(OLDEST_VENV) $(DEMO_VENV) .cache build dist
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[test]"
+	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[test]"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[dev]"
+	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[dev]"
 	touch $@
 
 $(VENV)/.ready-docs: $(VENV)/.ready
-	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[docs]"
+	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[docs]"
 	touch $@
 
 $(VENV)/.ready-release: $(VENV)/.ready
-	$(BIN) -m pip install --quiet --constraint .ci/constraints.txt --editable ".[release]"
+	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[release]"
 	touch $@
 
 $(OLDEST_VENV)/.ready: pyproject.toml .ci/constraints-oldest.txt
 	$(PYTHON) -m venv $(OLDEST_VENV)
-	$(OLDEST_VENV)/bin/python -m pip install --quiet --constraint .ci/constraints-oldest.txt --editable ".[test]"
+	$(OLDEST_VENV)/bin/python $(INSTALL) .ci/constraints-oldest.txt --editable ".[test,supervision]"
+	touch $@
+
+$(DEMO_VENV)/.ready: pyproject.toml .ci/constraints-demo.txt
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python $(INSTALL) .ci/constraints-demo.txt --editable ".[demo]" playwright pytest
 	touch $@

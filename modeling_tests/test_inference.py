@@ -99,6 +99,7 @@ def test_answers_are_the_pipelines(lion: Lion, lion_folder: Path, batch_size: in
     assert [found.text for found in lion.answer(requests, batch_size=batch_size, **SHORT)] == expected
 
 
+@pytest.mark.slow
 def test_without_a_limit_answers_are_as_long_as_the_pipelines(lion: Lion, lion_folder: Path) -> None:
     pipe: Any = pipeline("image-to-text", model=str(lion_folder), tagger=False)
     assert lion.caption(PICTURES[0]) == pipe(PICTURES[0])[0]["generated_text"]
@@ -267,6 +268,7 @@ def test_an_image_is_tagged_once_and_only_if_tags_are_missing(
     assert calls.tagged == [1]
 
 
+@pytest.mark.slow
 def test_an_image_is_forgotten_after_its_last_request(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[int] = []
     original = Lion._inputs

@@ -74,6 +74,7 @@ def sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_proc
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.slow
 def test_loading_from_shards_never_holds_two_copies(dtype: str, sharded_folder: Path, tmp_path: Path) -> None:
     code = SAMPLE_MEMORY.replace("FOLDER", repr(str(sharded_folder))).replace("DTYPE", repr(dtype))
     peak, size = json.loads(answer_of(code, tmp_path / "home"))

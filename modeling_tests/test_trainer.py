@@ -36,6 +36,7 @@ def test_accumulated_batches_have_the_loss_and_gradient_of_one(
     assert step(batch_size, accumulation) == pytest.approx(whole_batch, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_and_gradient_of_one(whole_batch: dict[str, float]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(TESTS / "trainer_step.py"), "--batch-size", "2"]
@@ -97,7 +98,8 @@ def test_tasks_pass_through_every_kind_of_peft_model(task_type: Any) -> None:
     batch, base = {**tiny_inputs(), "labels": tiny_labels()}, tiny_model()
     expected = base(**batch).logits
     model = peft.get_peft_model(base, peft.LoraConfig(task_type=task_type, r=2, target_modules=["q", "v"])).eval()
-    assert torch.allclose(model(**batch).logits, expected, atol=1e-5)
+    logits = model(**batch).logits
+    assert (logits - expected).abs().max() < 3e-6 * expected.abs().max()  # rounding: PEFT's products are others
 
 
 PARTS_TO_CHECKPOINT = ("vision_model", "qformer", "aggregator", "language_model")

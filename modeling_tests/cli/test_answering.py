@@ -177,6 +177,18 @@ def test_each_batch_is_on_disk_before_the_next_begins(
     assert sizes == [0, 1, 2, 3]
 
 
+def test_a_broken_package_of_an_extra_breaks_no_other_command(
+    workplace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path_factory.mktemp("broken")
+    for name in ("datasets", "matplotlib", "pyarrow"):
+        (broken / f"{name}.py").write_text("raise ImportError('built for another NumPy')\n")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(broken)
+    ran = lion("caption", "scene.png")
+    assert (ran.code, ran.errors) == (0, [])
+
+
 def heed_ctrl_c() -> None:
     """What runs behind others in a shell ignores Ctrl-C, and so does all that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

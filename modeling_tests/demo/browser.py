@@ -14,6 +14,11 @@ from PIL import Image
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 60_000
 """Milliseconds until something has to have happened, on a machine that has much else to do."""
+SHOWN = """() => {
+    const images = [...document.querySelectorAll('#picture img')];
+    return images.length > 0 && images.every(image => image.complete && image.naturalWidth > 0);
+}"""
+"""Whether the picture is there with its size."""
 
 
 @contextmanager
@@ -81,7 +86,7 @@ class Visitor:
     def settle(self) -> None:
         """Give the picture time to be shown."""
         self.page.wait_for_timeout(400)
-        self.page.wait_for_function("[...document.querySelectorAll('#picture img')].every(image => image.complete)")
+        self.page.wait_for_function(SHOWN)
 
     @property
     def answer(self) -> str:
@@ -95,6 +100,7 @@ class Visitor:
 
     def place(self) -> tuple[float, float, float]:
         """Where the picture's upper left corner is on the page, and how large its pixels are there."""
+        self.page.wait_for_function(SHOWN)
         found = self.page.evaluate(
             """() => {
                 const image = document.querySelector('#picture img'), box = image.getBoundingClientRect();

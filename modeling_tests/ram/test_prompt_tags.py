@@ -155,6 +155,7 @@ def test_a_folder_that_is_no_tagger_is_refused(
     assert not (tmp_path / "lion").exists()
 
 
+@pytest.mark.slow
 def test_without_tags_and_tagger_one_warning_says_so(lion_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     program = """
 import sys, transformers_lion

@@ -6,6 +6,7 @@ How the pipeline gets its two names in each version of transformers is in `pipel
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,26 +163,10 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
     def _run(self, items: Any, kwargs: dict[str, Any]) -> Any:
         return Pipeline.__call__(self, items, **kwargs)  # ImageTextToTextPipeline's own insists on text
 
-    def preprocess(
-        self,
-        inputs: Mapping[str, Any],
-        text: str | None = None,
-        tags: Tags | Literal[False] = None,
-        task_type: str = "image_level",
-        timeout: float | None = TIMEOUT,
-    ) -> dict[str, Any]:
-        """Open one image. The prompt is made with those of the whole batch, when the tags are known."""
-        if "messages" in inputs:
-            text = self.processor.apply_chat_template(inputs["messages"], tokenize=False) or None
-            inputs = {**inputs, "image": image_of(inputs["messages"])}
-        picture = to_rgb(inputs["image"], timeout=timeout)
-        return {
-            **self.processor(images=picture, return_tensors="pt").to(self.dtype),
-            "picture": None if self.tagger is None or inputs.get("tags", tags) is not None else picture,
-            "text": inputs.get("text", self.processor.caption_prompt if text is None else text),
-            "tags": inputs.get("tags", tags),
-            "task_type": inputs.get("task_type", task_type),
-        }
+    @property
+    def preprocess(self) -> "ImagePreprocessing":
+        """What opens an image: no part of the model, so that worker processes get none of its weights."""
+        return ImagePreprocessing(self.processor, self.dtype, has_tagger=self.tagger is not None)
 
     def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
         columns = [model_inputs[name] for name in ("text", "task_type", "picture", "tags")]
@@ -231,6 +216,36 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         """Save the model and, unlike transformers' pipelines, the whole processor."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """Opens images for the pipeline, in worker processes with `num_workers`."""
+
+    processor: Any
+    dtype: torch.dtype
+    has_tagger: bool
+
+    def __call__(
+        self,
+        inputs: Mapping[str, Any],
+        text: str | None = None,
+        tags: Tags | Literal[False] = None,
+        task_type: str = "image_level",
+        timeout: float | None = TIMEOUT,
+    ) -> dict[str, Any]:
+        """Open one image. The prompt is made with those of the whole batch, when the tags are known."""
+        if "messages" in inputs:
+            text = self.processor.apply_chat_template(inputs["messages"], tokenize=False) or None
+            inputs = {**inputs, "image": image_of(inputs["messages"])}
+        picture = to_rgb(inputs["image"], timeout=timeout)
+        return {
+            **self.processor(images=picture, return_tensors="pt").to(self.dtype),
+            "picture": None if not self.has_tagger or inputs.get("tags", tags) is not None else picture,
+            "text": inputs.get("text", self.processor.caption_prompt if text is None else text),
+            "tags": inputs.get("tags", tags),
+            "task_type": inputs.get("task_type", task_type),
+        }
 
 
 def find_tagger(checkpoint: str, device: torch.device, revision: str | None = None) -> ImageTagger | None:

@@ -112,13 +112,9 @@ def speaker() -> Callable[[str], None]:
 
 
 def hide_progress_bars() -> None:
-    """Have transformers and datasets, if it is there, show none."""
+    """Have transformers show none; what only `lion train` needs, such as datasets, is not imported here."""
     from transformers.utils import logging
 
-    if importlib.util.find_spec("datasets") is not None:
-        import datasets
-
-        datasets.disable_progress_bars()
     logging.disable_progress_bar()
 
 

@@ -24,12 +24,15 @@ def train(
 
     def action() -> None:
         require("lion train", "train", PACKAGES)
+        import datasets
+
         from ..training.runner import run
         from ..training.settings import load_settings
 
         settings = load_settings(config, changes or [])
         if not show_progress():
             hide_progress_bars()
+            datasets.disable_progress_bars()
         try:
             run(settings, say=speaker(), progress_bar=show_progress())
         except ImportError as error:  # of a package that one of the Trainer's arguments needs

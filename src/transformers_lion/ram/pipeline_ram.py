@@ -4,8 +4,10 @@ The stock `image-classification` pipeline takes a tagger too, as multi-label: it
 they are above their thresholds or not.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import BatchFeature, ImageClassificationPipeline
 
 from ..image_loading import is_batch
@@ -43,9 +45,10 @@ class ImageTaggingPipeline(ImageClassificationPipeline):
         given = {name: value for name, value in selection.items() if value is not None}
         return {}, {}, given
 
-    def preprocess(self, image: Any) -> BatchFeature:
-        """One image to pixels."""
-        return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
+    @property
+    def preprocess(self) -> "TaggerPreprocessing":
+        """What makes pixels of an image: no part of the model, so that worker processes get none of its weights."""
+        return TaggerPreprocessing(self.image_processor, self.dtype)
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         return {"logits": self.model(**model_inputs).logits}
@@ -53,6 +56,18 @@ class ImageTaggingPipeline(ImageClassificationPipeline):
     def postprocess(self, model_outputs: dict[str, Any], **selection: Any) -> list[dict[str, Any]]:
         """Logits (1, L) to tags."""
         return self.model.post_process_tagging(model_outputs, **selection)[0]
+
+
+@dataclass(frozen=True)
+class TaggerPreprocessing:
+    """Makes pixels for the pipeline, in worker processes with `num_workers`."""
+
+    image_processor: Any
+    dtype: torch.dtype
+
+    def __call__(self, image: Any) -> BatchFeature:
+        """One image to pixels."""
+        return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
 
 
 __all__ = ["ImageTaggingPipeline"]
