@@ -6,7 +6,7 @@ DEMO_VENV ?= .venv-demo
 PYTEST_OPTIONS ?= -n 2 -q
 BENCH_OPTIONS ?=
 # tests of what knows little of versions, and of several processes; the workflow `tests` runs them on both
-ANY_VERSION = $(addprefix --ignore=modeling_tests/,docs benchmarks demo evaluation conversion \
+ANY_VERSION = $(addprefix --ignore=modeling_tests/,docs benchmarks demo grounding evaluation conversion \
   training/small_world training/test_distributed.py training/test_distributed_command.py)
 INSTALL = -m pip install --quiet --no-compile --constraint
 BIN = $(VENV)/bin/python
