@@ -35,6 +35,7 @@ ALWAYS = ImageAugmentation(scale=(0.5, 0.5), flip_probability=1.0)
 def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
     """How processes are started, also where nobody says so, as in the Trainer and in pipelines."""
     before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_forkserver_preload(["transformers_lion.training"])  # imported once, for all tests
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
     multiprocessing.set_start_method(before, force=True)
