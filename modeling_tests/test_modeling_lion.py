@@ -358,7 +358,8 @@ def test_half_precision_stays_close_and_float16_keeps_wo_and_adapters_in_float32
     protected = {name for name in dict(half.named_parameters()) if "DenseReluDense.wo." in name or ".adapter." in name}
     assert kept == (protected if dtype == torch.float16 else set())
     logits = half(**inputs).logits
-    assert (logits - expected).norm() < 0.05 * expected.norm()  # the largest error depends on torch's random numbers
+    limit = 0.05 if dtype == torch.bfloat16 else 0.01
+    assert (logits - expected).norm() < limit * expected.norm()  # the largest error depends on torch's random numbers
     assert half.generate(**tiny_inputs(), **GENERATE, num_beams=3).shape == (4, 7)
     assert model.to(dtype)(**inputs).logits.isfinite().all()
 
