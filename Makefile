@@ -5,9 +5,9 @@ OLDEST_VENV ?= .venv-oldest
 DEMO_VENV ?= .venv-demo
 PYTEST_OPTIONS ?= -n 2 -q
 BENCH_OPTIONS ?=
-# tests of what knows little of versions, and of several processes; the workflow `tests` runs them on both
-ANY_VERSION = $(addprefix --ignore=modeling_tests/,docs benchmarks demo grounding evaluation conversion \
-  training/small_world training/test_distributed.py training/test_distributed_command.py)
+# on the lowest versions: the core tests of .ci/versions.py, and those of what other packages do for the command
+OLDEST_TESTS = $(addprefix modeling_tests/,cli ram/test_pipeline_ram.py ram/test_modeling_ram.py $(addsuffix .py,$(addprefix test_, \
+  parity modeling_lion modeling_lion_t5 pipelines processing_lion loading trainer inference image_processing_lion upstream self_check)))
 INSTALL = -m pip install --quiet --no-compile --constraint
 BIN = $(VENV)/bin/python
 
@@ -20,7 +20,7 @@ test: $(VENV)/.ready
 	$(BIN) -m pytest $(PYTEST_OPTIONS)
 
 test-oldest: $(OLDEST_VENV)/.ready
-	$(OLDEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(ANY_VERSION)
+	$(OLDEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(OLDEST_TESTS)
 
 # each minor release of transformers on the lowest versions of everything else
 test-versions: $(OLDEST_VENV)/.ready

@@ -9,6 +9,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.instructblip import modeling_instructblip as instructblip
 from transformers.models.t5 import modeling_t5 as t5
@@ -133,6 +135,13 @@ def a_static_cache_holds_its_whole_length() -> None:
     keys, _ = cache.update(torch.ones(1, 2, 3, 4), torch.ones(1, 2, 3, 4), 0)
     assert keys.shape[2] == 6
     assert int(cache.get_seq_length(0)) == 3
+
+
+@assume("_previous_max_cache_length")
+def generate_notes_the_length_of_its_static_cache_on_the_model() -> None:
+    model = tiny_model()
+    model.generate(**tiny_inputs(2), max_new_tokens=5, cache_implementation="static")
+    assert vars(model.language_model)["_previous_max_cache_length"] == 5
 
 
 # transformers: attention, masks, layers
@@ -398,6 +407,17 @@ def integrations_can_be_listed_and_deepspeeds_forgotten() -> None:
     unset_hf_deepspeed_config()
 
 
+@assume(
+    "transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "transformers.cli.transformers.app",
+)
+def the_server_finds_classes_by_name_and_its_command_is_an_app() -> None:
+    assert MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["instructblip"] == "InstructBlipForConditionalGeneration"
+    command = find_spec("transformers.cli.transformers")
+    assert command is not None
+    assert "\napp = " in Path(str(command.origin)).read_text(encoding="utf-8")
+
+
 @assume("_commit_hash")
 def a_downloaded_configuration_knows_its_commit() -> None:
     source = inspect.getsource(transformers.PreTrainedConfig)
@@ -525,7 +545,7 @@ DOCUMENTED = {
 }  # fmt: skip
 """Modules whose public names are documented."""
 
-NO_UPSTREAM_NAMES = {"_", "_dense_annotations", "_kwargs", "_name_or_path"}
+NO_UPSTREAM_NAMES = {"_", "_id", "_dense_annotations", "_kwargs", "_name_or_path"}
 """Texts in the sources that look like private names but are keys of files and configurations."""
 
 

@@ -593,9 +593,7 @@ class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, G
                 "assistant_model is not supported: transformers gives a draft model the image features of this one. "
                 "prompt_lookup_num_tokens works, for one sample at a time."
             )
-        self.language_model.__dict__.pop(
-            "_previous_max_cache_length", None
-        )  # a static cache would grow, never to shrink
+        self.language_model.__dict__.pop("_previous_max_cache_length", None)  # or static caches would never shrink
         if hasattr(self, "hf_device_map") and hasattr(self.language_model, "_hf_hook"):
             self.language_model._hf_hook.io_same_device = True  # `generate` enters below the hook
         inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)

@@ -105,8 +105,10 @@ def write(results: Results, found: Named, name: str, outcome: Outcome) -> None:
 @contextmanager
 def progress(total: int, output: Path | None) -> Iterator[Any]:
     """A progress bar on stderr, where somebody sees it and it does not run into results; what moves it on."""
-    is_shown = show_progress() and (output is not None or not sys.stdout.isatty())
-    bar = Progress(console=stderr_console(), transient=True, redirect_stdout=False, disable=not is_shown)
+    if not show_progress() or (output is None and sys.stdout.isatty()):
+        yield lambda count: None  # a bar that is switched off leaves an empty line behind in rich before 14
+        return
+    bar = Progress(console=stderr_console(), transient=True, redirect_stdout=False)
     with bar:
         task = bar.add_task("Pictures", total=total)
         yield lambda count: bar.advance(task, count)
