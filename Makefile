@@ -11,7 +11,7 @@ OLDEST_TESTS = $(addprefix modeling_tests/,cli ram/test_pipeline_ram.py ram/test
 INSTALL = -m pip install --quiet --no-compile --constraint
 BIN = $(VENV)/bin/python
 
-.PHONY: demo test test-oldest test-versions versions-page test-demo lint format common-suite bench docs release-check clean
+.PHONY: environments demo test test-oldest test-versions versions-page test-demo lint format common-suite bench docs release-check clean
 
 demo: $(VENV)/.ready
 	$(BIN) -m transformers_lion.example_answers demo
@@ -65,6 +65,9 @@ release-check: $(VENV)/.ready-release
 
 clean:
 	rm -rf $(VENV) $(OLDEST_VENV) $(DEMO_VENV) .cache build dist
+
+# all of them at once with `make --jobs 3 environments`
+environments: $(VENV)/.ready-dev $(OLDEST_VENV)/.ready $(DEMO_VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
