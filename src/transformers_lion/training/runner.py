@@ -21,6 +21,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..configuration_lion import LionConfig
+from ..file_writing import write_text
 from ..locking import LOCK, locked
 from ..modeling_lion import LionForConditionalGeneration
 from ..processing_lion import LionProcessor
@@ -249,13 +250,6 @@ def end_reports(names: Sequence[str]) -> None:
         import wandb
 
         wandb.finish()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
 
 
 __all__ = ["run"]
