@@ -52,6 +52,7 @@ import transformers_lion
 from factories import tiny_inputs, tiny_model
 from transformers_lion import packed_linear, t5_attention
 from transformers_lion.compatibility import CACHE_NAME, CACHE_NAMES, enable_activation_checkpointing
+from transformers_lion.saving import CAPTURING_MARK, CAPTURING_MODULE
 
 SOURCES = Path(transformers_lion.__file__).parent
 ASSUMPTIONS: dict[str, Callable[[], None]] = {}
@@ -206,6 +207,15 @@ def outputs_of_layers_are_recorded_on_request() -> None:
     )
     assert [len(getattr(outputs, name)) for name in ("decoder_hidden_states", "cross_attentions")] == [3, 2]
     assert len(outputs.qformer_outputs.cross_attentions) == 1
+
+
+@assume("_output_capturing_hooks_installed")
+def hooks_that_record_outputs_are_known_by_their_module_and_a_mark() -> None:
+    model = tiny_model().aggregator
+    model(torch.zeros(1, 5, 32), (torch.zeros(1, 5, 32),) * 2, output_hidden_states=True)
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert {hook.__module__ for hook in hooks} == {CAPTURING_MODULE}
+    assert vars(model)[CAPTURING_MARK] is True
 
 
 @assume(

@@ -1,12 +1,14 @@
-"""How models of this package are saved, beyond what transformers does by itself."""
+"""How models of this package are saved, copied and pickled, beyond what transformers does by itself."""
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 COMPILED = "_orig_mod."
 """What `torch.compile` puts into the names of the weights of a part that it wraps."""
@@ -22,7 +24,13 @@ class PlainNamesMixin:
     After `model.vision_model = torch.compile(model.vision_model)` the names of the tower's weights hold `_orig_mod`.
     transformers saves them so, and a model that is loaded from the folder starts with a random tower. Put this before
     the transformers base class.
+
+    A copied or pickled model leaves out the hooks with which transformers records hidden states and attentions once
+    they have been asked for: they are local functions, which cannot be pickled. The copy installs its own when needed.
     """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _without_capturing_hooks(self, {}).__dict__  # type: ignore[arg-type]
 
     def save_pretrained(
         self,
@@ -38,6 +46,35 @@ class PlainNamesMixin:
             state_dict = {plain_name(name): weight for name, weight in weights.items()}
         with without_older_weights(Path(save_directory), kwargs.get("variant")):
             super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)  # type: ignore[misc]
+
+
+CAPTURING_MODULE = "transformers.utils.output_capturing"
+CAPTURING_MARK = "_output_capturing_hooks_installed"
+
+
+def _without_capturing_hooks(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The module itself if transformers records nothing in it, else a shallow copy without these hooks and their mark.
+
+    Args:
+        module: is not changed, since another thread may be using it.
+        twins: those of modules seen before, so that a module in two places stays one.
+    """
+    if module in twins:
+        return twins[module]
+    parts = {name: part and _without_capturing_hooks(part, twins) for name, part in module._modules.items()}
+    hooks = [(key, hook) for key, hook in module._forward_hooks.items() if not _is_capturing(hook)]
+    twin = module
+    is_plain = len(hooks) == len(module._forward_hooks) and CAPTURING_MARK not in module.__dict__
+    if not is_plain or any(part is not module._modules[name] for name, part in parts.items()):
+        twin = object.__new__(type(module))
+        twin.__dict__ = {**module.__dict__, "_modules": parts, "_forward_hooks": OrderedDict(hooks)}
+        twin.__dict__.pop(CAPTURING_MARK, None)
+    twins[module] = twin
+    return twin
+
+
+def _is_capturing(hook: Any) -> bool:
+    return getattr(hook, "__module__", None) == CAPTURING_MODULE
 
 
 def plain_name(name: str) -> str:
