@@ -1,5 +1,6 @@
 """The language model's own stack: caches under both of their names, other depths, and T5's numbers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from factories import tiny_config, tiny_inputs, tiny_labels, tiny_model
+from transformers_lion import modeling_lion_t5
 from transformers_lion.compatibility import (
     CACHE_NAME,
     cache_of,
@@ -16,7 +18,7 @@ from transformers_lion.compatibility import (
     with_cache_name,
 )
 from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration
-from transformers_lion.t5_attention import bucket_distances
+from transformers_lion.t5_attention import SharedCrossCache, bucket_distances
 
 PROMPT = {
     "input_ids": torch.tensor([[5, 6, 7, 1], [8, 9, 1, 0]]),
@@ -131,3 +133,64 @@ def test_decoder_inputs_are_the_labels_moved_behind_the_start_token() -> None:
     model = LionT5ForConditionalGeneration(tiny_config().text_config)
     labels = torch.tensor([[5, 6, 1], [7, 1, -100]])
     assert model.prepare_decoder_input_ids_from_labels(labels).tolist() == [[0, 5, 6], [0, 7, 1]]
+
+
+def test_logits_of_the_last_positions_alone_are_those_of_all() -> None:
+    model, inputs = tiny_model(), {**tiny_inputs(2), "decoder_input_ids": torch.tensor([[0, 5, 9]] * 2)}
+    with torch.no_grad():
+        assert torch.allclose(model(**inputs, logits_to_keep=1).logits, model(**inputs).logits[:, -1:], atol=1e-5)
+
+
+# --- beams share the encoder's keys and values --------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeat_the_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Gives each beam a copy of the encoder's states from then on."""
+
+    def switch() -> None:
+        monkeypatch.setattr(LionT5ForConditionalGeneration, "_shares_encoder", lambda *_: False)
+        monkeypatch.setattr(modeling_lion_t5, "SharedCrossCache", EncoderDecoderCache)
+
+    return switch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 5},
+        {"num_beams": 5, "num_return_sequences": 3, "repetition_penalty": 1.5},
+        {"num_beams": 3, "cache_implementation": "static"},
+        {"num_beams": 3, "use_cache": False},
+        {"num_beams": 3, "decoder_input_ids": torch.tensor([[0, 7, 8]] * 4)},
+    ],
+    ids=str,
+)
+def test_beams_that_share_the_encoder_generate_what_repeated_ones_do(
+    options: dict[str, Any], repeat_the_encoder: Callable[[], None]
+) -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    shared = model.generate(**inputs, max_new_tokens=8, **options)
+    repeat_the_encoder()
+    assert torch.equal(shared, model.generate(**inputs, max_new_tokens=8, **options))
+
+
+def test_keys_and_values_of_the_encoder_are_kept_once_for_all_beams() -> None:
+    model = tiny_model()
+    outputs = model.generate(**tiny_inputs(2), max_new_tokens=4, num_beams=5, return_dict_in_generate=True)
+    cache = cache_of(outputs)
+    assert isinstance(cache, SharedCrossCache)
+    assert {len(layer.keys) for layer in cache.cross_attention_cache.layers} == {2}
+    assert {len(layer.keys) for layer in cache.self_attention_cache.layers} == {10}
+
+
+def test_attentions_of_shared_beams_are_those_of_repeated_ones(repeat_the_encoder: Callable[[], None]) -> None:
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    options = {"num_beams": 3, "max_new_tokens": 4, "output_attentions": True, "return_dict_in_generate": True}
+    shared = model.generate(**tiny_inputs(2), **options).cross_attentions
+    repeat_the_encoder()
+    repeated = model.generate(**tiny_inputs(2), **options).cross_attentions
+    for step, expected in zip(shared, repeated, strict=True):
+        for layer, same in zip(step, expected, strict=True):
+            assert torch.allclose(layer, same, atol=1e-5)

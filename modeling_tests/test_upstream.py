@@ -50,7 +50,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import transformers_lion
 from factories import tiny_inputs, tiny_model
-from transformers_lion import packed_linear, t5_attention
+from transformers_lion import t5_attention
 from transformers_lion.compatibility import CACHE_NAME, CACHE_NAMES, enable_activation_checkpointing
 from transformers_lion.saving import CAPTURING_MARK, CAPTURING_MODULE
 
@@ -329,7 +329,6 @@ def the_qformer_reads_a_question_queries_and_an_image() -> None:
         f"transformers.models.instructblip.modeling_instructblip.InstructBlipQFormer{name}"
         for name in ("Attention", "Intermediate", "MultiHeadAttention", "Output", "SelfOutput")
     ),
-    "transformers.models.instructblip.modeling_instructblip.eager_attention_forward",
 )
 def berts_sub_layers_give_tensors_and_their_attention_a_pair() -> None:
     QFORMER._attn_implementation = "eager"
@@ -480,16 +479,6 @@ def accelerate_says_what_it_distributes() -> None:
 
 
 # torch
-
-
-@assume("_reorder_linear_weight", "_linear_pointwise")
-def packed_weights_multiply_as_linear_does() -> None:
-    if not packed_linear.CAN_PACK:
-        pytest.skip("this build of torch has no oneDNN operators")
-    layer, states = nn.Linear(48, 16), torch.randn(3, 48)
-    with torch.no_grad():
-        packed = packed_linear.packed_linear(states, *packed_linear.pack_weights(layer.weight, layer.bias))
-        assert torch.allclose(packed, layer(states), atol=1e-5)
 
 
 @assume("_version")

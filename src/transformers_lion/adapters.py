@@ -9,9 +9,7 @@ Shape letters: B batch, T positions, D language-model width, K adapters, R route
 import torch
 from torch import nn
 
-from .adapter_folding import FoldedMixture, folded_forward
 from .configuration_lion import LionT5Config
-from .derived_weights import DerivedWeights
 
 
 class LionAdapter(nn.Module):
@@ -38,10 +36,9 @@ class LionAdapterMixture(nn.Module):
         self.router = nn.ModuleList()
         if config.num_adapters > 1:
             self.router.extend(nn.Embedding(config.num_task_types, config.d_model) for _ in self.adapters)
-        self.folding = DerivedWeights[FoldedMixture]()
 
     def forward(self, hidden_states: torch.Tensor, task_type_ids: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, D), (B,) -> (B, T, D); in inference by the folded weights of `adapter_folding.py`.
+        """(B, T, D), (B,) -> (B, T, D).
 
         Raises:
             ValueError: if there is a router and no `task_type_ids`.
@@ -50,11 +47,6 @@ class LionAdapterMixture(nn.Module):
             raise ValueError(
                 "task_type_ids is missing: with 2 adapters each sample needs its task (0 region level, 1 image level)."
             )
-        outputs = folded_forward(self.folding, list(self.adapters), list(self.router), hidden_states, task_type_ids)
-        return self._plain_forward(hidden_states, task_type_ids) if outputs is None else outputs
-
-    def _plain_forward(self, hidden_states: torch.Tensor, task_type_ids: torch.Tensor | None) -> torch.Tensor:
-        """The mixture as the paper writes it."""
         if not self.router:
             return self.adapters[0](hidden_states)
         first, *others = (

@@ -28,9 +28,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .adapters import LionAdapter, LionAdapterMixture
 from .compatibility import CACHE_NAME, CACHE_NAMES, cache_of, one_cache
 from .configuration_lion import LionT5Config
-from .derived_weights import derived_forms, is_wrapped, may_derive, plain_weights
 from .initialization import InitializationMixin
-from .packed_linear import PackedLinears
 from .saving import PlainNamesMixin
 from .t5_attention import (
     SHARING_IMPLEMENTATIONS,
@@ -39,9 +37,6 @@ from .t5_attention import (
     LionT5LayerSelfAttention,
     SharedCrossCache,
 )
-
-MAX_PACKED_BYTES = 2**30
-"""A decoder with more weights than this is packed for the CPU on request only: see `pack_decoder`."""
 
 
 class LionT5LayerFF(nn.Module):
@@ -53,26 +48,11 @@ class LionT5LayerFF(nn.Module):
         self.layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.adapter = LionAdapterMixture(config)
-        self.packed_inputs = PackedLinears()
-        self.packed_output = PackedLinears()
 
     def forward(self, hidden_states: torch.Tensor, task_type_ids: torch.Tensor | None = None) -> torch.Tensor:
         """(B, L, D), (B,) -> (B, L, D)."""
-        outputs = self._inference_forward(hidden_states)
-        if outputs is None:
-            outputs = hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
+        outputs = hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
         return outputs + self.adapter(hidden_states, task_type_ids).to(outputs.dtype)
-
-    def _inference_forward(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """T5's own part in float32 inference, without dropout and casts; `None` elsewhere."""
-        dense = self.DenseReluDense
-        if not may_derive(self, hidden_states) or type(dense) is not T5DenseGatedActDense or is_wrapped(dense):
-            return None
-        linears = [dense.wi_0, dense.wi_1, dense.wo]
-        if plain_weights(linears, torch.float32, hidden_states.device) is None:
-            return None
-        gate, linear = self.packed_inputs(linears[:2], self.layer_norm(hidden_states))
-        return hidden_states + self.packed_output(linears[2:], dense.act(gate) * linear)[0]
 
 
 class LionT5Block(GradientCheckpointingLayer):
@@ -200,7 +180,7 @@ class LionT5Stack(LionT5PreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Run all blocks; before a first token, forms that inference derived from other weights are dropped.
+        """Run all blocks.
 
         Args:
             input_ids or inputs_embeds: (B, L) or (B, L, D).
@@ -218,7 +198,6 @@ class LionT5Stack(LionT5PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         cache = self._choose_cache(one_cache(past_key_values, cache), use_cache)
-        drop_stale_forms(self, cache)
         own_mask, encoder_mask = self._make_masks(
             inputs_embeds, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
         )
@@ -279,11 +258,8 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         self.encoder = LionT5Stack(encoder_config(config))
         self.decoder = LionT5Stack(config.get_text_config(decoder=True))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.packed_head = PackedLinears()
         self.loss_type = "ForMaskedLM"  # labels stand where their logits stand: the decoder input is what is shifted
         self.post_init()
-        weights = [*self.decoder.block.parameters(), *self.lm_head.parameters()]
-        self.pack_decoder(4 * sum(weight.numel() for weight in weights) <= MAX_PACKED_BYTES)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings, which encoder and decoder share."""
@@ -305,22 +281,6 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         assert padding is not None
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, padding)
-
-    def pack_decoder(self, enabled: bool = True) -> None:
-        """Whether decoding in float32 on the CPU keeps a second copy of the decoder's weights, which it reads faster.
-
-        It is made at the first generated token. By default so for decoders of up to a GiB.
-        """
-        for form in (*derived_forms(self.decoder), self.packed_head):
-            if isinstance(form, PackedLinears):
-                form.enabled = enabled
-                form.drop()
-
-    def train(self, mode: bool = True) -> "LionT5ForConditionalGeneration":
-        """As of all modules; what inference derived from the weights is dropped."""
-        for form in derived_forms(self):
-            form.drop()
-        return super().train(mode)
 
     @can_return_tuple
     def forward(
@@ -358,8 +318,6 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
             if decoder_attention_mask is None:  # the reference masks the answers' padding in the decoder too
                 decoder_attention_mask = (labels != -100).long()
         cache = one_cache(past_key_values, cache)
-        if starts_anew(cache):
-            self.packed_head.drop_if_stale()
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
@@ -409,7 +367,7 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         states = states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         if self.config.scale_decoder_outputs:
             states = states * self.config.d_model**-0.5
-        return self.packed_head([self.lm_head], states)[0]
+        return self.lm_head(states)
 
     def _expand_inputs_for_generation(
         self,
@@ -459,20 +417,6 @@ def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states
     limit = torch.finfo(torch.float16).max - 1000
     return hidden_states.clamp(-limit, limit)
-
-
-def starts_anew(cache: Cache | None) -> bool:
-    """Whether nothing was decoded yet (while compiling, nobody asks)."""
-    if torch.compiler.is_compiling():
-        return False
-    return cache is None or int(cache.get_seq_length()) == 0
-
-
-def drop_stale_forms(module: nn.Module, cache: Cache | None) -> None:
-    """Forget what inference derived from weights of `module` that are others by now, before a first token."""
-    if not module.training and starts_anew(cache):
-        for form in derived_forms(module):
-            form.drop_if_stale()
 
 
 def encoder_config(config: LionT5Config) -> LionT5Config:

@@ -6,8 +6,7 @@ from it in what it does not compute:
 - the bias of zeros that T5 adds to the scores of every cross-attention;
 - keys and values of the encoder's states for each beam: the beams of a sample read the same ones, so they stand beside
   one another as queries, and nothing is repeated or reordered;
-- the mask in every layer: the first one adds it to the position bias, which all share;
-- reading weights as PyTorch does for many rows, when there are few (`packed_linear.py`).
+- the mask in every layer: the first one adds it to the position bias, which all share.
 
 Shape letters: B batch of the encoder, N beams or returned sequences of each sample, L queries, S keys, H heads, C width
 of one, D language-model width.
@@ -25,7 +24,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from .configuration_lion import LionT5Config
-from .packed_linear import PackedLinears
 
 SHARING_IMPLEMENTATIONS = ("sdpa", "eager")
 """Attention implementations whose masks may be of one row for all queries."""
@@ -63,8 +61,6 @@ class LionT5Attention(nn.Module):
         self.o = nn.Linear(inner_dim, config.d_model, bias=False)
         if has_relative_attention_bias:
             self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
-        self.packed_inputs = PackedLinears()
-        self.packed_output = PackedLinears()
 
     def forward(
         self,
@@ -97,7 +93,7 @@ class LionT5Attention(nn.Module):
             if self._bias_holds_mask(position_bias, key):
                 mask, kwargs["is_causal"] = None, False
         else:
-            query = self._split_heads(self.packed_inputs([self.q], hidden_states)[0])
+            query = self._split_heads(self.q(hidden_states))
             key, value = self._project_encoder(encoder_states, cache)
         num_beams, length = query.shape[0] // key.shape[0], query.shape[2]
         if num_beams > 1:
@@ -118,13 +114,13 @@ class LionT5Attention(nn.Module):
         outputs = outputs.reshape(-1, length, self.o.in_features)  # (B, N * L, H, C) -> (B * N, L, H * C)
         if weights is not None and num_beams > 1:
             weights = weights.unflatten(2, (num_beams, length)).transpose(1, 2).flatten(0, 1)
-        return self.packed_output([self.o], outputs)[0], position_bias, weights
+        return self.o(outputs), position_bias, weights
 
     def _project_self(
         self, hidden_states: torch.Tensor, cache: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | torch.Tensor]:
         """Queries, all keys and values up to now, each (B, H, L or S, C), and how many were there before."""
-        query, key, value = map(self._split_heads, self.packed_inputs([self.q, self.k, self.v], hidden_states))
+        query, key, value = (self._split_heads(project(hidden_states)) for project in (self.q, self.k, self.v))
         num_past: int | torch.Tensor = 0
         if cache is not None:
             num_past = cache.get_seq_length(self.layer_idx)
