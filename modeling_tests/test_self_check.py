@@ -12,11 +12,15 @@ from ram.factories import tiny_tagger
 from transformers_lion import example_checkpoint, self_check
 from transformers_lion.example import example_image
 from transformers_lion.modeling_lion import LionForConditionalGeneration, LionImageFeatures
-from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Stack
+from transformers_lion.modeling_lion_t5 import (
+    LionT5Attention,
+    LionT5ForConditionalGeneration,
+    LionT5Stack,
+    SharedCrossCache,
+)
 from transformers_lion.processing_lion import LionProcessor
 from transformers_lion.ram.modeling_ram import RamTaggingLayer
 from transformers_lion.self_check import CHECKS, VARIABLE, SelfCheckError, ensure_checked, run_checks
-from transformers_lion.t5_attention import LionT5Attention, SharedCrossCache
 
 
 def lose_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

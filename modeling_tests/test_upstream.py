@@ -50,9 +50,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import transformers_lion
 from factories import tiny_inputs, tiny_model
-from transformers_lion import t5_attention
 from transformers_lion.compatibility import CACHE_NAME, CACHE_NAMES, enable_activation_checkpointing
-from transformers_lion.saving import CAPTURING_MARK, CAPTURING_MODULE
+from transformers_lion.modeling_lion_t5 import eager_attention
+from transformers_lion.modeling_utils import CAPTURING_MARK, CAPTURING_MODULE
 
 SOURCES = Path(transformers_lion.__file__).parent
 ASSUMPTIONS: dict[str, Callable[[], None]] = {}
@@ -167,13 +167,13 @@ def sdpa_takes_a_position_bias_and_gives_what_eager_gives() -> None:
     query, key = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 5, 4)
     bias, mask = torch.randn(1, 2, 3, 5), torch.rand(2, 1, 1, 5) > 0.3
     module = SimpleNamespace(is_causal=False, training=False)
-    sdpa = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", t5_attention.eager_attention)
+    sdpa = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", eager_attention)
     options: dict[str, Any] = {"dropout": 0.0, "scaling": 1.0, "position_bias": bias}
     outputs, _ = sdpa(module, query, key, key, mask, **options)
     added = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-    expected, _ = t5_attention.eager_attention(module, query, key, key, added, **options)
+    expected, _ = eager_attention(module, query, key, key, added, **options)
     assert torch.allclose(outputs, expected, atol=1e-5)
-    assert ALL_ATTENTION_FUNCTIONS.get_interface("eager", t5_attention.eager_attention) is t5_attention.eager_attention
+    assert ALL_ATTENTION_FUNCTIONS.get_interface("eager", eager_attention) is eager_attention
 
 
 @assume("transformers.modeling_layers.GradientCheckpointingLayer")

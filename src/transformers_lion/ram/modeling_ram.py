@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, SwinModel
+from transformers import SwinModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions, BaseModelOutputWithPooling
 from transformers.models.instructblip.modeling_instructblip import (
@@ -27,7 +27,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ..saving import PlainNamesMixin
+from ..modeling_utils import BasePreTrainedModel
 from .configuration_ram import RamConfig, check_tags
 from .tags import select_tags
 
@@ -78,11 +78,10 @@ class RamTaggingLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
-class RamPreTrainedModel(PlainNamesMixin, PreTrainedModel):
+class RamPreTrainedModel(BasePreTrainedModel):
     """What RAM's models share with transformers."""
 
     config: RamConfig
-    base_model_prefix = "ram"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
