@@ -13,8 +13,8 @@ from huggingface_hub import HfApi, constants
 from transformers import AutoProcessor, ProcessorMixin, pipeline
 
 from transformers_lion import ImageTagger, Lion, LionForConditionalGeneration, LionProcessor, example_checkpoint
-from transformers_lion.finite_weights import check_finite
 from transformers_lion.hub_files import TIMEOUT
+from transformers_lion.modeling_utils import check_finite
 
 REPO = "someone/lion"
 

@@ -129,6 +129,7 @@ def test_a_copy_with_its_tagger_answers_alike(
 ) -> None:
     tagged = Lion(lion.model, lion.processor, example_tagger)
     request = Request(example_image(), QUESTION)
+    lion.model.get_image_features(torch.zeros(1, 3, 56, 56), output_hidden_states=True)
     (expected,) = tagged.answer([request], **SHORT)
     assert expected.tags
     assert copied(tagged).answer([request], **SHORT) == [expected]

@@ -111,7 +111,7 @@ def test_an_automatic_device_map_with_a_memory_limit_answers_the_same(
     limited = load_limited(folder, model, share)
     assert any(parameter.is_meta for parameter in limited.parameters())
     assert torch.equal(limited.generate(**inputs, **beams), model.generate(**inputs, **beams))
-    with torch.no_grad():  # up to rounding: weights that are fetched from the disk are never folded or packed
+    with torch.no_grad():
         torch.testing.assert_close(
             limited(**inputs, decoder_input_ids=inputs["input_ids"]).logits,
             model(**inputs, decoder_input_ids=inputs["input_ids"]).logits,

@@ -523,6 +523,16 @@ def test_a_fresh_model_starts_as_the_specification_says() -> None:
             assert not part.dense.weight.any()
 
 
+def test_images_in_chunks_have_the_features_of_one_batch() -> None:
+    model, pixels = tiny_model(), tiny_inputs(5)["pixel_values"]
+    with torch.no_grad():
+        whole, parts = model.get_image_features(pixels), model.get_image_features(pixels, chunk_size=2)
+    assert torch.allclose(whole.last_hidden_state, parts.last_hidden_state, atol=1e-5)
+    assert torch.allclose(whole.pooler_output, parts.pooler_output, atol=1e-5)
+    with pytest.raises(ValueError, match="chunk_size is 0"):
+        model.get_image_features(pixels, chunk_size=0)
+
+
 def several_questions() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Two images and four questions, which ask about the second, the first, the second and the second."""
     inputs, image_indices = tiny_inputs(), torch.tensor([1, 0, 1, 1])

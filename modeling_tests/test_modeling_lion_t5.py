@@ -1,13 +1,16 @@
-"""The language model's own stack: caches under both of their names, other depths, and T5's numbers."""
+"""The language model: its adapters, T5's numbers, caches under both of their names, and beams."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import relu
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from factories import tiny_config, tiny_inputs, tiny_labels, tiny_model
+from transformers_lion import modeling_lion_t5
 from transformers_lion.compatibility import (
     CACHE_NAME,
     cache_of,
@@ -15,8 +18,12 @@ from transformers_lion.compatibility import (
     one_cache,
     with_cache_name,
 )
-from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration
-from transformers_lion.t5_attention import bucket_distances
+from transformers_lion.modeling_lion_t5 import (
+    LionAdapterMixture,
+    LionT5ForConditionalGeneration,
+    SharedCrossCache,
+    bucket_distances,
+)
 
 PROMPT = {
     "input_ids": torch.tensor([[5, 6, 7, 1], [8, 9, 1, 0]]),
@@ -53,6 +60,59 @@ def without_adapters(**fields: Any) -> LionT5ForConditionalGeneration:
             if "up_proj" in name:
                 weight.zero_()
     return model
+
+
+# --- adapters ------------------------------------------------------------------------------------------------------
+
+
+def test_the_mixture_is_the_papers_formula() -> None:
+    mixture = tiny_model().language_model.encoder.block[0].feed_forward.adapter
+    x, tasks = torch.randn(3, 4, 32), torch.tensor([0, 1, 0])
+    expected = torch.zeros_like(x)
+    for row, task in enumerate(tasks):
+        for adapter, gate in zip(mixture.adapters, mixture.router, strict=True):
+            hidden = relu(x[row] @ adapter.down_proj.weight.T + adapter.down_proj.bias)
+            expected[row] += (
+                gate.weight[task] * adapter.scale * (hidden @ adapter.up_proj.weight.T + adapter.up_proj.bias)
+            )
+    assert torch.allclose(mixture(x, tasks), expected, atol=1e-5)
+
+
+def test_a_fresh_router_gives_each_task_its_adapter_and_fresh_adapters_do_nothing() -> None:
+    model = LionT5ForConditionalGeneration(tiny_config().text_config)
+    for stack in (model.encoder, model.decoder):
+        for block in stack.block:
+            mixture = block.feed_forward.adapter
+            for index, gate in enumerate(mixture.router):
+                assert torch.equal(gate.weight, torch.eye(2)[:, index : index + 1].expand(2, 32))
+            for adapter in mixture.adapters:
+                assert adapter.scale.item() == 1
+                assert not adapter.up_proj.weight.any()
+                assert 0 < adapter.down_proj.weight.abs().max() <= 32**-0.5  # Kaiming-uniform with a = sqrt 5
+            assert not mixture(torch.randn(2, 3, 32), torch.tensor([0, 1])).any()
+
+
+def test_one_adapter_has_no_router_and_asks_for_no_task() -> None:
+    mixture = LionAdapterMixture(tiny_config(text_config={"num_adapters": 1}).text_config)
+    x = torch.randn(2, 3, 32)
+    assert torch.equal(mixture(x, None), mixture.adapters[0](x))
+    assert not any("router" in name for name, _ in mixture.named_parameters())
+
+
+def test_two_adapters_without_a_task_are_refused() -> None:
+    with pytest.raises(ValueError, match="task_type_ids is missing"):
+        LionAdapterMixture(tiny_config().text_config)(torch.randn(2, 3, 32), None)
+
+
+# --- T5 ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_language_models_own_weights_start_as_t5s_do() -> None:
+    torch.manual_seed(0)
+    model = LionT5ForConditionalGeneration(tiny_config(text_config={"d_model": 256, "num_layers": 1}).text_config)
+    attention = model.encoder.block[0].layer[0].SelfAttention
+    assert attention.q.weight.std().item() == pytest.approx((256 * 8) ** -0.5, rel=0.1)
+    assert model.encoder.block[0].feed_forward.DenseReluDense.wi_0.weight.std().item() == pytest.approx(1 / 16, rel=0.1)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -131,3 +191,82 @@ def test_decoder_inputs_are_the_labels_moved_behind_the_start_token() -> None:
     model = LionT5ForConditionalGeneration(tiny_config().text_config)
     labels = torch.tensor([[5, 6, 1], [7, 1, -100]])
     assert model.prepare_decoder_input_ids_from_labels(labels).tolist() == [[0, 5, 6], [0, 7, 1]]
+
+
+def test_logits_of_the_last_positions_alone_are_those_of_all() -> None:
+    model, inputs = tiny_model(), {**tiny_inputs(2), "decoder_input_ids": torch.tensor([[0, 5, 9]] * 2)}
+    with torch.no_grad():
+        assert torch.allclose(model(**inputs, logits_to_keep=1).logits, model(**inputs).logits[:, -1:], atol=1e-5)
+
+
+def test_lm_head_is_not_tied_and_the_embeddings_are() -> None:
+    model = LionT5ForConditionalGeneration(tiny_config().text_config)
+    assert model.lm_head.weight is not model.shared.weight
+    assert model.encoder.embed_tokens.weight is model.shared.weight
+    assert model.decoder.embed_tokens.weight is model.shared.weight
+
+
+def test_labels_that_are_a_slice_of_longer_ones_have_the_loss_of_a_copy() -> None:
+    model = LionT5ForConditionalGeneration(tiny_config().text_config).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 1], [7, 8, 1]]), "task_type_ids": torch.tensor([0, 1])}
+    labels = torch.tensor([[2, 9, 8, 1], [2, 7, 6, 1]])[:, 1:]
+    assert not labels.is_contiguous()
+    losses = [
+        model(**inputs, labels=given).loss for given in (labels, labels.clone(memory_format=torch.contiguous_format))
+    ]
+    assert torch.equal(*losses)
+
+
+# --- beams share the encoder's keys and values --------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeat_the_encoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Gives each beam a copy of the encoder's states from then on."""
+
+    def switch() -> None:
+        monkeypatch.setattr(LionT5ForConditionalGeneration, "_shares_encoder", lambda *_: False)
+        monkeypatch.setattr(modeling_lion_t5, "SharedCrossCache", EncoderDecoderCache)
+
+    return switch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 5},
+        {"num_beams": 5, "num_return_sequences": 3, "repetition_penalty": 1.5},
+        {"num_beams": 3, "cache_implementation": "static"},
+        {"num_beams": 3, "use_cache": False},
+        {"num_beams": 3, "decoder_input_ids": torch.tensor([[0, 7, 8]] * 4)},
+    ],
+    ids=str,
+)
+def test_beams_that_share_the_encoder_generate_what_repeated_ones_do(
+    options: dict[str, Any], repeat_the_encoder: Callable[[], None]
+) -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    shared = model.generate(**inputs, max_new_tokens=8, **options)
+    repeat_the_encoder()
+    assert torch.equal(shared, model.generate(**inputs, max_new_tokens=8, **options))
+
+
+def test_keys_and_values_of_the_encoder_are_kept_once_for_all_beams() -> None:
+    model = tiny_model()
+    outputs = model.generate(**tiny_inputs(2), max_new_tokens=4, num_beams=5, return_dict_in_generate=True)
+    cache = cache_of(outputs)
+    assert isinstance(cache, SharedCrossCache)
+    assert {len(layer.keys) for layer in cache.cross_attention_cache.layers} == {2}
+    assert {len(layer.keys) for layer in cache.self_attention_cache.layers} == {10}
+
+
+def test_attentions_of_shared_beams_are_those_of_repeated_ones(repeat_the_encoder: Callable[[], None]) -> None:
+    model = tiny_model()
+    model.set_attn_implementation("eager")
+    options = {"num_beams": 3, "max_new_tokens": 4, "output_attentions": True, "return_dict_in_generate": True}
+    shared = model.generate(**tiny_inputs(2), **options).cross_attentions
+    repeat_the_encoder()
+    repeated = model.generate(**tiny_inputs(2), **options).cross_attentions
+    for step, expected in zip(shared, repeated, strict=True):
+        for layer, same in zip(step, expected, strict=True):
+            assert torch.allclose(layer, same, atol=1e-5)

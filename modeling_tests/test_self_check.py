@@ -9,14 +9,18 @@ from transformers import initialization, pipeline
 
 from factories import tiny_inputs, tiny_model
 from ram.factories import tiny_tagger
-from transformers_lion import adapter_folding, adapters, example_checkpoint, self_check
+from transformers_lion import example_checkpoint, self_check
 from transformers_lion.example import example_image
 from transformers_lion.modeling_lion import LionForConditionalGeneration, LionImageFeatures
-from transformers_lion.modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Stack
+from transformers_lion.modeling_lion_t5 import (
+    LionT5Attention,
+    LionT5ForConditionalGeneration,
+    LionT5Stack,
+    SharedCrossCache,
+)
 from transformers_lion.processing_lion import LionProcessor
-from transformers_lion.ram.modeling_ram import RamCrossAttention
+from transformers_lion.ram.modeling_ram import RamTaggingLayer
 from transformers_lion.self_check import CHECKS, VARIABLE, SelfCheckError, ensure_checked, run_checks
-from transformers_lion.t5_attention import LionT5Attention, SharedCrossCache
 
 
 def lose_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,13 +38,6 @@ def attend_to_padding(monkeypatch: pytest.MonkeyPatch) -> None:
         return make(self, embeds, None if not self.is_decoder else mask, states, None, cache)
 
     monkeypatch.setattr(LionT5Stack, "_make_masks", without_padding)
-
-
-def fold_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:
-    folded = adapter_folding.folded_forward
-    monkeypatch.setattr(
-        adapters, "folded_forward", lambda *args: None if (found := folded(*args)) is None else 1.05 * found
-    )
 
 
 def lose_a_weight(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,13 +62,8 @@ def forget_the_position_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def change_the_taggers_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = RamCrossAttention.forward
-
-    def halved(self: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        outputs, *rest = forward(self, hidden_states, *args, **kwargs)
-        return 0.5 * outputs, *rest
-
-    monkeypatch.setattr(RamCrossAttention, "forward", halved)
+    forward = RamTaggingLayer.forward
+    monkeypatch.setattr(RamTaggingLayer, "forward", lambda *args, **kwargs: 0.5 * forward(*args, **kwargs))
 
 
 def ignore_the_images_of_questions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +95,6 @@ BREAKAGES: list[tuple[Callable[[pytest.MonkeyPatch], None], str]] = [
     (lose_the_cache, "steps"),
     (mix_the_beams, "cache"),
     (attend_to_padding, "batches"),
-    (fold_wrongly, "fast paths"),
     (ignore_the_images_of_questions, "image features"),
     (ignore_the_number_of_labels, "loss"),
     (lose_a_weight, "saving"),

@@ -50,8 +50,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import transformers_lion
 from factories import tiny_inputs, tiny_model
-from transformers_lion import packed_linear, t5_attention
 from transformers_lion.compatibility import CACHE_NAME, CACHE_NAMES, enable_activation_checkpointing
+from transformers_lion.modeling_lion_t5 import eager_attention
+from transformers_lion.modeling_utils import CAPTURING_MARK, CAPTURING_MODULE
 
 SOURCES = Path(transformers_lion.__file__).parent
 ASSUMPTIONS: dict[str, Callable[[], None]] = {}
@@ -166,13 +167,13 @@ def sdpa_takes_a_position_bias_and_gives_what_eager_gives() -> None:
     query, key = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 5, 4)
     bias, mask = torch.randn(1, 2, 3, 5), torch.rand(2, 1, 1, 5) > 0.3
     module = SimpleNamespace(is_causal=False, training=False)
-    sdpa = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", t5_attention.eager_attention)
+    sdpa = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", eager_attention)
     options: dict[str, Any] = {"dropout": 0.0, "scaling": 1.0, "position_bias": bias}
     outputs, _ = sdpa(module, query, key, key, mask, **options)
     added = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-    expected, _ = t5_attention.eager_attention(module, query, key, key, added, **options)
+    expected, _ = eager_attention(module, query, key, key, added, **options)
     assert torch.allclose(outputs, expected, atol=1e-5)
-    assert ALL_ATTENTION_FUNCTIONS.get_interface("eager", t5_attention.eager_attention) is t5_attention.eager_attention
+    assert ALL_ATTENTION_FUNCTIONS.get_interface("eager", eager_attention) is eager_attention
 
 
 @assume("transformers.modeling_layers.GradientCheckpointingLayer")
@@ -206,6 +207,15 @@ def outputs_of_layers_are_recorded_on_request() -> None:
     )
     assert [len(getattr(outputs, name)) for name in ("decoder_hidden_states", "cross_attentions")] == [3, 2]
     assert len(outputs.qformer_outputs.cross_attentions) == 1
+
+
+@assume("_output_capturing_hooks_installed")
+def hooks_that_record_outputs_are_known_by_their_module_and_a_mark() -> None:
+    model = tiny_model().aggregator
+    model(torch.zeros(1, 5, 32), (torch.zeros(1, 5, 32),) * 2, output_hidden_states=True)
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    assert {hook.__module__ for hook in hooks} == {CAPTURING_MODULE}
+    assert vars(model)[CAPTURING_MARK] is True
 
 
 @assume(
@@ -319,7 +329,6 @@ def the_qformer_reads_a_question_queries_and_an_image() -> None:
         f"transformers.models.instructblip.modeling_instructblip.InstructBlipQFormer{name}"
         for name in ("Attention", "Intermediate", "MultiHeadAttention", "Output", "SelfOutput")
     ),
-    "transformers.models.instructblip.modeling_instructblip.eager_attention_forward",
 )
 def berts_sub_layers_give_tensors_and_their_attention_a_pair() -> None:
     QFORMER._attn_implementation = "eager"
@@ -470,16 +479,6 @@ def accelerate_says_what_it_distributes() -> None:
 
 
 # torch
-
-
-@assume("_reorder_linear_weight", "_linear_pointwise")
-def packed_weights_multiply_as_linear_does() -> None:
-    if not packed_linear.CAN_PACK:
-        pytest.skip("this build of torch has no oneDNN operators")
-    layer, states = nn.Linear(48, 16), torch.randn(3, 48)
-    with torch.no_grad():
-        packed = packed_linear.packed_linear(states, *packed_linear.pack_weights(layer.weight, layer.bias))
-        assert torch.allclose(packed, layer(states), atol=1e-5)
 
 
 @assume("_version")

@@ -4,6 +4,7 @@ The goldens come from the reference's own classes at a small size; see `recipe.p
 """
 
 import copy
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 from ram.factories import NAMES, tiny_pixels, tiny_ram
 from transformers_lion.compatibility import enable_activation_checkpointing
 from transformers_lion.ram import RamConfig, RamForImageTagging
-from transformers_lion.ram.label_queries import LabelQueries
 
 TOLERANCE = 1e-5
 Golden = dict[str, torch.Tensor]
@@ -59,8 +59,7 @@ def swap_the_heads_layers(model: RamForImageTagging) -> None:
 
 
 def skip_the_relu(model: RamForImageTagging) -> None:
-    hidden_states = model.label_projection(model.label_embeddings.weight[None])
-    queries = LabelQueries(hidden_states, model.head.first_query(hidden_states))
+    queries = model.label_projection(model.label_embeddings.weight[None])
     model.get_label_queries = lambda device: queries  # type: ignore[method-assign]
 
 
@@ -125,6 +124,38 @@ def test_rows_of_a_batch_do_not_see_each_other() -> None:
 def test_pixels_of_another_size_are_refused_with_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"64x32.*32x32"):
         tiny_ram()(torch.zeros(1, 3, 64, 32))
+
+
+def test_an_adapter_on_the_labels_projection_is_seen_when_it_is_on_and_when_it_is_off() -> None:
+    peft = pytest.importorskip("peft")
+    model, pixels = tiny_ram(), tiny_pixels()
+    before = model(pixels).logits
+    lora = peft.LoraConfig(target_modules=["label_projection", "query"], init_lora_weights=False)
+    adapted = peft.get_peft_model(model, lora).eval()
+    after = adapted(pixels).logits
+    assert (after - before).abs().max() > 1e-4
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(pixels).logits, before)
+    torch.testing.assert_close(adapted(pixels).logits, after)
+
+
+def test_threads_on_two_models_and_one_get_their_own_results() -> None:
+    models = [tiny_ram(seed) for seed in (0, 1)]
+    models.append(models[0])
+    expected = [model(tiny_pixels()).logits.detach() for model in models]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(10):
+            if not torch.allclose(models[index](tiny_pixels()).logits, expected[index], atol=1e-5):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_hidden_states_and_attentions_come_on_request() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from factories import tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration, LionProcessor
-from transformers_lion.adapters import LionAdapterMixture
+from transformers_lion.modeling_lion_t5 import LionAdapterMixture
 from transformers_lion.training import apply_stage, combine_stages, start_stage
 from transformers_lion.training.stages import ADAPTERS
 

@@ -23,13 +23,13 @@ from transformers.utils import logging
 from .checkpoint_folders import check_folder
 from .columns import to_plain
 from .example import example_checkpoint
-from .finite_weights import check_finite
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels
 from .hub_files import MODEL_FILES, PROCESSOR_FILES, TAGGER_FILES, local_folder
 from .image_downloads import is_url
 from .image_loading import flatten, is_batch, to_rgb, upright_size, warn_of_grey_batch
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, find_setting
+from .modeling_utils import check_finite
 from .pipelines import as_names, find_tagger, heed_max_length
 from .processing_lion import LionProcessor, Tags, check_strings
 from .ram import ImageTagger

@@ -1,7 +1,7 @@
 """LION: vision tower -> Q-Former and aggregator -> merge with the prompt -> language model with adapters.
 
 Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds stands in
-`vision_aggregator.py` and `modeling_lion_t5.py`, and the soft prompt and the merge are here. Reading order:
+`modeling_aggregator.py` and `modeling_lion_t5.py`, and the soft prompt and the merge are here. Reading order:
 `get_image_features`, `get_query_features`, `_merge`, `forward`, `generate`.
 
 Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L label tokens, V vision width, D
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
@@ -35,17 +35,18 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .compatibility import CACHE_NAMES, one_cache, with_cache_name
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
-from .initialization import InitializationMixin
+from .modeling_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 from .modeling_lion_t5 import LionT5ForConditionalGeneration
-from .prompt_learning import PromptLearningRefusal
-from .saving import PlainNamesMixin
-from .vision_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
+from .modeling_utils import BasePreTrainedModel
 
 TEXT_INPUTS = (
     "input_ids", "attention_mask", "qformer_input_ids", "qformer_attention_mask", "task_type_ids", "image_indices",
     "labels",
 )  # fmt: skip
 """What of a processor's output has nothing to do with the image."""
+
+PEFT_PROMPT_LEARNING_PROBE = "embeddings.word_embeddings"
+"""The module that PEFT looks up when it sets prompt learning up, and for nothing else. LION has no such module."""
 
 
 @dataclass
@@ -198,11 +199,10 @@ class LionQFormerModel(InstructBlipQFormerModel):
     _can_record_outputs = {"hidden_states": InstructBlipQFormerLayer, **ATTENTION_RECORDERS}
 
 
-class LionPreTrainedModel(InitializationMixin, PlainNamesMixin, PreTrainedModel):
+class LionPreTrainedModel(BasePreTrainedModel):
     """What all of LION's models share with transformers."""
 
     config: LionConfig
-    base_model_prefix = "lion"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -218,8 +218,22 @@ class LionPreTrainedModel(InitializationMixin, PlainNamesMixin, PreTrainedModel)
         "LionT5Block",
     ]
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """As of all modules.
 
-class LionForConditionalGeneration(PromptLearningRefusal, LionPreTrainedModel, GenerationMixin):
+        Raises:
+            ValueError: if PEFT is about to wrap the model for prompt learning. The wrapper gives the learned prefix to
+                the model that it wraps, but LION's language model generates: it would be trained, and then ignored.
+        """
+        if target == PEFT_PROMPT_LEARNING_PROBE:
+            raise ValueError(
+                f"{type(self).__name__} does not support PEFT's prompt learning (prefix tuning, prompt tuning, "
+                "p-tuning): generate would ignore what it learns. LoRA, DoRA, IA3, LoKr and OFT work."
+            )
+        return super().get_submodule(target)
+
+
+class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
     """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
 
     def __init__(self, config: LionConfig):

@@ -1,47 +1,337 @@
 """FlanT5 with the mixture of adapters in every feed-forward layer: LION's language model.
 
-Source: T5 (arXiv:1910.10683) in its version 1.1, and LION (arXiv:2311.11860), section 3.3. Layers, stack and model are
-written out here rather than derived from transformers' T5, whose call signatures change between releases; the names of
-the weights are those of T5. Only leaf layers (norm and dense layers) are transformers' own.
+Source: T5 (arXiv:1910.10683) in its version 1.1, and LION (arXiv:2311.11860), section 3.3, "Mixture of Adapters with
+Router". Reading order: adapter, mixture, attention, the three sub-layers, block, stack, model. The task of each sample
+travels as the call argument `task_type_ids` from `forward` and `generate` to the router; no module stores it.
 
-Shape letters: B batch, T encoder positions, L decoder positions, D language-model width.
+Attention, layers, stack and model are written out here rather than derived from transformers' T5, whose call signatures
+change between releases; the names of the weights are those of T5, and without adapters so are the results. Only leaf
+layers (norm and dense layers) are transformers' own. Two things are computed once that T5 computes many times: the
+mask, which the first layer adds to the position bias that all layers share, and the keys and values of the encoder's
+states, which all beams of a sample share (`SharedCrossCache`).
+
+Shape letters: B batch of the encoder, N beams or returned sequences of each sample, T encoder positions, L decoder
+positions or queries, S keys, H heads, C width of a head, D language-model width, K adapters, R task types.
 """
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from torch.nn.functional import dropout as apply_dropout
+from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationConfig, GenerationMode
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerNorm
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .adapters import LionAdapter, LionAdapterMixture
 from .compatibility import CACHE_NAME, CACHE_NAMES, cache_of, one_cache
 from .configuration_lion import LionT5Config
-from .derived_weights import derived_forms, is_wrapped, may_derive, plain_weights
-from .initialization import InitializationMixin
-from .packed_linear import PackedLinears
-from .saving import PlainNamesMixin
-from .t5_attention import (
-    SHARING_IMPLEMENTATIONS,
-    LionT5Attention,
-    LionT5LayerCrossAttention,
-    LionT5LayerSelfAttention,
-    SharedCrossCache,
-)
+from .modeling_utils import BasePreTrainedModel
 
-MAX_PACKED_BYTES = 2**30
-"""A decoder with more weights than this is packed for the CPU on request only: see `pack_decoder`."""
+SHARING_IMPLEMENTATIONS = ("sdpa", "eager")
+"""Attention implementations whose masks may have one row for all queries."""
+
+
+class LionAdapter(nn.Module):
+    """Bottleneck with a learned scale: `scale * up(relu(down(x)))`."""
+
+    def __init__(self, config: LionT5Config):
+        super().__init__()
+        self.down_proj = nn.Linear(config.d_model, config.adapter_hidden_size)
+        self.up_proj = nn.Linear(config.adapter_hidden_size, config.d_model)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) -> (B, T, D), in the adapter's own dtype."""
+        hidden_states = hidden_states.to(self.scale.dtype)
+        return self.up_proj(nn.functional.relu(self.down_proj(hidden_states))) * self.scale
+
+
+class LionAdapterMixture(nn.Module):
+    """K adapters on the same input, each weighted by a learned vector of the sample's task; one alone has no router."""
+
+    def __init__(self, config: LionT5Config):
+        super().__init__()
+        self.adapters = nn.ModuleList([LionAdapter(config) for _ in range(config.num_adapters)])
+        self.router = nn.ModuleList()
+        if config.num_adapters > 1:
+            self.router.extend(nn.Embedding(config.num_task_types, config.d_model) for _ in self.adapters)
+
+    def forward(self, hidden_states: torch.Tensor, task_type_ids: torch.Tensor | None) -> torch.Tensor:
+        """(B, T, D), (B,) -> (B, T, D).
+
+        Raises:
+            ValueError: if there is a router and no `task_type_ids`.
+        """
+        if self.router and task_type_ids is None:
+            raise ValueError(
+                "task_type_ids is missing: with 2 adapters each sample needs its task (0 region level, 1 image level)."
+            )
+        if not self.router:
+            return self.adapters[0](hidden_states)
+        first, *others = (
+            adapter(hidden_states) * gate(task_type_ids).unsqueeze(1)  # (B, T, D) * (B, 1, D)
+            for adapter, gate in zip(self.adapters, self.router, strict=True)
+        )
+        return sum(others, start=first)
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float = 1.0,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention step by step, as transformers' attention functions are called: (B, L, H, C) and (B, H, L, S)."""
+    scores = query @ key.transpose(2, 3) * scaling
+    for bias in (position_bias, attention_mask):
+        if bias is not None:
+            scores = scores + bias
+    weights = apply_dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def bucket_distances(distances: torch.Tensor, num_buckets: int, max_distance: int, is_causal: bool) -> torch.Tensor:
+    """The bucket of each distance from a query to a key: one each for the near ones, wider ones by the logarithm.
+
+    Args:
+        distances: (L, S), position of the key less that of the query.
+        num_buckets: rows of the table of biases. Where positions see both sides, each side has half of them.
+        max_distance: distances from here on share the last bucket.
+        is_causal: whether keys behind the query share bucket 0.
+    """
+    buckets = torch.zeros_like(distances)
+    if is_causal:
+        distances = -distances.clamp(max=0)
+    else:
+        num_buckets //= 2
+        buckets = (distances > 0).long() * num_buckets
+        distances = distances.abs()
+    num_near = num_buckets // 2
+    share = torch.log(distances.float() / num_near) / math.log(max_distance / num_near)
+    far = num_near + (share * (num_buckets - num_near)).long()
+    return buckets + torch.where(distances < num_near, distances, far.clamp(max=num_buckets - 1))
+
+
+class LionT5Attention(nn.Module):
+    """Self-attention, or cross-attention of N times as many samples as the encoder has.
+
+    Args:
+        config: sizes of the language model.
+        layer_idx: the layer's place in the cache.
+        is_causal: whether positions see only those before them, as in the decoder's self-attention.
+        has_relative_attention_bias: whether the layer holds the table of position biases that all layers share.
+    """
+
+    def __init__(
+        self,
+        config: LionT5Config,
+        layer_idx: int | None = None,
+        is_causal: bool = False,
+        has_relative_attention_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = is_causal
+        self.has_relative_attention_bias = has_relative_attention_bias
+        self.n_heads = config.num_heads
+        self.key_value_proj_dim = config.d_kv
+        self.dropout = config.dropout_rate
+        inner_dim = config.num_heads * config.d_kv
+        self.q = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.k = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.v = nn.Linear(config.d_model, inner_dim, bias=False)
+        self.o = nn.Linear(inner_dim, config.d_model, bias=False)
+        if has_relative_attention_bias:
+            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        encoder_states: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Attend.
+
+        Args:
+            hidden_states: (B * N, L, D).
+            mask: (B, 1, 1 or L, S), boolean or to be added to the scores.
+            encoder_states: (B, S, D), for cross-attention.
+            position_bias: (1 or B, H, L, S) of the first layer's self-attention, `mask` and causality in it.
+            cache: read and extended.
+            **kwargs: options of transformers' attention function.
+
+        Returns:
+            (B * N, L, D), the position bias for the next layers, and the attentions (B * N, H, L, S) if the
+            implementation has them.
+        """
+        if encoder_states is None:
+            query, key, value, num_past = self._project_self(hidden_states, cache)
+            if position_bias is None and self.has_relative_attention_bias:
+                position_bias = self._compute_bias(query.shape[2], key.shape[2], num_past, query.device)
+                position_bias = self._add_mask(position_bias, mask, key)
+            if self._bias_holds_mask(position_bias, key):
+                mask, kwargs["is_causal"] = None, False
+        else:
+            query = self._split_heads(self.q(hidden_states))
+            key, value = self._project_encoder(encoder_states, cache)
+        num_beams, length = query.shape[0] // key.shape[0], query.shape[2]
+        if num_beams > 1:
+            query = query.unflatten(0, (-1, num_beams)).transpose(1, 2).flatten(2, 3)  # (B, H, N * L, C)
+            mask = None if mask is None else mask[:, :, :1]
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        outputs, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=1.0,  # T5 does not scale the scores
+            position_bias=position_bias,
+            **kwargs,
+        )
+        outputs = outputs.reshape(-1, length, self.o.in_features)  # (B, N * L, H, C) -> (B * N, L, H * C)
+        if weights is not None and num_beams > 1:
+            weights = weights.unflatten(2, (num_beams, length)).transpose(1, 2).flatten(0, 1)
+        return self.o(outputs), position_bias, weights
+
+    def _project_self(
+        self, hidden_states: torch.Tensor, cache: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | torch.Tensor]:
+        """Queries, all keys and values up to now, each (B, H, L or S, C), and how many were there before."""
+        query, key, value = (self._split_heads(project(hidden_states)) for project in (self.q, self.k, self.v))
+        num_past: int | torch.Tensor = 0
+        if cache is not None:
+            num_past = cache.get_seq_length(self.layer_idx)
+            if isinstance(num_past, torch.Tensor):
+                num_past = num_past.clone()  # a static cache counts on in place
+            own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+            key, value = own.update(key, value, self.layer_idx)
+        return query, key, value, num_past
+
+    def _project_encoder(self, encoder_states: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the encoder's states, each (B, H, S, C); computed in the first step only."""
+        if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_idx):
+            layer = cache.cross_attention_cache.layers[self.layer_idx]
+            return layer.keys, layer.values
+        key, value = self._split_heads(self.k(encoder_states)), self._split_heads(self.v(encoder_states))
+        if isinstance(cache, EncoderDecoderCache):
+            key, value = cache.cross_attention_cache.update(key, value, self.layer_idx)
+            cache.is_updated[self.layer_idx] = True
+        return key, value
+
+    def _compute_bias(
+        self, num_queries: int, num_keys: int, num_past: int | torch.Tensor, device: torch.device
+    ) -> torch.Tensor:
+        """(1, H, L, S): the learned bias of each distance, in buckets."""
+        positions = torch.arange(num_queries, device=device)[:, None] + num_past
+        distances = torch.arange(num_keys, device=device)[None, :] - positions
+        buckets = bucket_distances(
+            distances,
+            self.config.relative_attention_num_buckets,
+            self.config.relative_attention_max_distance,
+            is_causal=self.is_causal,
+        )
+        return self.relative_attention_bias(buckets).permute(2, 0, 1).unsqueeze(0)
+
+    def _bias_holds_mask(self, position_bias: torch.Tensor | None, key: torch.Tensor) -> bool:
+        """Whether `_add_mask` can express the mask in a bias for these keys."""
+        if position_bias is None or self.config._attn_implementation not in SHARING_IMPLEMENTATIONS:
+            return False
+        # while an empty static cache is filled, transformers' attention cuts off the keys that are not there yet
+        return not (self.is_causal and position_bias.shape[2] < key.shape[2] and position_bias.shape[2] > 1)
+
+    def _add_mask(self, position_bias: torch.Tensor, mask: torch.Tensor | None, key: torch.Tensor) -> torch.Tensor:
+        """The bias (1, H, L, S) with the mask (B, 1, L, S) in it, or with causality if there is no mask."""
+        if not self._bias_holds_mask(position_bias, key):
+            return position_bias
+        length = position_bias.shape[2]
+        if mask is None and self.is_causal and length > 1:
+            mask = torch.ones(length, length, dtype=torch.bool, device=key.device).tril()
+        if mask is None:
+            return position_bias.contiguous()
+        if mask.dtype != torch.bool:
+            return position_bias + mask
+        return torch.where(mask, position_bias, torch.finfo(key.dtype).min)
+
+    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, L, H * C) -> (B, H, L, C)."""
+        return states.unflatten(-1, (self.n_heads, self.key_value_proj_dim)).transpose(1, 2)
+
+
+class LionT5LayerSelfAttention(nn.Module):
+    """Norm, self-attention, residual."""
+
+    def __init__(self, config: LionT5Config, layer_idx: int) -> None:
+        super().__init__()
+        self.SelfAttention = LionT5Attention(
+            config, layer_idx, is_causal=config.is_decoder, has_relative_attention_bias=layer_idx == 0
+        )
+        self.layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_bias: torch.Tensor | None,
+        cache: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """(B, L, D) -> (B, L, D), the position bias of all layers, and the attentions if there are any."""
+        outputs, position_bias, attentions = self.SelfAttention(
+            self.layer_norm(hidden_states), mask=attention_mask, position_bias=position_bias, cache=cache, **kwargs
+        )
+        return hidden_states + self.dropout(outputs), position_bias, attentions
+
+
+class LionT5LayerCrossAttention(nn.Module):
+    """Norm, attention to the encoder's states, residual."""
+
+    def __init__(self, config: LionT5Config, layer_idx: int) -> None:
+        super().__init__()
+        self.EncDecAttention = LionT5Attention(config, layer_idx)
+        self.layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor | None,
+        cache: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, D) and (B, T, D) -> (B, L, D), and the attentions if there are any."""
+        outputs, _, attentions = self.EncDecAttention(
+            self.layer_norm(hidden_states),
+            mask=encoder_attention_mask,
+            encoder_states=encoder_hidden_states,
+            cache=cache,
+            **kwargs,
+        )
+        return hidden_states + self.dropout(outputs), attentions
 
 
 class LionT5LayerFF(nn.Module):
@@ -53,26 +343,19 @@ class LionT5LayerFF(nn.Module):
         self.layer_norm = T5LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.dropout = nn.Dropout(config.dropout_rate)
         self.adapter = LionAdapterMixture(config)
-        self.packed_inputs = PackedLinears()
-        self.packed_output = PackedLinears()
 
     def forward(self, hidden_states: torch.Tensor, task_type_ids: torch.Tensor | None = None) -> torch.Tensor:
         """(B, L, D), (B,) -> (B, L, D)."""
-        outputs = self._inference_forward(hidden_states)
-        if outputs is None:
-            outputs = hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
+        outputs = hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
         return outputs + self.adapter(hidden_states, task_type_ids).to(outputs.dtype)
 
-    def _inference_forward(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """T5's own part in float32 inference, without dropout and casts; `None` elsewhere."""
-        dense = self.DenseReluDense
-        if not may_derive(self, hidden_states) or type(dense) is not T5DenseGatedActDense or is_wrapped(dense):
-            return None
-        linears = [dense.wi_0, dense.wi_1, dense.wo]
-        if plain_weights(linears, torch.float32, hidden_states.device) is None:
-            return None
-        gate, linear = self.packed_inputs(linears[:2], self.layer_norm(hidden_states))
-        return hidden_states + self.packed_output(linears[2:], dense.act(gate) * linear)[0]
+
+def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Infinities of float16 become large numbers, as T5 in transformers does; other dtypes pass."""
+    if hidden_states.dtype != torch.float16:
+        return hidden_states
+    limit = torch.finfo(torch.float16).max - 1000
+    return hidden_states.clamp(-limit, limit)
 
 
 class LionT5Block(GradientCheckpointingLayer):
@@ -121,11 +404,10 @@ class LionT5Block(GradientCheckpointingLayer):
         return clamp_float16(self.feed_forward(hidden_states, task_type_ids)), position_bias
 
 
-class LionT5PreTrainedModel(InitializationMixin, PlainNamesMixin, PreTrainedModel):
+class LionT5PreTrainedModel(BasePreTrainedModel):
     """Initialisation and loading rules of the language model."""
 
     config: LionT5Config
-    base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -200,7 +482,7 @@ class LionT5Stack(LionT5PreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Run all blocks; before a first token, forms that inference derived from other weights are dropped.
+        """Run all blocks.
 
         Args:
             input_ids or inputs_embeds: (B, L) or (B, L, D).
@@ -218,7 +500,6 @@ class LionT5Stack(LionT5PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         cache = self._choose_cache(one_cache(past_key_values, cache), use_cache)
-        drop_stale_forms(self, cache)
         own_mask, encoder_mask = self._make_masks(
             inputs_embeds, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
         )
@@ -264,6 +545,21 @@ class LionT5Stack(LionT5PreTrainedModel):
         )
 
 
+class SharedCrossCache(EncoderDecoderCache):
+    """A cache of which only the decoder's own part follows the beams: they move within their sample."""
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Reorder the self-attention's keys and values."""
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+def encoder_config(config: LionT5Config) -> LionT5Config:
+    """The configuration of the encoder; the decoder's is `config.get_text_config(decoder=True)`."""
+    encoder = copy.deepcopy(config)
+    encoder.is_decoder = encoder.use_cache = False
+    return encoder
+
+
 class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
     """FlanT5 with the mixture of adapters, an `lm_head` of its own, and a loss that the Trainer scales right."""
 
@@ -279,11 +575,8 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         self.encoder = LionT5Stack(encoder_config(config))
         self.decoder = LionT5Stack(config.get_text_config(decoder=True))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.packed_head = PackedLinears()
         self.loss_type = "ForMaskedLM"  # labels stand where their logits stand: the decoder input is what is shifted
         self.post_init()
-        weights = [*self.decoder.block.parameters(), *self.lm_head.parameters()]
-        self.pack_decoder(4 * sum(weight.numel() for weight in weights) <= MAX_PACKED_BYTES)
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings, which encoder and decoder share."""
@@ -305,22 +598,6 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         assert padding is not None
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, padding)
-
-    def pack_decoder(self, enabled: bool = True) -> None:
-        """Whether decoding in float32 on the CPU keeps a second copy of the decoder's weights, which it reads faster.
-
-        It is made at the first generated token. By default so for decoders of up to a GiB.
-        """
-        for form in (*derived_forms(self.decoder), self.packed_head):
-            if isinstance(form, PackedLinears):
-                form.enabled = enabled
-                form.drop()
-
-    def train(self, mode: bool = True) -> "LionT5ForConditionalGeneration":
-        """As of all modules; what inference derived from the weights is dropped."""
-        for form in derived_forms(self):
-            form.drop()
-        return super().train(mode)
 
     @can_return_tuple
     def forward(
@@ -358,8 +635,6 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
             if decoder_attention_mask is None:  # the reference masks the answers' padding in the decoder too
                 decoder_attention_mask = (labels != -100).long()
         cache = one_cache(past_key_values, cache)
-        if starts_anew(cache):
-            self.packed_head.drop_if_stale()
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
                 input_ids=input_ids,
@@ -409,7 +684,7 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         states = states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         if self.config.scale_decoder_outputs:
             states = states * self.config.d_model**-0.5
-        return self.packed_head([self.lm_head], states)[0]
+        return self.lm_head(states)
 
     def _expand_inputs_for_generation(
         self,
@@ -453,33 +728,16 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
             model_kwargs[CACHE_NAME] = SharedCrossCache(cache.self_attention_cache, cache.cross_attention_cache)
 
 
-def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Infinities of float16 become large numbers, as T5 in transformers does; other dtypes pass."""
-    if hidden_states.dtype != torch.float16:
-        return hidden_states
-    limit = torch.finfo(torch.float16).max - 1000
-    return hidden_states.clamp(-limit, limit)
-
-
-def starts_anew(cache: Cache | None) -> bool:
-    """Whether nothing was decoded yet (while compiling, nobody asks)."""
-    if torch.compiler.is_compiling():
-        return False
-    return cache is None or int(cache.get_seq_length()) == 0
-
-
-def drop_stale_forms(module: nn.Module, cache: Cache | None) -> None:
-    """Forget what inference derived from weights of `module` that are others by now, before a first token."""
-    if not module.training and starts_anew(cache):
-        for form in derived_forms(module):
-            form.drop_if_stale()
-
-
-def encoder_config(config: LionT5Config) -> LionT5Config:
-    """The configuration of the encoder; the decoder's is `config.get_text_config(decoder=True)`."""
-    encoder = copy.deepcopy(config)
-    encoder.is_decoder = encoder.use_cache = False
-    return encoder
-
-
-__all__ = ["LionT5Block", "LionT5ForConditionalGeneration", "LionT5PreTrainedModel", "LionT5Stack"]
+__all__ = [
+    "LionAdapter",
+    "LionAdapterMixture",
+    "LionT5Attention",
+    "LionT5Block",
+    "LionT5ForConditionalGeneration",
+    "LionT5LayerCrossAttention",
+    "LionT5LayerFF",
+    "LionT5LayerSelfAttention",
+    "LionT5PreTrainedModel",
+    "LionT5Stack",
+    "SharedCrossCache",
+]

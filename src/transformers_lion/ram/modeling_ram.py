@@ -8,30 +8,27 @@ Shape letters: B batch, P patches behind the last stage, V vision width, E width
 reads, L tags, D width of the head.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, SwinModel
+from transformers import SwinModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithCrossAttentions, BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.instructblip.modeling_instructblip import (
     InstructBlipQFormerAttention,
     InstructBlipQFormerIntermediate,
     InstructBlipQFormerMultiHeadAttention,
     InstructBlipQFormerOutput,
-    eager_attention_forward,
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ..saving import PlainNamesMixin
+from ..modeling_utils import BasePreTrainedModel
 from .configuration_ram import RamConfig, check_tags
-from .label_queries import LabelQueries, LabelQueryCache
 from .tags import select_tags
 
 UNKNOWN_LABEL = -100
@@ -61,52 +58,12 @@ class RamImageTaggingOutput(ModelOutput):
     vision_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class RamCrossAttention(InstructBlipQFormerMultiHeadAttention):
-    """BERT's cross-attention, for queries that are already projected and may be the same for the whole batch."""
-
-    def __init__(self, config: RamConfig):
-        super().__init__(config, is_cross_attention=True)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: None = None,
-        query_states: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, D) and (B, 1 + P, E), with `query_states` (1, L, D) instead of a projection -> (B, L, D)."""
-        if query_states is None:
-            query_states = self.query(hidden_states)
-        query_states = query_states.expand(hidden_states.shape[0], -1, -1)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        outputs, weights = attention(
-            self,
-            self._split_heads(query_states),
-            self._split_heads(self.key(encoder_hidden_states)),
-            self._split_heads(self.value(encoder_hidden_states)),
-            None,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return outputs.flatten(2), weights
-
-    def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) -> (B, heads, N, D / heads)."""
-        return states.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
-
-
 class RamTaggingLayer(GradientCheckpointingLayer):
     """Cross-attention to the image and feed-forward; each with a norm behind it. The tags do not see each other."""
 
     def __init__(self, config: RamConfig):
         super().__init__()
         self.crossattention = InstructBlipQFormerAttention(config, is_cross_attention=True)
-        self.crossattention.attention = RamCrossAttention(config)
         self.intermediate = InstructBlipQFormerIntermediate(config)
         self.output = InstructBlipQFormerOutput(config)
 
@@ -114,21 +71,17 @@ class RamTaggingLayer(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        query_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """(B, L, D), (B, 1 + P, E) and perhaps (1, L, D) -> (B, L, D)."""
-        hidden_states = self.crossattention(
-            hidden_states, encoder_hidden_states=encoder_hidden_states, query_states=query_states, **kwargs
-        )
+        """(B, L, D) and (B, 1 + P, E) -> (B, L, D)."""
+        hidden_states = self.crossattention(hidden_states, encoder_hidden_states=encoder_hidden_states, **kwargs)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
-class RamPreTrainedModel(PlainNamesMixin, PreTrainedModel):
+class RamPreTrainedModel(BasePreTrainedModel):
     """What RAM's models share with transformers."""
 
     config: RamConfig
-    base_model_prefix = "ram"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
@@ -143,9 +96,9 @@ class RamTaggingHead(RamPreTrainedModel):
 
     main_input_name = "hidden_states"
     _can_record_outputs = {
-        # without what goes in, which is the label queries that all calls share
+        # without the input, which is the same label queries for every image
         "hidden_states": OutputRecorder(RamTaggingLayer, index=0, capture_initial_hidden_state=False),
-        "cross_attentions": OutputRecorder(RamCrossAttention, index=1),
+        "cross_attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1),
     }
 
     def __init__(self, config: RamConfig):
@@ -153,17 +106,11 @@ class RamTaggingHead(RamPreTrainedModel):
         self.layers = nn.ModuleList([RamTaggingLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_init()
 
-    @property
-    def first_query(self) -> nn.Linear:
-        """The first layer's query projection."""
-        return self.layers[0].get_submodule("crossattention.attention.query")  # type: ignore[return-value]
-
     @capture_outputs
     def forward(
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        query_states: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithCrossAttentions:
         """Run the layers.
@@ -171,14 +118,12 @@ class RamTaggingHead(RamPreTrainedModel):
         Args:
             hidden_states: (B, L, D), the label queries.
             encoder_hidden_states: (B, 1 + P, E), the image tokens.
-            query_states: (1, L, D), the first layer's query projection of the label queries, if at hand.
 
         Returns:
             `last_hidden_state` (B, L, D), and on request each layer's output and attentions.
         """
         for layer in self.layers:
-            hidden_states = layer(hidden_states, encoder_hidden_states, query_states, **kwargs)
-            query_states = None
+            hidden_states = layer(hidden_states, encoder_hidden_states, **kwargs)
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
 
@@ -195,7 +140,6 @@ class RamForImageTagging(RamPreTrainedModel):
             self.label_projection = nn.Linear(config.label_embed_dim, config.hidden_size)
         self.head = RamTaggingHead(config)
         self.classifier = nn.Linear(config.hidden_size, 1)
-        self._label_query_cache = LabelQueryCache()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -234,27 +178,17 @@ class RamForImageTagging(RamPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def get_label_queries(self, device: torch.device) -> LabelQueries:
-        """What the head asks, (1, L, D) twice; in inference computed once for the present weights.
+    def get_label_queries(self, device: torch.device) -> torch.Tensor:
+        """Compute the head's input, which is the same for every image.
 
         Args:
-            device: where the image tokens are. (The weights may be elsewhere until they are needed.)
-        """
-        if (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled(device.type)  # the dtype would depend on more than the weights
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-        ):
-            return self._compute_label_queries(device)
-        modules = (self.label_embeddings, self.label_projection, self.head.first_query)
-        return self._label_query_cache.get(modules, lambda: self._compute_label_queries(device))
+            device: where the image tokens are. (With offloading, the weights may be elsewhere until they are needed.)
 
-    def _compute_label_queries(self, device: torch.device) -> LabelQueries:
+        Returns:
+            (1, L, D), one query per tag.
+        """
         labels = torch.arange(self.label_embeddings.num_embeddings, device=device)
-        hidden_states = nn.functional.relu(self.label_projection(self.label_embeddings(labels.unsqueeze(0))))
-        return LabelQueries(hidden_states, self.head.first_query(hidden_states))
+        return nn.functional.relu(self.label_projection(self.label_embeddings(labels.unsqueeze(0))))
 
     @can_return_tuple
     def forward(
@@ -276,14 +210,8 @@ class RamForImageTagging(RamPreTrainedModel):
         """
         image_features = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         image_embeds = image_features.pooler_output
-        queries = self.get_label_queries(image_embeds.device)
-        outputs = self.head(
-            queries.hidden_states.expand(image_embeds.shape[0], -1, -1),
-            image_embeds,
-            queries.query_states,
-            return_dict=True,
-            **kwargs,
-        )
+        queries = self.get_label_queries(image_embeds.device).expand(image_embeds.shape[0], -1, -1)
+        outputs = self.head(queries, image_embeds, return_dict=True, **kwargs)
         logits = self.classifier(outputs.last_hidden_state).squeeze(-1)
         return RamImageTaggingOutput(
             loss=None if labels is None else self.compute_loss(logits, labels, num_items_in_batch),

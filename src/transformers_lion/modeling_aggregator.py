@@ -8,7 +8,6 @@ Shape letters: B batch, P patches and CLS, V vision width, D language-model widt
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -25,8 +24,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_lion import LionAggregatorConfig
-from .initialization import InitializationMixin
-from .saving import PlainNamesMixin
+from .modeling_utils import BasePreTrainedModel
 
 ATTENTION_RECORDERS = {
     "attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="attention.attention"),
@@ -54,11 +52,10 @@ class LionAggregatorLayer(GradientCheckpointingLayer):
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
-class LionVisionAggregator(InitializationMixin, PlainNamesMixin, PreTrainedModel):
+class LionVisionAggregator(BasePreTrainedModel):
     """Layers that refine the last tapped depth with the shallower ones."""
 
     config: LionAggregatorConfig
-    base_model_prefix = "aggregator"
     main_input_name = "hidden_states"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True

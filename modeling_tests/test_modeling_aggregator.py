@@ -1,7 +1,7 @@
 import torch
 
 from factories import tiny_config, tiny_model
-from transformers_lion.vision_aggregator import LionVisionAggregator
+from transformers_lion.modeling_aggregator import LionVisionAggregator
 
 
 def test_a_fresh_aggregator_adds_nothing_to_the_deepest_tap_but_its_norms() -> None:
