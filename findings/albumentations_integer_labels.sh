@@ -1,21 +1,23 @@
 #!/bin/sh
-# Albumentations changes whole numbers among `label_fields`: they go through float32, and pairs come apart.
+# Albumentations converts integers in `label_fields` to float32 and flattens pairs.
 #
-# Guess: `label_fields` travel beside the boxes as they are: Albumentations only drops those of dropped boxes.
+# Expectation: `label_fields` are carried along with the boxes unchanged; Albumentations only drops the labels of
+# dropped boxes.
 #
-# Behaviour: if all labels of a field are numbers, they are put into the float32 array of the boxes. An
-# annotation id above 16777216 may come back as its neighbour, as a float in a list, and as an integer in an
-# int64 array, where nothing shows it. Pairs come back as one flat list, twice as long as the boxes. One text or
-# None among the labels, or ids as texts, keep all of them exact. No error or warning.
+# Behavior: If all labels of a field are numbers, Albumentations puts them into the float32 array of the boxes. An
+# annotation id above 16777216 may come back as a neighboring number: as a float if the ids were in a list, and as
+# an integer if they were in an int64 array, where the change is invisible. Pairs come back as one flat list,
+# twice as long as the boxes. If one label is a string or None, or if all ids are strings, the values stay exact.
+# There is no error or warning.
 #
-# Seen on 2026-11-28 with Python 3.11 and albumentations 2.0.8, torch 2.13.0, opencv-python-headless 4.12.0.88:
+# Observed on 2026-11-28 with Python 3.11 and albumentations 2.0.8, torch 2.13.0, opencv-python-headless 4.12.0.88:
 #   ids in a list: [16777216.0, 16777216.0, 16777220.0]
 #   ids in an int64 array: [16777216, 16777216, 16777220] int64
 #   ids as texts: ['16777216', '16777217', '16777219']
 #   ids and a None: [16777216, 16777217, None]
 #   pairs: ['a cat', 'left', 'a dog', 'right', 'a cup', 'left']
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

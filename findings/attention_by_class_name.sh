@@ -1,18 +1,20 @@
 #!/bin/sh
-# Whether a model's attention implementation can be changed depends on the name of a class in its source file.
+# The name of a class in the source file decides whether you can change a model's attention implementation.
 #
-# Guess: `set_attn_implementation` asks the model, by class attributes such as `_supports_sdpa`, or its attention layers.
+# Expectation: `set_attn_implementation` decides by class attributes of the model, such as `_supports_sdpa`, or by
+# its attention layers.
 #
-# Behaviour: it reads the source of the module that the model's class is in. A class there with `Attention` in its name
-# that derives from `nn.Module` directly, while the file does not hold the text of a call of the interface, has the
-# change refused with a logged warning, and the model stays as it was. Here the class is only a wrapper around T5's
-# attention, which follows the interface. Under another name the same code is changed.
+# Behavior: It reads the source code of the module that defines the model's class. If a class there has
+# `Attention` in its name and derives directly from `nn.Module`, and the file does not contain the text of a call
+# to the attention interface, the change is refused with a logged warning and the model keeps its implementation.
+# In this script, the class only wraps T5's attention, which does use the interface. With a different class name,
+# the same code can be changed.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
 #   wrapper called AttentionBlock: attention stays sdpa
 #   wrapper called MixingBlock: attention becomes eager
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,22 +1,23 @@
 #!/bin/sh
-# `imagefolder` leaves the captions out if file names look like COCO's, and pictures if one is called a test.
+# `imagefolder` drops captions if files have COCO-style names, and drops images if one file name contains "test".
 #
-# Guess: `load_dataset('imagefolder')` reads every picture of a folder and joins `metadata.jsonl` by
-# `file_name`, whatever the files are called.
+# Expectation: `load_dataset('imagefolder')` reads all images in a folder and joins `metadata.jsonl` by
+# `file_name`, regardless of the file names.
 #
-# Behaviour: words such as train, val and test in names of files and folders are taken for splits.
-# `COCO_train2014_*.png` makes a split of the pictures alone: metadata.jsonl has no such word in its name, so it
-# is in no split, and the column `caption` is gone. If a single picture of many is called `*_test.png`, the data
-# set is this one picture. Neither is said. `data_files={'train': '**'}` reads all of it.
+# Behavior: Words such as train, val and test in file and folder names are interpreted as splits.
+# `COCO_train2014_*.png` creates a split that only contains the images: the name metadata.jsonl has no such word,
+# so the file belongs to no split, and the column `caption` is missing. If only one of many images is named
+# `*_test.png`, the dataset consists of this one image. There is no warning in either case. `data_files={'train':
+# '**'}` reads all files.
 #
-# Seen on 2026-11-28 with Python 3.11 and datasets 5.2.0, pillow 13.0.0:
+# Observed on 2026-11-28 with Python 3.11 and datasets 5.2.0, pillow 13.0.0:
 #   a.png, b.png, c.png: {'train': (3, ['image', 'caption'])}
 #   COCO_train2014_1.png, COCO_train2014_2.png, COCO_train2014_3.png: {'train': (3, ['image'])}
 #   train2014/a.png, train2014/b.png: {'train': (2, ['image'])}
 #   a.png, b.png, c_test.png: {'test': (1, ['image'])}
 #   the same with data_files: {'train': (3, ['image', 'caption'])}
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

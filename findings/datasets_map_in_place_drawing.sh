@@ -1,15 +1,15 @@
 #!/bin/sh
-# `Dataset.map` forgets what was drawn on a picture, or how it was scaled, if the picture came from a file.
+# `Dataset.map` loses in-place changes to an image, such as drawing or scaling, if the image was loaded from a file.
 #
-# Guess: `map` stores the picture that the function returns, so a function that draws boxes on `row['image']`,
-# or calls its `thumbnail`, and returns the row gives a data set of drawn or small pictures.
+# Expectation: `map` stores the image that the function returns. A function that draws boxes on `row['image']` or
+# calls its `thumbnail` method and then returns the row creates a dataset of annotated or small images.
 #
-# Behaviour: a picture that Pillow opened from a path still knows the path, and `datasets` then stores the path
-# in place of the pixels. What was done in place is lost, without an error. A method that returns another
-# picture (`resize`, `copy`) loses the path, and its pixels are stored. The same function on pictures from
-# bytes, such as those of Parquet files, keeps the changes, so that it works on one data set and not on another.
+# Behavior: An image that Pillow opened from a path still has this path, and `datasets` stores the path instead of
+# the pixels. In-place changes are lost without an error. Methods that return a new image (`resize`, `copy`) drop
+# the path, so the pixels are stored. For images that were loaded from bytes, such as those in Parquet files, the
+# same function keeps the changes. As a result, it works on one dataset but not on another.
 #
-# Seen on 2026-11-28 with Python 3.11 and datasets 5.2.0, pillow 13.0.0:
+# Observed on 2026-11-28 with Python 3.11 and datasets 5.2.0, pillow 13.0.0:
 #   files, drawn in place: size (32, 32), pixel (255, 255, 255)
 #   files, drawn on a copy: size (32, 32), pixel (255, 0, 0)
 #   files, thumbnail: size (32, 32), pixel (255, 255, 255)
@@ -17,7 +17,7 @@
 #   bytes, drawn in place: size (32, 32), pixel (255, 0, 0)
 #   bytes, thumbnail: size (8, 8), pixel (255, 255, 255)
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

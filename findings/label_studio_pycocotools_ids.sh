@@ -1,19 +1,20 @@
 #!/bin/sh
-# A perfect answer to boxes that Label Studio exported scores an AP of 0.44: its annotation ids begin with 0.
+# Perfect predictions for boxes exported from Label Studio get an AP of 0.44, because its annotation ids start at 0.
 #
-# Guess: ids of a COCO file are names, any whole number will do, and a file that Label Studio writes and
-# pycocotools reads without a word is scored rightly.
+# Expectation: Ids in a COCO file are just names, so any integer works. A file that Label Studio writes and
+# pycocotools reads without complaint is scored correctly.
 #
-# Behaviour: Label Studio numbers annotations from 0. pycocotools keeps the id of the matching annotation in an
-# array in which 0 means that none matched, so annotation 0 counts as missed and its answer as false. Three
-# boxes, answered perfectly, have an AP of 0.44 and a recall of 0.67. Numbered from 1 both are 1.
+# Behavior: Label Studio numbers annotations from 0. pycocotools stores the id of the matching annotation in an
+# array in which 0 means "no match", so annotation 0 counts as missed and its prediction as a false positive.
+# Perfect predictions for three boxes get an AP of 0.44 and a recall of 0.67. With ids that start at 1, both are
+# 1.
 #
-# Seen on 2026-11-28 with Python 3.11 and label-studio-sdk 2.1.2, pycocotools 2.0.11:
+# Observed on 2026-11-28 with Python 3.11 and label-studio-sdk 2.1.2, pycocotools 2.0.11:
 #   Label Studio's annotation ids: [0, 1, 2]
 #   pycocotools on the export: AP 0.44, recall 0.67
 #   pycocotools, numbered from 1: AP 1.00, recall 1.00
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,15 +1,16 @@
 #!/bin/sh
-# Prefixes and prompts that PEFT 0.21.2 trained are lost in `generate` of transformers 5.24.
+# `generate` in transformers 5.24 ignores prefixes and prompts trained with PEFT 0.21.2.
 #
-# Guess: the newest PEFT and the newest transformers go together, and `generate` of a model with a trained prefix
-# answers as greedy decoding with its `forward` does.
+# Expectation: The newest versions of PEFT and transformers work together, and for a model with a trained prefix,
+# `generate` returns the same tokens as greedy decoding with `forward`.
 #
-# Behaviour: PEFT passes the prefix as `past_key_values`, `generate` passes its own cache as `cache`, and the model takes
-# that one: with prefix tuning T5 answers as if there were no prefix. With prompt tuning Llama begins with the prompt and
-# goes wrong from the second token on. Prompt tuning of T5 is right, and with transformers 5.23 all three are. Nothing is
-# raised. Beside this, `add_adapter` of a model asks for PEFT 0.22.0, which did not exist that day.
+# Behavior: PEFT passes the prefix as `past_key_values`, `generate` passes its own cache as `cache`, and the model
+# uses the latter. With prefix tuning, T5 answers as if there were no prefix. With prompt tuning, Llama uses the
+# prompt for the first token and goes wrong from the second token on. Prompt tuning of T5 works, and with
+# transformers 5.23 all three work. No error is raised. In addition, the `add_adapter` method of a model requires
+# PEFT 0.22.0, which had not been released on that day.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, peft 0.21.2, transformers 5.24.0 and 5.23.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, peft 0.21.2, transformers 5.24.0 and 5.23.0:
 #   transformers 5.24.0
 #   T5, prefix tuning: generate agrees with forward: False, gives the base model's answer: True
 #   Llama, prompt tuning: generate agrees with forward: False, gives the base model's answer: False
@@ -21,7 +22,7 @@
 #   T5, prompt tuning: generate agrees with forward: True, gives the base model's answer: False
 #   add_adapter: done
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

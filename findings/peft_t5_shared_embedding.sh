@@ -1,22 +1,21 @@
 #!/bin/sh
-# LoRA or `modules_to_save` on T5's `shared` is accepted, and has no effect and no gradient.
+# LoRA or `modules_to_save` on T5's `shared` embedding is accepted, but has no effect and no gradient.
 #
-# Guess: `shared` is the embedding of encoder, decoder and output, so adapting it adapts all three; and if it
-# could not, PEFT would warn, as it does for other tied weights.
+# Expectation: `shared` is the embedding of the encoder, the decoder and the output, so adapting it adapts all
+# three. If this were not supported, PEFT would warn, as it does for other tied weights.
 #
-# Behaviour: encoder and decoder hold the embedding as modules of their own, `embed_tokens`, and `shared` itself
-# is never called. PEFT 0.21.2 wraps that one: whatever the adapter holds, output and loss are the base
-# model's, no gradient arrives, and nothing is said. The name `embed_tokens` is trained, with a warning about
-# tied weights.
+# Behavior: The encoder and the decoder have their own embedding modules, `embed_tokens`, and `shared` itself is
+# never called. PEFT 0.21.2 wraps `shared`: the output and the loss are always those of the base model, no
+# gradient arrives, and there is no warning. Targeting `embed_tokens` works, with a warning about tied weights.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, peft 0.21.2:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, peft 0.21.2:
 #   target_modules=['shared']: output changed: False, parameters with a gradient: 0 of 2
 #   modules_to_save=['shared']: gradient of the copy that is to be trained: None
 #   warnings about tied weights: 0
 #   target_modules=['embed_tokens']: output changed: True, parameters with a gradient: 4 of 4
 #   warnings about tied weights: 1
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,20 +1,20 @@
 #!/bin/sh
-# Processors of InstructBLIP, BLIP-2 and Florence-2 write a chat template and do not read it back.
+# InstructBLIP, BLIP-2 and Florence-2 processors save a chat template but do not load it.
 #
-# Guess: `save_pretrained` writes `chat_template.jinja`, so `from_pretrained` of the folder has the template, as
-# for LLaVA and PaliGemma.
+# Expectation: `save_pretrained` writes `chat_template.jinja`, so a processor loaded from that folder has the
+# template, as for LLaVA and PaliGemma.
 #
-# Behaviour: the three classes take the template in `**kwargs` of their constructor and do not pass it on. The
-# loaded processor has none, and `apply_chat_template` raises an error. Nothing is said on loading. The
-# tokenizer of the loaded processor does have the template.
+# Behavior: The constructors of these three classes accept the template in `**kwargs` but do not pass it on. The
+# loaded processor has no template, and `apply_chat_template` raises an error. There is no warning during loading.
+# The tokenizer of the loaded processor does have the template.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, pillow 13.0.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, pillow 13.0.0:
 #   InstructBlipProcessor: file written: True, template after loading: None, of its tokenizer: True
 #   Blip2Processor: file written: True, template after loading: None, of its tokenizer: True
 #   Florence2Processor: file written: True, template after loading: None, of its tokenizer: True
 #   LlavaProcessor: file written: True, template after loading: as saved, of its tokenizer: True
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,19 +1,20 @@
 #!/bin/sh
-# Offline, a processor from the Hub's cache has its first tokenizer twice: the second one, in a subfolder, is not read.
+# Offline, a processor from the Hub cache gets its first tokenizer twice; the second, in a subfolder, is not read.
 #
-# Guess: a repository whose files are all in the cache loads with HF_HUB_OFFLINE=1 as its folder does.
+# Expectation: If all files of a repository are in the cache, it loads with HF_HUB_OFFLINE=1 just like a local
+# folder.
 #
-# Behaviour: InstructBLIP's processor keeps the tokenizer of its Q-Former in `qformer_tokenizer/`. Loaded by the
-# repository's name, offline, the Q-Former gets the language model's tokenizer: another vocabulary and no [CLS]
-# and [SEP], without an error. With the path of the same files it is
-# right, and so it is by name if a `config.json` with the tokenizer's model type is in the subfolder.
+# Behavior: InstructBLIP's processor keeps the tokenizer of its Q-Former in `qformer_tokenizer/`. If the processor
+# is loaded offline by repository name, the Q-Former gets the language model's tokenizer: a different vocabulary
+# without [CLS] and [SEP], and no error. Loading the same files by path works. Loading by name also works if the
+# subfolder contains a `config.json` with the model type of the tokenizer.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, pillow 13.0.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, pillow 13.0.0:
 #   by path:                           BertTokenizer [2, 5, 6, 3]
 #   by name, offline:                  TokenizersBackend [5, 4]
 #   by name, offline, with the config: BertTokenizer [2, 5, 6, 3]
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

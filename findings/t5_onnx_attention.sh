@@ -1,18 +1,19 @@
 #!/bin/sh
-# T5's encoder with a batch of any size: torch.export takes it, the exporter to ONNX does not, unless attention is eager.
+# T5's encoder with a dynamic batch size: torch.export works, but the ONNX exporter only works with eager attention.
 #
-# Guess: what `torch.export` exports, `torch.onnx.export(dynamo=True)` can turn into ONNX; and BERT with the same
-# attention implementation goes through.
+# Expectation: `torch.onnx.export(dynamo=True)` can convert whatever `torch.export` exports. BERT with the same
+# attention implementation can be converted.
 #
-# Behaviour: with `sdpa`, T5's outputs of attention are captured as a view that holds for the strides of PyTorch's own
-# kernel; the exporter decomposes that kernel into operators with other strides, and stops with an error about a view.
+# Behavior: With `sdpa`, T5's attention output is captured as a view that is valid for the strides of PyTorch's
+# own kernel. The exporter decomposes this kernel into operators with different strides and fails with an error
+# about a view.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, onnxscript 0.7.2:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, onnxscript 0.7.2:
 #   T5 sdpa: torch.export works, ONNX stops
 #   T5 eager: torch.export works, ONNX works
 #   BERT sdpa: torch.export works, ONNX works
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,22 +1,22 @@
 #!/bin/sh
-# T5 cannot be built with an output layer of its own, and loading one by `load_state_dict` overwrites the embedding.
+# T5 cannot be created with a separate output layer, and loading one with `load_state_dict` overwrites the embedding.
 #
-# Guess: `T5Config(tie_word_embeddings=False)`, which FlanT5's configuration says, gives a model whose `lm_head`
-# is not the embedding, as it does for Llama, and a checkpoint that has both loads key by key.
+# Expectation: `T5Config(tie_word_embeddings=False)`, which is in FlanT5's configuration, creates a model whose
+# `lm_head` is separate from the embedding, as for Llama. A checkpoint with both tensors loads key by key.
 #
-# Behaviour: the config sets `tie_word_embeddings` back to True and notes the False in `scale_decoder_outputs`
-# alone. The new model is tied, so `load_state_dict` of a checkpoint with both matrices puts them into one
-# tensor, in the order of the keys: the input embedding becomes the output matrix, and 'All keys matched
-# successfully' is returned. `from_pretrained` unties them and is right.
+# Behavior: The config sets `tie_word_embeddings` back to True and only records the False value in
+# `scale_decoder_outputs`. The new model is tied, so `load_state_dict` writes both matrices of the checkpoint into
+# one tensor, in key order. The input embedding becomes the output matrix, and the method returns 'All keys
+# matched successfully'. `from_pretrained` unties them and works correctly.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
 #   T5, tie_word_embeddings=False: lm_head is the embedding: True, config says tie_word_embeddings True
 #   Llama, tie_word_embeddings=False: lm_head is the embedding: False
 #   a checkpoint with embedding 1.0 and output 2.0
 #   load_state_dict: <All keys matched successfully>, embedding 2.0, output 2.0
 #   from_pretrained: embedding 1.0, output 2.0
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,18 +1,18 @@
 #!/bin/sh
-# A model of which one part was compiled with torch.compile is saved so that this part loads with random weights.
+# If a part of a model was compiled with torch.compile, the saved model loads with random weights in that part.
 #
-# Guess: `model.vision_model = torch.compile(model.vision_model)` changes speed alone, and what
-# `save_pretrained` writes loads as it was.
+# Expectation: `model.vision_model = torch.compile(model.vision_model)` only affects speed. A model saved with
+# `save_pretrained` loads unchanged.
 #
-# Behaviour: the keys of that part get `_orig_mod.` in the middle. On loading they are unexpected, the part's
-# own keys are missing, and they are initialised anew: a report is logged, and nothing is raised.
-# `model.vision_model.compile()`, in place, has none of this.
+# Behavior: The keys of that part contain `_orig_mod.`. During loading, these keys are unexpected, the part's real
+# keys are missing, and the missing weights are initialized randomly. This is logged in a report, but no error is
+# raised. Compiling in place with `model.vision_model.compile()` avoids the problem.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
 #   torch.compile(model.vision_model): 138 keys saved, 30 with _orig_mod, vision weights as saved: False, others as saved: True
 #   model.vision_model.compile(): 138 keys saved, 0 with _orig_mod, vision weights as saved: True, others as saved: True
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

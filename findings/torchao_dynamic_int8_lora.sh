@@ -1,19 +1,19 @@
 #!/bin/sh
-# LoRA on a base with torchao's dynamic int8 trains on wrong gradients.
+# LoRA on a base model with torchao's dynamic int8 quantization trains on wrong gradients.
 #
-# Guess: both int8 forms of torchao are frozen below the adapters, and gradients pass through them: if one did
-# not support it, backward would raise.
+# Expectation: Both int8 variants of torchao are frozen below the adapters and propagate gradients. If one of them
+# did not support this, the backward pass would raise an error.
 #
-# Behaviour: weight-only int8 passes gradients, and those of LoRA are the float32 model's but for rounding. The
-# dynamic form gives nearly the same loss, and its linear layers pass nothing back. What reaches an adapter is
-# only what flows around them, over the residual connections: half of the gradients have little to do with the
-# true ones. There is no warning.
+# Behavior: Weight-only int8 propagates gradients, and the LoRA gradients match those of the float32 model up to
+# rounding. The dynamic variant has nearly the same loss, but its linear layers propagate nothing. An adapter only
+# receives the gradients that flow around these layers through the residual connections, so half of the gradients
+# have little to do with the true ones. There is no warning.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, peft 0.21.2, torchao 0.18.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, peft 0.21.2, torchao 0.18.0:
 #   Int8WeightOnlyConfig: loss off by 0.00%, cosine with the true gradients: median 1.00, lowest 0.99
 #   Int8DynamicActivationInt8WeightConfig: loss off by 0.08%, cosine with the true gradients: median 0.48, lowest -0.30
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

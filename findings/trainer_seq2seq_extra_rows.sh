@@ -1,19 +1,19 @@
 #!/bin/sh
-# On two processes, Seq2SeqTrainer predicts and scores samples twice that Trainer counts once.
+# On two processes, Seq2SeqTrainer predicts and scores some samples twice; Trainer counts each of them once.
 #
-# Guess: `predict` and `evaluate` return one row a sample, on any number of processes, and Seq2SeqTrainer
+# Expectation: `predict` and `evaluate` return one row per sample on any number of processes. Seq2SeqTrainer only
 # differs from Trainer in that it can generate.
 #
-# Behaviour: five samples in batches of two on two processes are filled up to eight so that both processes have
-# whole batches. Trainer cuts the three repeated rows off. Seq2SeqTrainer does not, with and without
-# `predict_with_generate`: predictions, label_ids and what `compute_metrics` gets have eight rows, and the loss
-# is the mean over eight. Nothing is said. Cut them to the length of the data set yourself.
+# Behavior: With batches of two on two processes, five samples are padded to eight so that both processes get full
+# batches. Trainer removes the three repeated rows. Seq2SeqTrainer keeps them, with and without
+# `predict_with_generate`: predictions, label_ids and the input of `compute_metrics` have eight rows, and the loss
+# is the mean over eight. There is no warning. Truncate the rows to the length of the dataset yourself.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, accelerate 1.15.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, accelerate 1.15.0:
 #   Trainer: rows of predict: 5, rows that compute_metrics got in evaluate: 5
 #   Seq2SeqTrainer: rows of predict: 8, rows that compute_metrics got in evaluate: 8
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,22 +1,22 @@
 #!/bin/sh
-# The Trainer multiplies T5's loss and gradients by the number of accumulation steps.
+# The Trainer multiplies T5's loss and gradients by the number of gradient accumulation steps.
 #
-# Guess: one step over four samples has the same loss and gradient, whether they come as one batch of four, two
-# of two or four of one.
+# Expectation: A step over four samples has the same loss and gradient whether the samples come as one batch of
+# four, two batches of two, or four batches of one.
 #
-# Behaviour: `forward` of T5 takes `**kwargs`, from which the Trainer infers that the model divides its loss by
-# `num_items_in_batch`, and so does not divide by the accumulation steps. T5 takes the argument and ignores it.
-# Loss and gradients are two and four times as large, and the limit of gradient clipping is reached that much
-# earlier. Llama, which reads the argument, is right.
+# Behavior: T5's `forward` accepts `**kwargs`. From this, the Trainer infers that the model divides its loss by
+# `num_items_in_batch`, so it does not divide by the number of accumulation steps. However, T5 ignores this
+# argument. The loss and the gradients are two and four times as large, and gradient clipping sets in that much
+# earlier. Llama, which uses the argument, is correct.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, accelerate 1.15.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0, accelerate 1.15.0:
 #   T5, 1 batch of 4: loss 5.18, gradient norm 2.88
 #   T5, 2 batches of 2: loss 10.37, gradient norm 5.76
 #   T5, 4 batches of 1: loss 20.73, gradient norm 11.53
 #   Llama, 1 batch of 4: loss 4.14, gradient norm 1.90
 #   Llama, 4 batches of 1: loss 4.14, gradient norm 1.90
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,19 +1,20 @@
 #!/bin/sh
-# A T5 decoder of one's own that passes `past_key_values` on generates other tokens in transformers 5.24.
+# A custom T5 decoder that passes on `past_key_values` generates different tokens in transformers 5.24.
 #
-# Guess: a subclass of `T5Stack` with `**kwargs`, whose forward names `past_key_values` and passes it on, works
-# as in 5.23; at worst it raises a TypeError or runs without a cache, which is slower and gives the same tokens.
+# Expectation: A subclass of `T5Stack` with `**kwargs` that names `past_key_values` in its forward and passes it
+# on works as in 5.23. At worst, it raises a TypeError, or runs without a cache, which is slower but generates the
+# same tokens.
 #
-# Behaviour: 5.24 hands the cache over as `cache`. The name lands in `**kwargs` and is not passed on, so every
-# step sees the last token alone, as if the answer began with it. Nothing is raised. A FutureWarning about the
-# name of the argument is all there is.
+# Behavior: transformers 5.24 passes the cache as `cache`. This argument ends up in `**kwargs` and is not passed
+# on, so each step only sees the last token, as if the answer started there. No error is raised. The only hint is
+# a FutureWarning about the name of the argument.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
 #   stock class:            [0, 28, 5, 45, 63, 63, 63, 63, 63]
 #   subclass, no cache:     [0, 28, 5, 45, 63, 63, 63, 63, 63]
 #   subclass, with a cache: [0, 28, 15, 46, 9, 63, 34, 5, 6]
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,19 +1,19 @@
 #!/bin/sh
-# A model saved in shards over an older one in a single file: the older one is loaded.
+# If a sharded model is saved over an older single-file model, the older one is loaded.
 #
-# Guess: `save_pretrained` into a folder that holds a model replaces it. It does the other way round, and
-# removes shards that are left over from before.
+# Expectation: `save_pretrained` replaces the model in the folder. It does so in the opposite case, and it removes
+# old shards.
 #
-# Behaviour: `model.safetensors` stays beside the new shards and their index, and `from_pretrained` prefers it:
-# the old weights load, without a word. It takes an older model below and a newer one above `max_shard_size`, or
-# another `max_shard_size`.
+# Behavior: `model.safetensors` remains next to the new shards and their index, and `from_pretrained` prefers it,
+# so the old weights are loaded without a warning. This happens if the older model is smaller and the newer one
+# larger than `max_shard_size`, or if `max_shard_size` changes.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0, transformers 5.24.0:
 #   shards over a single file: loaded the old: True, the new: False
 #   a single file over shards: loaded the old: False, the new: True
 #   shards over shards: loaded the old: False, the new: True
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,16 +1,17 @@
 #!/bin/sh
-# Boxes of whole numbers at the beginning cut the fractions of later boxes: datasets, Polars and DuckDB.
+# If the first boxes consist of integers, datasets, Polars and DuckDB truncate or round the fractions in later boxes.
 #
-# Guess: a reader that infers types either widens them when fractions follow, or raises an error, as each of the
-# three does for some input.
+# Expectation: A reader that infers types either widens them when fractions follow, or raises an error. Each of
+# the three libraries does so for some input.
 #
-# Behaviour: datasets' webdataset loader takes the types from the first five samples, so that [0.1, 0.2, 0.3,
-# 0.4] after [0, 0, 1, 1] becomes [0, 0, 0, 0]; its JSON loader reads the same boxes rightly. Polars, with
-# strict=True, its default, takes a column of lists by its first list and cuts 20.75 to 20; the same numbers as
-# a plain column are a TypeError. DuckDB infers JSON from the first 20480 rows and rounds the fraction of row
-# 20481, 0.4 to 0, where a text in that place is an error. Write 0.0 and 1.0, or state the types.
+# Behavior: The webdataset loader in datasets infers types from the first five samples, so that [0.1, 0.2, 0.3,
+# 0.4] after [0, 0, 1, 1] becomes [0, 0, 0, 0]; its JSON loader reads the same boxes correctly. With the default
+# strict=True, Polars infers the type of a list column from the first list and truncates 20.75 to 20; the same
+# numbers in a plain column raise a TypeError. DuckDB infers JSON types from the first 20480 rows and rounds
+# fractions in row 20481, such as 0.4 to 0; a string in that place raises an error. Write 0.0 and 1.0, or specify
+# the types.
 #
-# Seen on 2026-11-28 with Python 3.11 and datasets 5.2.0, polars 2.1.0, duckdb 2.0.1:
+# Observed on 2026-11-28 with Python 3.11 and datasets 5.2.0, polars 2.1.0, duckdb 2.0.1:
 #   datasets, webdataset: [[0, 0, 1, 1], [0, 0, 0, 0]]
 #   datasets, json: [[0.0, 0.0, 1.0, 1.0], [0.1, 0.2, 0.3, 0.4]]
 #   datasets, webdataset, 0.0 written: [[0.0, 0.0, 1.0, 1.0], [0.1, 0.2, 0.3, 0.4]]
@@ -20,7 +21,7 @@
 #   duckdb, row 20481: [0, 10, 20, 21]
 #   duckdb, sample_size=-1: [0.4, 10.25, 20.0, 20.75]
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
