@@ -120,16 +120,16 @@ def table(name: str, options: argparse.Namespace, scores: np.ndarray, ious: np.n
     """The results in Markdown."""
     right = ious >= 0.5
     lines = [
-        "# Calibration of the boxes' scores",
+        "# Calibration of box scores",
         "",
         f"`python benchmarks/calibration.py --scenes {options.scenes} --beams {options.beams}`: {name}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}.",
         "",
-        f"{len(scores)} boxes, {right.mean():.1%} of them right (IoU 0.5 or more), and {without} answers without a box."
-        " The score of a box is the geometric mean of the probabilities of the tokens that wrote its digits. Bins hold "
-        "about as many boxes each.",
+        f"{len(scores)} boxes, of which {right.mean():.1%} are correct (IoU of 0.5 or more), and {without} answers "
+        "without a box. The score of a box is the geometric mean of the probabilities of its digit tokens. All bins "
+        "contain about the same number of boxes.",
         "",
-        "| score | mean score | boxes | right | mean IoU |",
+        "| score | mean score | boxes | correct | mean IoU |",
         "|---|---|---|---|---|",
     ]
     lines += [
@@ -138,18 +138,19 @@ def table(name: str, options: argparse.Namespace, scores: np.ndarray, ious: np.n
     ]
     lines += [
         "",
-        "| | as it is | through a logistic map |",
+        "| metric | raw score | calibrated score |",
         "|---|---|---|",
         f"| expected calibration error, {NUM_BINS} bins of equal width | {calibration_error(scores, right):.3f} "
         f"| {calibration_error(mapped(scores, right), right):.3f} |",
-        f"| AUROC, right against wrong boxes | {auroc(scores, right):.3f} | the same |",
+        f"| AUROC, correct vs. incorrect boxes | {auroc(scores, right):.3f} | the same |",
         f"| correlation with the IoU | {np.corrcoef(scores, ious)[0, 1]:.3f} | |",
         "",
-        "The score sorts boxes, and is no probability of being right: a box is right within a wide margin, and the "
-        "last digits of its numbers are chosen among many that are all good. The map (logistic in the score's "
-        "logarithm, fitted on one half of the boxes and measured on the other) makes a probability of it.",
+        "Use the score to rank boxes, not as the probability that a box is correct. A box counts as correct within a "
+        "wide margin, and for the last digits of its coordinates, many choices are equally good. Calibration turns the "
+        "score into a probability: a logistic function of the logarithm of the score, fitted on one half of the boxes "
+        "and evaluated on the other.",
         "",
-        "![score and share of right boxes](calibration.png)",
+        "![score and fraction of correct boxes](calibration.png)",
     ]
     return "\n".join(lines) + "\n"
 

@@ -239,11 +239,12 @@ def main() -> None:
     text, rows = table(options.folder, options.seeds, options.steps, options.scenes)
     plot(rows, options.output.with_suffix(".png"))
     heading = (
-        f"# The paper's claims in small\n\nBudget of a run: {options.steps} batches of {BATCH_IMAGES * NUM_QUESTIONS} "
-        f"questions. {options.scenes} unseen scenes, one question of each kind. Mean, and the range over seeds, in "
-        f"percent. Made by `benchmarks/claims.py`, which says how.\n\n"
+        f"# The paper's claims in small\n\nEach run trains on {options.steps} batches of "
+        f"{BATCH_IMAGES * NUM_QUESTIONS} questions. The evaluation uses {options.scenes} unseen scenes, with one "
+        f"question of each kind. The table shows the mean and the range over the seeds, in percent. See "
+        f"`benchmarks/claims.py` for details.\n\n"
     )
-    options.output.write_text(f"{heading}{text}\n\n![The same as a plot]({options.output.stem}.png)\n")
+    options.output.write_text(f"{heading}{text}\n\n![The same results as a plot]({options.output.stem}.png)\n")
     print(text)
 
 

@@ -245,7 +245,7 @@ def run_case(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
 
 
 def print_dtypes(model: Path) -> None:
-    print("| loaded as | weights, GB | peak of anonymous memory while loading | resident after an answer | seconds |")
+    print("| dtype | weights, GB | peak anonymous memory during loading | resident memory after an answer | seconds |")
     print("|---|---|---|---|---|")
     for dtype in ("bfloat16", "float16", "float32"):
         row = in_process("dtype", model, dtype)
@@ -254,8 +254,8 @@ def print_dtypes(model: Path) -> None:
 
 
 def print_offloads(model: Path) -> None:
-    print("\n| dtype | limit, of the weights | tensors on disk | peak of anonymous memory, GB | loading, s | "
-          "an answer, s | ids as without |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    print("\n| dtype | memory limit (of the weights) | tensors on disk | peak anonymous memory, GB | loading, s | "
+          "one answer, s | same ids as without limit |\n|---|---|---|---|---|---|---|")  # fmt: skip
     for dtype in ("bfloat16", "float32"):
         plain = None
         for share in (1, 0.75, 0.25):
@@ -267,9 +267,9 @@ def print_offloads(model: Path) -> None:
 
 
 def print_quantizations(model: Path, output: Path) -> None:
-    print("\n| weights | saved, GB | quantising: peak of anonymous memory, GB | seconds | loading what was saved: "
-          "peak, GB | seconds | resident after answers, GB | an answer, s | ids after saving and loading | "
-          "next tokens as unquantised |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print("\n| quantization | saved, GB | quantizing: peak anonymous memory, GB | seconds | loading the saved model: "
+          "peak, GB | seconds | resident memory after answers, GB | one answer, s | ids after saving and loading | "
+          "same next token as unquantized |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     plain, predicted = None, []
     for name in QUANTIZATIONS:
         shutil.rmtree(output, ignore_errors=True)

@@ -75,12 +75,11 @@ def table(repeats: int, threads: int) -> str:
     lines = [
         "# Tagging",
         "",
-        f"`python benchmarks/tagging.py --repeats {repeats} --threads {threads}`: `RamForImageTagging` at full size "
+        f"`python benchmarks/tagging.py --repeats {repeats} --threads {threads}`: full-size `RamForImageTagging` "
         f"(Swin-L, 384 pixels, 4585 tags, random weights) on {cpu_name()}, {threads} of {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, transformers {transformers.__version__}. The best of {repeats}; seconds are processor "
-        "time.",
+        f"{torch.__version__}, transformers {transformers.__version__}. Best of {repeats} runs, in CPU time.",
         "",
-        "| dtype | batch | images/s | head alone, ms an image | peak MB | `ImageTagger`: check of weights, ms |",
+        "| dtype | batch size | images/s | head only, ms per image | peak MB | weight check in `ImageTagger`, ms |",
         "|" + "---|" * 6,
     ]
     for dtype in DTYPES:

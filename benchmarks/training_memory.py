@@ -159,13 +159,13 @@ def paper_row(name: str, method: str, num_devices: int) -> str:
 def main() -> None:
     """Print both tables, in GB."""
     print(f"torch {torch.__version__}, transformers {transformers.__version__}\n")
-    steps = [f"batch {size}{', checkpointing' * checkpointing}: step, all" for size, checkpointing in PAPER_STEPS]
+    steps = [f"batch {size}{', checkpointing' * checkpointing}: step, total" for size, checkpointing in PAPER_STEPS]
     heads = ["model", "method", "devices", "weights", "gradients", "optimizer", "communication", *steps]
     print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name in PAPER:
         for row in PAPER_ROWS:
             print(paper_row(name, *row), flush=True)
-    heads = ["small model", "checkpointing", "computes in", "computed", "measured", "computed / measured"]
+    heads = ["small model", "checkpointing", "compute dtype", "estimated", "measured", "estimated / measured"]
     print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for row in SMALL_ROWS:
         computed, measured = computed_small(*row), measure_apart(*row)
