@@ -239,7 +239,7 @@ def main() -> None:
     text, rows = table(options.folder, options.seeds, options.steps, options.scenes)
     plot(rows, options.output.with_suffix(".png"))
     heading = (
-        f"# The paper's claims in small\n\nEach run trains on {options.steps} batches of "
+        f"# The paper's claims at small scale\n\nEach run trains on {options.steps} batches of "
         f"{BATCH_IMAGES * NUM_QUESTIONS} questions. The evaluation uses {options.scenes} unseen scenes, with one "
         f"question of each kind. The table shows the mean and the range over the seeds, in percent. See "
         f"`benchmarks/claims.py` for details.\n\n"
