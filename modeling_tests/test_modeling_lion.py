@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
-from transformers_lion import LionForConditionalGeneration
+from transformers_lion import LionForConditionalGeneration, LionModel
 from transformers_lion.compatibility import cache_of, enable_activation_checkpointing
 from transformers_lion.modeling_lion import pad_after_end
 
@@ -195,6 +195,56 @@ def test_another_image_size_needs_interpolated_positions() -> None:
     assert outputs.image_hidden_states.shape == (4, 5 + 1 + 3 * 4, 32)
     with pytest.raises(ValueError, match="42x56, but the vision tower reads 28x28"):
         model(**inputs, labels=tiny_labels())
+
+
+# --- the base model and its encoder -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_the_base_model_gives_the_states_that_the_head_reads(
+    branch: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, inputs, ids = tiny_model(visual_branch=branch), tiny_inputs(), torch.tensor([[0, 5, 9]] * 4)
+    model.save_pretrained(tmp_path / "head")
+    base, info = AutoModel.from_pretrained(tmp_path / "head", output_loading_info=True)
+    assert type(base) is LionModel
+    assert not any(info.values()), info
+    assert not [record for record in caplog.records if "lm_head" in record.getMessage()]
+    expected, found = model(**inputs, decoder_input_ids=ids), base(**inputs, decoder_input_ids=ids)
+    assert torch.equal(model.language_model.lm_head(found.last_hidden_state), expected.logits)
+    assert torch.equal(found.image_hidden_states, expected.image_hidden_states)
+    base.save_pretrained(tmp_path / "base")
+    _, info = LionForConditionalGeneration.from_pretrained(tmp_path / "base", output_loading_info=True)
+    assert info["missing_keys"] == {"language_model.lm_head.weight"}
+    assert not info["unexpected_keys"]
+    with pytest.raises(ValueError, match="nothing to read: give decoder_input_ids"):
+        base(**inputs)
+
+
+def test_an_encoded_batch_is_decoded_as_often_as_wanted() -> None:
+    model, inputs, labels = tiny_model(), tiny_inputs(), tiny_labels()
+    expected = model(**inputs, labels=labels, output_hidden_states=True)
+    encoded = model.encode(**inputs, output_hidden_states=True)
+    assert encoded.attention_mask.tolist() == [[1] * 10 + row for row in inputs["attention_mask"].tolist()]
+    again = model(encoder_outputs=encoded, task_type_ids=inputs["task_type_ids"], labels=labels)
+    assert torch.equal(again.logits, expected.logits)
+    assert torch.equal(again.vision_outputs.pooler_output, expected.vision_outputs.pooler_output)
+    assert all(map(torch.equal, again.encoder_hidden_states, expected.encoder_hidden_states))
+    rows = torch.tensor([2, 0, 2])
+    some = model(encoder_outputs=encoded.select(rows), task_type_ids=inputs["task_type_ids"][rows], labels=labels[rows])
+    torch.testing.assert_close(some.logits, expected.logits[rows])
+    assert isinstance(model.encode(**inputs, return_dict=False), tuple)
+
+
+def test_generate_gives_the_encoders_states_and_attentions_on_request() -> None:
+    model, inputs = tiny_model(), tiny_inputs()
+    model.set_attn_implementation("eager")
+    options = {"output_hidden_states": True, "output_attentions": True}
+    found = model.generate(**inputs, **GENERATE, **options, return_dict_in_generate=True)
+    expected = model.encode(**inputs, **options)
+    for name in ("hidden_states", "attentions"):
+        assert all(map(torch.equal, found[f"encoder_{name}"], expected[name]))
+        assert len(found[f"encoder_{name}"]) == len(expected[name])
 
 
 # --- soft prompt and embeddings -----------------------------------------------------------------------------------
@@ -387,7 +437,7 @@ def test_every_parameter_survives_saving_and_loading(
 ) -> None:
     model = tiny_model(visual_branch=branch)
     model.save_pretrained(tmp_path)
-    for auto_class in (LionForConditionalGeneration, AutoModelForImageTextToText, AutoModel):
+    for auto_class in (LionForConditionalGeneration, AutoModelForImageTextToText):
         loaded, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
         assert type(loaded) is LionForConditionalGeneration
         assert not any(info.values()), info
@@ -466,7 +516,7 @@ def without(*names: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", ["forward", "generate"])
 def test_inputs_that_do_not_fit_are_refused_and_named(method: str, inputs: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r".") as error:
-        getattr(tiny_model(), method)(**inputs)
+        getattr(tiny_model(), method)(**inputs, labels=tiny_labels())
     assert all(word in str(error.value) for word in words), error.value
 
 
@@ -572,4 +622,4 @@ def test_gradients_of_an_image_with_several_questions_add_up() -> None:
 def test_indices_without_an_image_are_refused(image_indices: list[int], message: str) -> None:
     inputs, _ = several_questions()
     with pytest.raises(ValueError, match=message):
-        tiny_model()(**inputs, image_indices=torch.tensor(image_indices))
+        tiny_model()(**inputs, image_indices=torch.tensor(image_indices), labels=tiny_labels())

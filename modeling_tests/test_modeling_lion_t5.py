@@ -1,12 +1,13 @@
 """The language model: its adapters, T5's numbers, caches under both of their names, and beams."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import relu
-from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
+from transformers import AutoModel, DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from factories import tiny_config, tiny_inputs, tiny_labels, tiny_model
@@ -21,6 +22,7 @@ from transformers_lion.compatibility import (
 from transformers_lion.modeling_lion_t5 import (
     LionAdapterMixture,
     LionT5ForConditionalGeneration,
+    LionT5Model,
     SharedCrossCache,
     bucket_distances,
 )
@@ -215,6 +217,16 @@ def test_labels_that_are_a_slice_of_longer_ones_have_the_loss_of_a_copy() -> Non
         model(**inputs, labels=given).loss for given in (labels, labels.clone(memory_format=torch.contiguous_format))
     ]
     assert torch.equal(*losses)
+
+
+def test_the_model_without_a_head_loads_a_checkpoint_with_one(tmp_path: Path) -> None:
+    model, tasks = tiny_model().language_model, torch.tensor([0, 1])
+    model.save_pretrained(tmp_path)
+    base, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(base) is LionT5Model
+    assert not any(info.values()), info
+    states = base(**PROMPT, decoder_input_ids=ANSWER, task_type_ids=tasks).last_hidden_state
+    assert torch.equal(model.lm_head(states), model(**PROMPT, decoder_input_ids=ANSWER, task_type_ids=tasks).logits)
 
 
 # --- beams share the encoder's keys and values --------------------------------------------------------------------

@@ -40,7 +40,11 @@ from transformers import (
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -49,7 +53,8 @@ from transformers.models.t5 import modeling_t5 as t5
 from transformers.pipelines import PIPELINE_REGISTRY
 
 import transformers_lion
-from factories import tiny_inputs, tiny_model
+from factories import tiny_config, tiny_inputs, tiny_model
+from transformers_lion import LionModel
 from transformers_lion.compatibility import CACHE_NAME, CACHE_NAMES, enable_activation_checkpointing
 from transformers_lion.modeling_lion_t5 import eager_attention
 from transformers_lion.modeling_utils import CAPTURING_MARK, CAPTURING_MODULE
@@ -90,7 +95,7 @@ def config(**fields: Any) -> T5Config:
     "transformers.modeling_outputs.BaseModelOutputWithPastAndCrossAttentions",
 )
 def outputs_have_one_field_for_the_cache() -> None:
-    for output in (Seq2SeqLMOutput, BaseModelOutputWithPastAndCrossAttentions):
+    for output in (Seq2SeqLMOutput, Seq2SeqModelOutput, BaseModelOutputWithPastAndCrossAttentions):
         assert [field.name for field in fields(output) if field.name in CACHE_NAMES] == [CACHE_NAME]
 
 
@@ -254,12 +259,14 @@ def modules_are_initialised_one_by_one_unless_their_weights_were_loaded() -> Non
     "_no_split_modules",
     "_skip_keys_device_placement",
     "_keys_to_ignore_on_save",
+    "_keys_to_ignore_on_load_unexpected",
 )
 def rules_of_loading_and_saving_are_class_attributes() -> None:
     for name in ("_keep_in_fp32_modules", "_tied_weights_keys", "_no_split_modules", "_skip_keys_device_placement"):
         assert hasattr(PreTrainedModel, name)
     model = tiny_model()
     assert model.language_model.encoder.embed_tokens.weight is model.language_model.shared.weight
+    assert LionModel(tiny_config())._keys_to_ignore_on_load_unexpected == {r"lm_head\.weight$"}  # its language model's
     model._keys_to_ignore_on_save = {"soft_prompt.weight"}
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)

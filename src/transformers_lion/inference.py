@@ -28,7 +28,7 @@ from .grounding.boxes import check_pixels
 from .hub_files import MODEL_FILES, PROCESSOR_FILES, TAGGER_FILES, local_folder
 from .image_downloads import is_url
 from .image_loading import flatten, is_batch, to_rgb, upright_size, warn_of_grey_batch
-from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, find_setting
+from .modeling_lion import LionEncoderOutput, LionForConditionalGeneration, LionImageFeatures, find_setting
 from .modeling_utils import check_finite
 from .pipelines import as_names, find_tagger, heed_max_length
 from .processing_lion import LionProcessor, Tags, check_strings
@@ -280,11 +280,11 @@ class Lion:
             rows = [(row, text) for row, position in enumerate(positions) for text in candidates[position]]
             if not rows:
                 continue
-            states = self._encode_prompts(inputs)
+            encoded = self.model.encode(**inputs, return_dict=True)
             step = batch_size * CANDIDATES_PER_REQUEST
             for start in range(0, len(rows), step):
                 chunk = rows[start : start + step]
-                for (row, _), score in zip(chunk, self._score(states, inputs, chunk), strict=True):
+                for (row, _), score in zip(chunk, self._score(encoded, inputs["task_type_ids"], chunk), strict=True):
                     scores[positions[row]].append(score)
         return scores
 
@@ -612,22 +612,17 @@ class Lion:
             results.append((text, score_boxes(text, tokens, row.tolist())))
         return results
 
-    def _encode_prompts(self, inputs: dict[str, Any]) -> torch.Tensor:
-        """The language model's encoder, (B, E, D); of its decoder, a single step."""
-        start = self.model.config.text_config.decoder_start_token_id
-        first = torch.full((len(inputs["input_ids"]), 1), start, device=self.model.device)
-        return self.model(**inputs, decoder_input_ids=first, use_cache=False).encoder_last_hidden_state
-
-    def _score(self, states: torch.Tensor, inputs: dict[str, Any], chunk: Sequence[tuple[int, str]]) -> list[float]:
-        """Log-probabilities of texts, each behind the prompt in a row of `states`."""
-        rows = torch.tensor([row for row, _ in chunk], device=states.device)
+    def _score(
+        self, encoded: LionEncoderOutput, task_type_ids: torch.Tensor, chunk: Sequence[tuple[int, str]]
+    ) -> list[float]:
+        """Log-probabilities of texts, each after the prompt in a row of `encoded`."""
+        rows = torch.tensor([row for row, _ in chunk])
         texts = [text for _, text in chunk]
         labels = self.processor(text=[""] * len(texts), text_target=texts, return_tensors="pt")["labels"]
-        labels = labels.to(states.device)  # (N, L)
+        labels = labels.to(encoded.last_hidden_state.device)  # (N, L)
         logits = self.model(
-            encoder_outputs=(states[rows],),
-            attention_mask=inputs["attention_mask"][rows],
-            task_type_ids=inputs["task_type_ids"][rows],
+            encoder_outputs=encoded.select(rows),
+            task_type_ids=task_type_ids[rows],
             labels=labels,
             use_cache=False,
         ).logits

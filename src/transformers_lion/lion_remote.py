@@ -5,7 +5,7 @@ Like importing the package, importing this makes transformers know LION; nothing
 
 from .configuration_lion import LionConfig
 from .image_processing_lion import LionImageProcessor
-from .modeling_lion import LionForConditionalGeneration
+from .modeling_lion import LionForConditionalGeneration, LionModel
 from .pipelines import LionImageToTextPipeline
 from .processing_lion import LionProcessor
 from .registration import register
@@ -17,5 +17,6 @@ __all__ = [
     "LionForConditionalGeneration",
     "LionImageProcessor",
     "LionImageToTextPipeline",
+    "LionModel",
     "LionProcessor",
 ]

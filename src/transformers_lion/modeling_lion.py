@@ -1,11 +1,12 @@
 """LION: vision tower -> Q-Former and aggregator -> merge with the prompt -> language model with adapters.
 
-Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds stands in
+Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds is in
 `modeling_aggregator.py` and `modeling_lion_t5.py`, and the soft prompt and the merge are here. Reading order:
-`get_image_features`, `get_query_features`, `_merge`, `forward`, `generate`.
+`LionModel.get_image_features`, `get_query_features`, `encode`, `forward`, and `LionForConditionalGeneration`, which
+adds the head, the loss and `generate`.
 
-Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, L label tokens, V vision width, D
-language-model width.
+Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, E encoder positions (Q + P + T), L label
+tokens, V vision width, D language-model width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     BaseModelOutputWithPoolingAndCrossAttentions,
     Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
 )
 from transformers.models.instructblip.modeling_instructblip import (
     InstructBlipQFormerLayer,
@@ -36,7 +38,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .compatibility import CACHE_NAMES, one_cache, with_cache_name
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .modeling_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
-from .modeling_lion_t5 import LionT5ForConditionalGeneration
+from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
 from .modeling_utils import BasePreTrainedModel
 
 TEXT_INPUTS = (
@@ -123,14 +125,63 @@ class LionImageFeatures(BaseModelOutputWithPooling):
 
 
 @dataclass
+class LionEncoderOutput(BaseModelOutput):
+    """What `LionModel.encode` computes, and all that the decoder needs of an image and a prompt.
+
+    Attributes:
+        last_hidden_state: (B, E, D), the language model's encoder.
+        hidden_states, attentions: the same encoder's, on request.
+        attention_mask: (B, E), 1 for visual positions and the prompt, 0 for padding.
+        image_hidden_states: (B, Q + P, D), what stands before the text in the encoder.
+        vision_outputs: the question-independent part, row for row with the prompts.
+        qformer_outputs: the Q-Former's, `None` without that branch.
+        aggregator_outputs: the aggregator's, `None` without that branch or if the image features were given.
+    """
+
+    attention_mask: torch.Tensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    vision_outputs: LionImageFeatures | None = None
+    qformer_outputs: BaseModelOutputWithPoolingAndCrossAttentions | None = None
+    aggregator_outputs: BaseModelOutputWithCrossAttentions | None = None
+
+    @property
+    def visual_outputs(self) -> dict[str, Any]:
+        """The outputs of the parts before the language model, by their names."""
+        names = ("image_hidden_states", "vision_outputs", "qformer_outputs", "aggregator_outputs")
+        return {name: getattr(self, name) for name in names}
+
+    def select(self, rows: torch.Tensor) -> "LionEncoderOutput":
+        """The encoder's states and the mask of some samples, each as often as it is named, to decode them.
+
+        Args:
+            rows: (N,), indices of samples.
+        """
+        return LionEncoderOutput(
+            last_hidden_state=self.last_hidden_state[rows],
+            attention_mask=None if self.attention_mask is None else self.attention_mask[rows],
+        )
+
+
+@dataclass
+class LionModelOutput(Seq2SeqModelOutput):
+    """The language model's output without a head, and the visual parts'.
+
+    Attributes:
+        image_hidden_states, vision_outputs, qformer_outputs, aggregator_outputs: see `LionEncoderOutput`.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+    vision_outputs: LionImageFeatures | None = None
+    qformer_outputs: BaseModelOutputWithPoolingAndCrossAttentions | None = None
+    aggregator_outputs: BaseModelOutputWithCrossAttentions | None = None
+
+
+@dataclass
 class LionSeq2SeqLMOutput(Seq2SeqLMOutput):
     """The language model's output, and the visual parts'.
 
     Attributes:
-        image_hidden_states: (B, Q + P, D), what stands before the text in the encoder.
-        vision_outputs: `LionImageFeatures`, the question-independent part.
-        qformer_outputs: the Q-Former's, `None` without that branch.
-        aggregator_outputs: the aggregator's, `None` without that branch.
+        image_hidden_states, vision_outputs, qformer_outputs, aggregator_outputs: see `LionEncoderOutput`.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -233,8 +284,13 @@ class LionPreTrainedModel(BasePreTrainedModel):
         return super().get_submodule(target)
 
 
-class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
-    """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
+class LionModel(LionPreTrainedModel):
+    """LION without a head: vision tower, Q-Former, aggregator, and the language model's encoder and decoder.
+
+    The names of its weights are those of `LionForConditionalGeneration`, so each loads the other's checkpoints.
+    """
+
+    _language_model_class: type[LionT5Model] = LionT5Model
 
     def __init__(self, config: LionConfig):
         super().__init__(config)
@@ -251,7 +307,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             self.aggregator_projection = LionAggregatorProjection(config.aggregator_config, text_width)
         if config.use_soft_prompt:
             self.soft_prompt = nn.Embedding(1, text_width)
-        self.language_model = LionT5ForConditionalGeneration(config.text_config)
+        self.language_model = self._language_model_class(config.text_config)
         self.post_init()
 
     @torch.no_grad()
@@ -260,7 +316,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         if module is self and self.config.use_soft_prompt:
             init.normal_(self.soft_prompt.weight, std=self.config.text_config.initializer_factor)
 
-    def train(self, mode: bool = True) -> "LionForConditionalGeneration":
+    def train(self, mode: bool = True) -> "LionModel":
         """As of all modules; but a vision tower whose blocks are all frozen stays in eval mode, as in the reference."""
         super().train(mode)
         tower = self.vision_model
@@ -269,16 +325,6 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             tower.eval()
         return self
 
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """The defaults of `generate`: one object, kept by the language model, which does the generating."""
-        return self.language_model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: GenerationConfig) -> None:
-        if "language_model" in self._modules:  # transformers also sets one before there is a language model
-            self.language_model.generation_config = value
-
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
         return self.language_model.get_input_embeddings()
@@ -286,14 +332,6 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the language model's token embeddings."""
         self.language_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The language model's `lm_head`, which is not tied to the embeddings."""
-        return self.language_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language model's `lm_head`."""
-        self.language_model.set_output_embeddings(new_embeddings)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, **kwargs: Any) -> nn.Module:
         """As of all models.
@@ -305,10 +343,6 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         if new_num_tokens is not None and self.config.use_soft_prompt and new_num_tokens <= marker:
             raise ValueError(f"A vocabulary of {new_num_tokens} has no soft_prompt_token_id {marker}.")
         return super().resize_token_embeddings(new_num_tokens, **kwargs)
-
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, L), shifted right behind the decoder's start token, for losses that are computed outside."""
-        return self.language_model.prepare_decoder_input_ids_from_labels(labels)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         """The encoder of a modality: the vision tower for `"image"`, else the language model's encoder."""
@@ -430,24 +464,96 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         is_marker = (input_ids == self.config.soft_prompt_token_id).unsqueeze(-1)
         return torch.where(is_marker, soft_prompt.to(inputs_embeds), inputs_embeds)
 
-    def _merge(
+    @can_return_tuple
+    def encode(
         self,
-        pixel_values: torch.Tensor | None,
-        image_features: LionImageFeatures | None,
-        image_indices: torch.Tensor | None,
-        inputs_embeds: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        qformer_input_ids: torch.Tensor | None,
-        qformer_attention_mask: torch.Tensor | None,
-        interpolate_pos_encoding: bool,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        image_features: LionImageFeatures | None = None,
+        image_indices: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Put the visual features in front of the text: the language model's inputs, and the visual outputs."""
+    ) -> LionEncoderOutput:
+        """Encode images and prompts: everything before the decoder.
+
+        Args:
+            pixel_values: (B, 3, H, W), or (1, 3, H, W) for one image under all prompts.
+            input_ids: (B, T), the prompt: tag sentence and question.
+            attention_mask: (B, T), of the prompt alone: visual positions are always attended to.
+            qformer_input_ids, qformer_attention_mask: (B, T'), the question alone, for the Q-Former.
+            task_type_ids: (B,), 0 region level, 1 image level; needed where there are two adapters.
+            image_features: from `get_image_features`, instead of `pixel_values`.
+            image_indices: (B,), for each prompt the row of its image in `pixel_values` or `image_features`, so that an
+                image with several questions is encoded once; left out, images and prompts stand row for row.
+            inputs_embeds: (B, T, D), instead of `input_ids`; `embed_text` makes them, with the soft prompt.
+            interpolate_pos_encoding: resize the position table to another image size than the configured one.
+
+        Returns:
+            Outputs that `forward` takes as `encoder_outputs=`, any number of times.
+
+        Raises:
+            ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
+                images, prompts and tasks differ; if a task or the Q-Former's question is missing.
+        """
+        inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
         if (pixel_values is None) == (image_features is None):
             raise ValueError("Give exactly one of pixel_values and image_features (from `get_image_features`).")
         if image_features is None:
             image_features = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         image_features = image_features.match(inputs_embeds.shape[0], image_indices)
+        image_hidden_states, qformer_outputs = self._project_images(
+            image_features, qformer_input_ids, qformer_attention_mask, **kwargs
+        )
+        image_hidden_states = image_hidden_states.to(inputs_embeds)
+        attention_mask = prompt_mask(attention_mask, inputs_embeds)
+        attention_mask = prepend_ones(attention_mask, image_hidden_states.shape[1])
+        outputs = self.language_model.encoder(
+            inputs_embeds=torch.cat([image_hidden_states, inputs_embeds], dim=1),
+            attention_mask=attention_mask,
+            task_type_ids=task_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        return LionEncoderOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            attention_mask=attention_mask,
+            image_hidden_states=image_hidden_states,
+            vision_outputs=image_features,
+            qformer_outputs=qformer_outputs,
+            aggregator_outputs=image_features.aggregator_outputs,
+        )
+
+    def _embed_prompt(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        task_type_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The prompt's embeddings (B, T, D), after the checks that need no image."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if input_ids is not None:
+            inputs_embeds = self.embed_text(input_ids)
+        assert inputs_embeds is not None
+        if self.config.text_config.num_adapters > 1:
+            check_task_type_ids(task_type_ids, inputs_embeds.shape[0], self.config.text_config.num_task_types)
+        return inputs_embeds
+
+    def _project_images(
+        self,
+        image_features: LionImageFeatures,
+        qformer_input_ids: torch.Tensor | None,
+        qformer_attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, BaseModelOutputWithPoolingAndCrossAttentions | None]:
+        """What stands before the text, (B, Q + P, D), and the Q-Former's outputs if there is one."""
         visual, qformer_outputs = [], None
         if self.config.uses_qformer:
             query_features, qformer_outputs = self.get_query_features(
@@ -456,24 +562,103 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             visual.append(query_features)
         if self.config.uses_aggregator:
             visual.append(image_features.pooler_output)
-        image_hidden_states = torch.cat([states.to(inputs_embeds) for states in visual], dim=1)  # (B, Q + P, D)
-        if attention_mask is None:
-            attention_mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
-        if attention_mask.shape != inputs_embeds.shape[:2]:
-            raise ValueError(
-                f"attention_mask is {tuple(attention_mask.shape)}, but the prompt is {tuple(inputs_embeds.shape[:2])}."
+        return torch.cat([states.to(visual[0]) for states in visual], dim=1), qformer_outputs
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        qformer_input_ids: torch.Tensor | None = None,
+        qformer_attention_mask: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        image_features: LionImageFeatures | None = None,
+        image_indices: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        interpolate_pos_encoding: bool = False,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> LionModelOutput:
+        """Run the whole model: encode images and prompts, and decode.
+
+        Args:
+            pixel_values, input_ids, attention_mask, qformer_input_ids, qformer_attention_mask, task_type_ids,
+                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: see `encode`.
+            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: (B, L) or (B, L, D).
+            encoder_outputs: from `encode`, to decode without encoding again; or a tuple that begins with the encoder's
+                states, to which `attention_mask` is extended.
+            past_key_values, cache: the decoder's cache, under its old or its new name in transformers.
+
+        Raises:
+            ValueError: if the decoder's input is missing, and as of `encode`.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("The decoder has nothing to read: give decoder_input_ids or decoder_inputs_embeds.")
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(
+                pixel_values=pixel_values,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                qformer_input_ids=qformer_input_ids,
+                qformer_attention_mask=qformer_attention_mask,
+                task_type_ids=task_type_ids,
+                image_features=image_features,
+                image_indices=image_indices,
+                inputs_embeds=inputs_embeds,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+                **kwargs,
             )
-        language_inputs = {
-            "inputs_embeds": torch.cat([image_hidden_states, inputs_embeds], dim=1),
-            "attention_mask": prepend_ones(attention_mask.to(inputs_embeds.device), image_hidden_states.shape[1]),
-        }
-        visual_outputs = {
-            "image_hidden_states": image_hidden_states,
-            "vision_outputs": image_features,
-            "qformer_outputs": qformer_outputs,
-            "aggregator_outputs": image_features.aggregator_outputs,
-        }
-        return language_inputs, visual_outputs
+        encoded = as_encoder_output(encoder_outputs, attention_mask)
+        outputs = self.language_model(
+            encoder_outputs=encoded,
+            attention_mask=encoded.attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            cache=one_cache(past_key_values, cache),
+            use_cache=use_cache,
+            task_type_ids=task_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        return LionModelOutput(**outputs, **encoded.visual_outputs)
+
+
+class LionForConditionalGeneration(LionModel, GenerationMixin):
+    """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
+
+    _keys_to_ignore_on_load_unexpected = None
+    _language_model_class = LionT5ForConditionalGeneration
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The defaults of `generate`: one object, kept by the language model, which does the generating."""
+        return self.language_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if "language_model" in self._modules:  # transformers also sets one before there is a language model
+            self.language_model.generation_config = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's `lm_head`, which is not tied to the embeddings."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's `lm_head`."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels (B, L), shifted right behind the decoder's start token, for losses that are computed outside."""
+        return self.language_model.prepare_decoder_input_ids_from_labels(labels)
 
     @can_return_tuple
     def forward(
@@ -500,71 +685,56 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionSeq2SeqLMOutput:
-        """Run the whole model.
+        """As `LionModel.forward`, with logits and a loss.
 
         Args:
-            pixel_values: (B, 3, H, W), or (1, 3, H, W) for one image under all prompts.
-            input_ids: (B, T), the prompt: tag sentence and question.
-            attention_mask: (B, T), of the prompt alone: visual positions are always attended to.
-            qformer_input_ids, qformer_attention_mask: (B, T'), the question alone, for the Q-Former.
-            task_type_ids: (B,), 0 region level, 1 image level; needed where there are two adapters.
-            image_features: from `get_image_features`, instead of `pixel_values`.
-            image_indices: (B,), for each prompt the row of its image in `pixel_values` or `image_features`, so that an
-                image with several questions is encoded once; left out, images and prompts stand row for row.
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: (B, L) or (B, L, D); made from `labels` if
                 those are given alone.
-            past_key_values, cache: the decoder's cache, under its old or its new name in transformers.
-            encoder_outputs: the language model's, to decode without running the rest again.
-            inputs_embeds: (B, T, D), instead of `input_ids`; `embed_text` makes them, with the soft prompt.
             labels: (B, L), answer tokens; -100 is not counted.
-            interpolate_pos_encoding: resize the position table to another image size than the configured one.
             num_items_in_batch: label tokens over all accumulated batches and processes, which the loss is divided by.
             logits_to_keep: number of last positions to compute logits of, or the positions; 0 stands for all.
 
         Raises:
-            ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
-                images, prompts and tasks differ; if a task, the Q-Former's question or the decoder's input is missing.
+            ValueError: if the decoder's input is missing, and as of `encode`.
         """
-        language_inputs: dict[str, Any]
-        visual_outputs: dict[str, Any] = {}
-        if encoder_outputs is None:
-            inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
-            language_inputs, visual_outputs = self._merge(
-                pixel_values,
-                image_features,
-                image_indices,
-                inputs_embeds,
-                attention_mask,
-                qformer_input_ids,
-                qformer_attention_mask,
-                interpolate_pos_encoding,
-                **kwargs,
-            )
-        else:
-            if attention_mask is not None:
-                attention_mask = prepend_ones(attention_mask, encoder_outputs[0].shape[1] - attention_mask.shape[1])
-            language_inputs = {"encoder_outputs": encoder_outputs, "attention_mask": attention_mask}
         if labels is None and decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError(
                 "The decoder has nothing to read: give labels, decoder_input_ids or decoder_inputs_embeds. (With "
                 "label_smoothing_factor, the Trainer keeps the labels from the model: use make_trainer, or give "
                 "LionDataCollator decoder_start_token_id.)"
             )
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(
+                pixel_values=pixel_values,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                qformer_input_ids=qformer_input_ids,
+                qformer_attention_mask=qformer_attention_mask,
+                task_type_ids=task_type_ids,
+                image_features=image_features,
+                image_indices=image_indices,
+                inputs_embeds=inputs_embeds,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+                **kwargs,
+            )
+        encoded = as_encoder_output(encoder_outputs, attention_mask)
         outputs = self.language_model(
-            **language_inputs,
+            encoder_outputs=encoded,
+            attention_mask=encoded.attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
-            cache=one_cache(past_key_values, cache),
             decoder_inputs_embeds=decoder_inputs_embeds,
-            labels=labels,
+            cache=one_cache(past_key_values, cache),
             use_cache=use_cache,
             task_type_ids=task_type_ids,
+            labels=labels,
             num_items_in_batch=num_items_in_batch,
             logits_to_keep=logits_to_keep,
             return_dict=True,
             **kwargs,
         )
-        return LionSeq2SeqLMOutput(**outputs, **visual_outputs)
+        return LionSeq2SeqLMOutput(**outputs, **encoded.visual_outputs)
 
     @torch.no_grad()
     def generate(
@@ -583,11 +753,11 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **generate_kwargs: Any,
     ) -> Any:
-        """Generate answers: the visual part once, then the language model's own `generate`.
+        """Generate answers: encode once, then the language model's own `generate`.
 
         Args:
             pixel_values, input_ids, attention_mask, qformer_input_ids, qformer_attention_mask, task_type_ids,
-                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: as in `forward`.
+                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: see `encode`.
             labels: ignored, so that a training batch can be passed as it is.
             generation_config: instead of the model's own `generation_config`.
             **generate_kwargs: anything that `transformers.GenerationMixin.generate` takes.
@@ -596,7 +766,7 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             What `transformers.GenerationMixin.generate` returns: (B, L) token ids, or its output classes.
 
         Raises:
-            ValueError: if inputs do not fit together, as in `forward`, or if there is an `assistant_model`.
+            ValueError: if inputs do not fit together, as in `encode`, or if there is an `assistant_model`.
             SelfCheckError: if transformers or torch is newer than those tested with, and computes something else.
         """
         from .self_check import ensure_checked  # which makes models of this class
@@ -610,25 +780,31 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
         self.language_model.__dict__.pop("_previous_max_cache_length", None)  # or static caches would never shrink
         if hasattr(self, "hf_device_map") and hasattr(self.language_model, "_hf_hook"):
             self.language_model._hf_hook.io_same_device = True  # `generate` enters below the hook
-        inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
-        language_inputs, _ = self._merge(
-            pixel_values,
-            image_features,
-            image_indices,
-            inputs_embeds,
-            attention_mask,
-            qformer_input_ids,
-            qformer_attention_mask,
-            interpolate_pos_encoding,
+        configs = [generation_config, self.generation_config]
+        encoded = self.encode(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            qformer_input_ids=qformer_input_ids,
+            qformer_attention_mask=qformer_attention_mask,
+            task_type_ids=task_type_ids,
+            image_features=image_features,
+            image_indices=image_indices,
+            inputs_embeds=inputs_embeds,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_attentions=bool(find_setting("output_attentions", generate_kwargs, configs)),
+            output_hidden_states=bool(find_setting("output_hidden_states", generate_kwargs, configs)),
+            return_dict=True,
         )
         outputs = self.language_model.generate(
-            **language_inputs,
+            encoded.last_hidden_state,  # for the batch size and the device alone
+            encoder_outputs=BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states, encoded.attentions),
+            attention_mask=encoded.attention_mask,
             task_type_ids=task_type_ids,
             generation_config=generation_config,
             **with_cache_name(generate_kwargs),
         )
         prompt = generate_kwargs.get("decoder_input_ids")
-        configs = [generation_config, self.generation_config]
         ends = {
             "end_ids": find_setting("eos_token_id", generate_kwargs, configs),
             "pad_id": find_setting("pad_token_id", generate_kwargs, configs),
@@ -638,22 +814,6 @@ class LionForConditionalGeneration(LionPreTrainedModel, GenerationMixin):
             return pad_after_end(outputs, start, **ends)
         outputs.sequences = pad_after_end(outputs.sequences, start, **ends)
         return outputs
-
-    def _embed_prompt(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        task_type_ids: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The prompt's embeddings (B, T, D), after the checks that need no image."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        if input_ids is not None:
-            inputs_embeds = self.embed_text(input_ids)
-        assert inputs_embeds is not None
-        if self.config.text_config.num_adapters > 1:
-            check_task_type_ids(task_type_ids, inputs_embeds.shape[0], self.config.text_config.num_task_types)
-        return inputs_embeds
 
 
 def concatenate_features(parts: Sequence[LionImageFeatures]) -> LionImageFeatures:
@@ -668,6 +828,37 @@ def concatenate_features(parts: Sequence[LionImageFeatures]) -> LionImageFeature
 def prepend_ones(mask: torch.Tensor, count: int) -> torch.Tensor:
     """(B, T) -> (B, count + T)."""
     return torch.cat([mask.new_ones(mask.shape[0], count), mask], dim=1)
+
+
+def prompt_mask(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    """The mask of a prompt, (B, T), on its device; ones by default.
+
+    Raises:
+        ValueError: if the mask is of another shape than the prompt (B, T, D).
+    """
+    shape, device = inputs_embeds.shape[:2], inputs_embeds.device
+    if attention_mask is None:
+        return torch.ones(shape, dtype=torch.long, device=device)
+    if attention_mask.shape != shape:
+        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, but the prompt is {tuple(shape)}.")
+    return attention_mask.to(device)
+
+
+def as_encoder_output(encoder_outputs: Any, attention_mask: torch.Tensor | None) -> LionEncoderOutput:
+    """Encoder outputs of any kind with their mask; if they come without one, that of the prompt (B, T) is extended."""
+    if isinstance(encoder_outputs, LionEncoderOutput):
+        return encoder_outputs
+    if isinstance(encoder_outputs, tuple | list):
+        encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+    states = encoder_outputs.last_hidden_state
+    if attention_mask is not None:
+        attention_mask = prepend_ones(attention_mask, states.shape[1] - attention_mask.shape[1])
+    return LionEncoderOutput(
+        last_hidden_state=states,
+        hidden_states=encoder_outputs.hidden_states,
+        attentions=encoder_outputs.attentions,
+        attention_mask=attention_mask,
+    )
 
 
 def find_setting(name: str, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]) -> Any:
@@ -720,8 +911,11 @@ def check_task_type_ids(task_type_ids: torch.Tensor | None, batch_size: int, num
 
 
 __all__ = [
+    "LionEncoderOutput",
     "LionForConditionalGeneration",
     "LionImageFeatures",
+    "LionModel",
+    "LionModelOutput",
     "LionPreTrainedModel",
     "LionSeq2SeqLMOutput",
     "LionVisionModel",

@@ -28,7 +28,12 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import GenerationConfig, GenerationMode
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions, Seq2SeqLMOutput
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPastAndCrossAttentions,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerNorm
 from transformers.processing_utils import Unpack
@@ -431,7 +436,7 @@ class LionT5PreTrainedModel(BasePreTrainedModel):
         config, factor = self.config, self.config.initializer_factor
         if isinstance(module, T5LayerNorm):
             init.constant_(module.weight, factor)
-        elif isinstance(module, LionT5ForConditionalGeneration):
+        elif isinstance(module, LionT5Model):
             init.normal_(module.shared.weight, std=factor)
         elif isinstance(module, T5DenseActDense | T5DenseGatedActDense):
             for name, layer in module.named_children():
@@ -560,22 +565,20 @@ def encoder_config(config: LionT5Config) -> LionT5Config:
     return encoder
 
 
-class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
-    """FlanT5 with the mixture of adapters, an `lm_head` of its own, and a loss that the Trainer scales right."""
+class LionT5Model(LionT5PreTrainedModel):
+    """FlanT5 with the mixture of adapters: encoder and decoder without a head."""
 
-    # T5 in transformers also ties lm_head; FlanT5's is a tensor of its own
     _tied_weights_keys = {
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
     }
+    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"lm_head\.weight$"]  # of a checkpoint with a head
 
     def __init__(self, config: LionT5Config):
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = LionT5Stack(encoder_config(config))
         self.decoder = LionT5Stack(config.get_text_config(decoder=True))
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.loss_type = "ForMaskedLM"  # labels stand where their logits stand: the decoder input is what is shifted
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -586,6 +589,81 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         """Replace the token embeddings, in encoder and decoder too."""
         for module, name in ((self, "shared"), (self.encoder, "embed_tokens"), (self.decoder, "embed_tokens")):
             setattr(module, name, value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor, ...] | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Seq2SeqModelOutput:
+        """As `T5Model.forward`, with the task of each sample.
+
+        The decoder may have a multiple of the encoder's samples: so many beams or sequences of each sample, one after
+        the other.
+
+        Args:
+            past_key_values, cache: two names of the decoder's cache.
+            task_type_ids: (B,), 0 region level, 1 image level.
+        """
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                task_type_ids=task_type_ids,
+                return_dict=True,
+                **kwargs,
+            )
+        encoded: Any = encoder_outputs
+        if isinstance(encoded, tuple | list):
+            encoded = BaseModelOutput(*encoded[:3])
+        outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            cache=one_cache(past_key_values, cache),
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            use_cache=use_cache,
+            task_type_ids=task_type_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+            **{CACHE_NAME: cache_of(outputs)},
+        )
+
+
+class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
+    """The language model with a head that generates, and a loss that counts tokens.
+
+    `lm_head` is a weight of its own, as FlanT5's is; transformers' T5 can also tie it to the embeddings.
+    """
+
+    _keys_to_ignore_on_load_unexpected = None
+
+    def __init__(self, config: LionT5Config):
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.loss_type = "ForMaskedLM"  # labels stand where their logits stand: the decoder input is what is shifted
+        self.post_init()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """What the decoder reads to predict `labels`: (B, L), moved one to the right behind the start token.
@@ -618,15 +696,11 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
-        """As `T5ForConditionalGeneration.forward`, with the task of each sample and a loss that counts tokens.
-
-        The decoder may have a multiple of the encoder's samples: so many beams or sequences of each sample, one behind
-        the other.
+        """As `LionT5Model.forward`, with logits and a loss.
 
         Args:
-            past_key_values, cache: two names of the decoder's cache.
+            labels: (B, L), the decoder's input is made from them if it is not given; -100 is not counted.
             logits_to_keep: number of last positions to compute logits of, or the positions; 0 stands for all.
-            task_type_ids: (B,), 0 region level, 1 image level.
             num_items_in_batch: number of label tokens over all accumulated batches and processes. When given, the loss
                 is the sum over this batch's tokens divided by it; otherwise it is their mean.
         """
@@ -634,32 +708,23 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             if decoder_attention_mask is None:  # the reference masks the answers' padding in the decoder too
                 decoder_attention_mask = (labels != -100).long()
-        cache = one_cache(past_key_values, cache)
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                inputs_embeds=inputs_embeds,
-                task_type_ids=task_type_ids,
-                return_dict=True,
-                **kwargs,
-            )
-        encoded: Any = encoder_outputs
-        if isinstance(encoded, tuple | list):
-            encoded = BaseModelOutput(*encoded[:3])
-        outputs = self.decoder(
-            input_ids=decoder_input_ids,
-            attention_mask=decoder_attention_mask,
-            inputs_embeds=decoder_inputs_embeds,
-            cache=cache,
-            encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=attention_mask,
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             task_type_ids=task_type_ids,
+            cache=cache,
             return_dict=True,
             **kwargs,
         )
-        logits, loss = self._compute_logits(outputs.last_hidden_state, logits_to_keep), None
+        fields = dict(outputs)
+        logits, loss = self._compute_logits(fields.pop("last_hidden_state"), logits_to_keep), None
         if labels is not None:
             loss = self.loss_function(
                 logits,
@@ -667,20 +732,10 @@ class LionT5ForConditionalGeneration(LionT5PreTrainedModel, GenerationMixin):
                 vocab_size=logits.shape[-1],
                 num_items_in_batch=num_items_in_batch,
             )
-        return Seq2SeqLMOutput(
-            loss=loss,
-            logits=logits,
-            decoder_hidden_states=outputs.hidden_states,
-            decoder_attentions=outputs.attentions,
-            cross_attentions=outputs.cross_attentions,
-            encoder_last_hidden_state=encoded.last_hidden_state,
-            encoder_hidden_states=encoded.hidden_states,
-            encoder_attentions=encoded.attentions,
-            **{CACHE_NAME: cache_of(outputs)},
-        )
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **fields)
 
     def _compute_logits(self, states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-        """(B, T, D) -> (B, T or as many as are kept, vocabulary)."""
+        """(B, L, D) -> (B, L or as many as are kept, vocabulary)."""
         states = states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         if self.config.scale_decoder_outputs:
             states = states * self.config.d_model**-0.5
@@ -737,6 +792,7 @@ __all__ = [
     "LionT5LayerCrossAttention",
     "LionT5LayerFF",
     "LionT5LayerSelfAttention",
+    "LionT5Model",
     "LionT5PreTrainedModel",
     "LionT5Stack",
     "SharedCrossCache",

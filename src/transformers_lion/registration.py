@@ -12,8 +12,8 @@ from transformers import (
 
 from .configuration_lion import LionConfig, LionT5Config
 from .image_processing_lion import LionImageProcessor
-from .modeling_lion import LionForConditionalGeneration
-from .modeling_lion_t5 import LionT5ForConditionalGeneration
+from .modeling_lion import LionForConditionalGeneration, LionModel
+from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
 from .pipeline_registration import register_pipelines
 from .processing_lion import LionProcessor
 from .ram import RamConfig, RamForImageTagging, RamImageProcessor
@@ -23,8 +23,9 @@ def register() -> None:
     """Register everything. Calling it again changes nothing."""
     for config_class in (LionConfig, LionT5Config, RamConfig):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForImageTextToText):
-        auto_class.register(LionConfig, LionForConditionalGeneration, exist_ok=True)
+    AutoModel.register(LionConfig, LionModel, exist_ok=True)
+    AutoModelForImageTextToText.register(LionConfig, LionForConditionalGeneration, exist_ok=True)
+    AutoModel.register(LionT5Config, LionT5Model, exist_ok=True)
     AutoModelForSeq2SeqLM.register(LionT5Config, LionT5ForConditionalGeneration, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForImageClassification):
         auto_class.register(RamConfig, RamForImageTagging, exist_ok=True)

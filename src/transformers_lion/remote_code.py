@@ -22,7 +22,7 @@ Saved = TypeVar("Saved", bound=Any)
 AUTO_MAPS = {
     "config.json": {
         "AutoConfig": f"{ENTRY_MODULE}.LionConfig",
-        "AutoModel": f"{ENTRY_MODULE}.LionForConditionalGeneration",
+        "AutoModel": f"{ENTRY_MODULE}.LionModel",
         "AutoModelForImageTextToText": f"{ENTRY_MODULE}.LionForConditionalGeneration",
     },
     "processor_config.json": {"AutoProcessor": f"{ENTRY_MODULE}.LionProcessor"},

@@ -13,14 +13,14 @@ from tiny_lion import save_tiny_lion
 from transformers import AutoModel
 from transformers.models.auto import modeling_auto, processing_auto
 
-from transformers_lion import LionT5Config, LionT5ForConditionalGeneration, LionVisionConfig
+from transformers_lion import LionVisionConfig
 from transformers_lion.modeling_lion import LionVisionModel
 
 # The checks look up by name what a class is for, in tables that the Auto classes' `register` does not write to.
+modeling_auto.MODEL_MAPPING_NAMES.update(lion="LionModel", lion_t5="LionT5Model")
 modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["lion"] = "LionForConditionalGeneration"
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["lion_t5"] = "LionT5ForConditionalGeneration"
 processing_auto.PROCESSOR_MAPPING_NAMES["lion"] = "AutoProcessor"
-AutoModel.register(LionT5Config, LionT5ForConditionalGeneration)
 AutoModel.register(LionVisionConfig, LionVisionModel)
 
 TINY_MODELS = {

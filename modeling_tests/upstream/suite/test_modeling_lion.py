@@ -11,9 +11,11 @@ from transformers_lion import (
     LionAggregatorConfig,
     LionConfig,
     LionForConditionalGeneration,
+    LionModel,
     LionQFormerConfig,
     LionT5Config,
     LionT5ForConditionalGeneration,
+    LionT5Model,
     LionVisionConfig,
 )
 from transformers_lion.modeling_lion import LionVisionModel
@@ -83,7 +85,7 @@ class LionModelTester(LionT5ModelTester):
 
 
 class LionForConditionalGenerationTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
-    all_model_classes = (LionForConditionalGeneration,)
+    all_model_classes = (LionModel, LionForConditionalGeneration)
     additional_model_inputs = ["input_ids", "qformer_input_ids", "task_type_ids", "decoder_input_ids"]
     is_encoder_decoder = True
     _is_composite = True
@@ -117,7 +119,7 @@ class LionVisionModelTest(ModelTesterMixin, unittest.TestCase):
 
 
 class LionT5ForConditionalGenerationTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
-    all_model_classes = (LionT5ForConditionalGeneration,)
+    all_model_classes = (LionT5Model, LionT5ForConditionalGeneration)
     additional_model_inputs = ["task_type_ids", "decoder_input_ids"]
     is_encoder_decoder = True
     test_can_init_all_missing_weights_before_2023 = True

@@ -28,7 +28,7 @@ UNITS = (
 )  # fmt: skip
 """Classes of the modules that are a unit each."""
 
-FORWARD_METHODS = ("generate", "get_image_features")
+FORWARD_METHODS = ("encode", "generate", "get_image_features")
 """What is called on a sharded model besides `forward`."""
 
 
@@ -259,8 +259,8 @@ def shard_model(
 ) -> LionForConditionalGeneration:
     """Shard a model with FSDP2, in place. All processes call this, with the same model.
 
-    The optimizer is to be made afterwards: parameters are new objects. `generate` and `get_image_features` work as
-    `forward` does, in all processes at once.
+    The optimizer is to be made afterwards: parameters are new objects. `encode`, `generate` and
+    `get_image_features` work as `forward` does, in all processes at once.
 
     Args:
         model: whole; a stage applied, if it is to be trained.
