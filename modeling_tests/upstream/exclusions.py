@@ -12,7 +12,7 @@ EXCLUSIONS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "test_bc_cache_name_forward": (
         (*WHOLE_MODELS, "LionT5ForConditionalGenerationTest"),
-        "It wants a warning that `past_key_values` is deprecated; LION takes both names, since 5.18 to 5.23 use this one.",
+        "It wants a warning that `past_key_values` is deprecated; 5.18 to 5.23 use it, and LION takes both names.",
     ),
     "test_model_base_model_prefix": (
         (*WHOLE_MODELS, "LionT5ForConditionalGenerationTest"),

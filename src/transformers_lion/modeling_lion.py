@@ -506,10 +506,10 @@ class LionModel(LionPreTrainedModel):
         if image_features is None:
             image_features = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         image_features = image_features.match(inputs_embeds.shape[0], image_indices)
-        image_hidden_states, qformer_outputs = self._project_images(
+        visual_features, qformer_outputs = self._project_images(
             image_features, qformer_input_ids, qformer_attention_mask, **kwargs
         )
-        image_hidden_states = image_hidden_states.to(inputs_embeds)
+        image_hidden_states = torch.cat([features.to(inputs_embeds) for features in visual_features], dim=1)
         attention_mask = prompt_mask(attention_mask, inputs_embeds)
         attention_mask = prepend_ones(attention_mask, image_hidden_states.shape[1])
         outputs = self.language_model.encoder(
@@ -552,17 +552,18 @@ class LionModel(LionPreTrainedModel):
         qformer_input_ids: torch.Tensor | None,
         qformer_attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, BaseModelOutputWithPoolingAndCrossAttentions | None]:
-        """What stands before the text, (B, Q + P, D), and the Q-Former's outputs if there is one."""
-        visual, qformer_outputs = [], None
+    ) -> tuple[list[torch.Tensor], BaseModelOutputWithPoolingAndCrossAttentions | None]:
+        """The features of each branch, (B, Q, D) and (B, P, D), and the Q-Former's outputs if there is one."""
+        features: list[torch.Tensor] = []
+        qformer_outputs = None
         if self.config.uses_qformer:
             query_features, qformer_outputs = self.get_query_features(
                 image_features, qformer_input_ids, qformer_attention_mask, **kwargs
             )
-            visual.append(query_features)
+            features.append(query_features)
         if self.config.uses_aggregator:
-            visual.append(image_features.pooler_output)
-        return torch.cat([states.to(visual[0]) for states in visual], dim=1), qformer_outputs
+            features.append(image_features.pooler_output)
+        return features, qformer_outputs
 
     @can_return_tuple
     def forward(
