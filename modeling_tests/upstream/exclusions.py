@@ -37,3 +37,6 @@ EXCLUSIONS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
 }
 """Name of the check -> (test classes, reason)."""
+
+FAILS_IN_SUBTESTS = {"test_bc_cache_name_forward"}
+"""Checks that pytest reports as passed beside their failed subtests, so that they cannot be strict."""
