@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RamImageTaggingOutput,
         TaggedImage,
     )
+    from .registration import register
 
 __version__ = "0.1.0.dev0"
 
@@ -71,6 +72,7 @@ MODULES = {
             "RamImageTaggingOutput",
             "TaggedImage",
         ),
+        "registration": ("register",),
     }.items()
     for name in names
 }
@@ -121,5 +123,6 @@ __all__ = [
     "TaggedImage",
     "draw_boxes",
     "example_checkpoint",
+    "register",
     "to_rgb",
 ]
