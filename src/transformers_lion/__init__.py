@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     from .image_loading import to_rgb
     from .image_processing_lion import LionImageProcessor
     from .inference import Answer, Lion, Request
-    from .modeling_lion import LionForConditionalGeneration, LionImageFeatures, LionPreTrainedModel, LionSeq2SeqLMOutput
-    from .modeling_lion_t5 import LionT5ForConditionalGeneration
+    from .modeling_lion import (
+        LionEncoderOutput,
+        LionForConditionalGeneration,
+        LionImageFeatures,
+        LionModel,
+        LionModelOutput,
+        LionPreTrainedModel,
+        LionSeq2SeqLMOutput,
+    )
+    from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
     from .pipelines import LionImageToTextPipeline
     from .processing_lion import LionProcessor
     from .ram import (
@@ -55,12 +63,18 @@ MODULES = {
             "Request",
         ),
         "modeling_lion": (
+            "LionEncoderOutput",
             "LionForConditionalGeneration",
             "LionImageFeatures",
+            "LionModel",
+            "LionModelOutput",
             "LionPreTrainedModel",
             "LionSeq2SeqLMOutput",
         ),
-        "modeling_lion_t5": ("LionT5ForConditionalGeneration",),
+        "modeling_lion_t5": (
+            "LionT5ForConditionalGeneration",
+            "LionT5Model",
+        ),
         "pipelines": ("LionImageToTextPipeline",),
         "processing_lion": ("LionProcessor",),
         "ram": (
@@ -104,16 +118,20 @@ __all__ = [
     "Lion",
     "LionAggregatorConfig",
     "LionConfig",
+    "LionEncoderOutput",
     "LionForConditionalGeneration",
     "LionImageFeatures",
     "LionImageProcessor",
     "LionImageToTextPipeline",
+    "LionModel",
+    "LionModelOutput",
     "LionPreTrainedModel",
     "LionProcessor",
     "LionQFormerConfig",
     "LionSeq2SeqLMOutput",
     "LionT5Config",
     "LionT5ForConditionalGeneration",
+    "LionT5Model",
     "LionVisionConfig",
     "RamConfig",
     "RamForImageTagging",
