@@ -1,6 +1,6 @@
 """Processor seconds until commands and imports are done, beside what transformers and torch take by themselves.
 
-    python benchmarks/startup.py
+    python benchmarks/startup.py [--before OTHER_CHECKOUT/src]
 
 Each row runs in processes of its own, in turns with all others, and the table has the median. Figures are user and
 system time on one thread. `benchmarks/startup.md` holds a result.
@@ -16,7 +16,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-PICTURE = Path(__file__).parents[1] / "src" / "transformers_lion" / "demo" / "pictures" / "scene-00.png"
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+PICTURE = SOURCE / "transformers_lion" / "demo" / "pictures" / "scene-00.png"
 BASE = "import transformers, torch"
 REGISTRIES = "from transformers import AutoModel, AutoProcessor, AutoImageProcessor, pipeline"
 MODELS = "from transformers import PreTrainedModel, AutoProcessor"
@@ -39,30 +40,42 @@ CAPTION = {"lion caption one.png": ["-m", "transformers_lion.cli", "caption", st
 ROWS = {**PYTHON, **COMMANDS, **CAPTION}
 
 
-def processor_seconds(arguments: list[str]) -> float:
-    """User and system time of a Python process."""
+def processor_seconds(arguments: list[str], source: Path) -> float:
+    """User and system time of a Python process that imports the package from a folder."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)}
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(runs: int) -> dict[str, float]:
-    """The median of each row, the first round not counted."""
-    rounds = [{name: processor_seconds(row) for name, row in ROWS.items()} for _ in range(runs + 1)][1:]
-    return {name: statistics.median(found[name] for found in rounds) for name in ROWS}
+def measure(sources: list[Path], runs: int) -> dict[str, list[float]]:
+    """For each row its median with each source; a first round is not counted."""
+    rounds = [
+        {name: [processor_seconds(row, source) for source in sources] for name, row in ROWS.items()}
+        for _ in range(runs + 1)
+    ][1:]
+    return {
+        name: [statistics.median(found[name][index] for found in rounds) for index in range(len(sources))]
+        for name in ROWS
+    }
 
 
-def render(seconds: dict[str, float], runs: int) -> str:
+def render(seconds: dict[str, list[float]], runs: int) -> str:
     """The page."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    columns = ["", "processor seconds", f"of `{BASE}`", "before", "of before"]
+    rows = []
+    for name, (taken, *others) in seconds.items():
+        comparison = [f"{other:.2f} | {taken / other:.2f}" for other in others]
+        rows.append(f"| {' | '.join([f'`{name}`', f'{taken:.2f}', f'{taken / seconds[BASE][0]:.2f}', *comparison])} |")
+    shown = columns if len(seconds[BASE]) > 1 else columns[:3]
     lines = [
         f"`python benchmarks/startup.py`: median of {runs} on Python {platform.python_version()}, {versions}.",
         "",
-        f"| | processor seconds | of `{BASE}` |",
-        "|---|---|---|",
-        *(f"| `{name}` | {taken:.2f} | {taken / seconds[BASE]:.2f} |" for name, taken in seconds.items()),
+        f"| {' | '.join(shown)} |",
+        f"|{'---|' * len(shown)}",
+        *rows,
     ]
     return "\n".join(lines)
 
@@ -71,8 +84,10 @@ def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="of each row")
-    runs = parser.parse_args().runs
-    print(render(measure(runs), runs))
+    parser.add_argument("--before", type=Path, help="folder of the sources to compare with")
+    arguments = parser.parse_args()
+    sources = [SOURCE, *([arguments.before] if arguments.before else [])]
+    print(render(measure(sources, arguments.runs), arguments.runs))
 
 
 if __name__ == "__main__":
