@@ -1,22 +1,21 @@
 #!/bin/sh
-# A model that once returned its hidden states can no longer be pickled.
+# A model that returned its hidden states once can no longer be pickled.
 #
-# Guess: whether a model can be pickled does not depend on how it was called before.
+# Expectation: Whether a model can be pickled does not depend on how it was called before.
 #
-# Behaviour: the first call with `output_hidden_states=True`, or `output_attentions=True`, leaves hooks on the modules
-# for good, which are local functions. From then on `pickle.dumps` and `torch.save` of the model raise AttributeError,
-# and so does what pickles a model to start a process with it. `copy.deepcopy` works, since it takes functions as they
-# are. After a call that asks for neither, the model can be pickled.
+# Behavior: The first call with `output_hidden_states=True` or `output_attentions=True` leaves hooks on the modules,
+# and these hooks are local functions. From then on, `pickle.dumps` of the model raises AttributeError.
+# `copy.deepcopy` works, because it does not copy functions. After a call that requests neither output, the model
+# can be pickled.
 #
-# Seen on 2026-11-28 with Python 3.11 and torch 2.13.0:
+# Observed on 2026-11-28 with Python 3.11 and torch 2.13.0:
 #   transformers 5.18.0, plain call: can be pickled
-#   transformers 5.18.0, output_hidden_states: AttributeError: Can't pickle local object 'install_output_capuring_hook.<locals>.output_capturing_hook'
-#   transformers 5.18.0, output_attentions: (the same)
-#   transformers 5.24.0, plain call: can be pickled
-#   transformers 5.24.0, output_hidden_states: AttributeError: Can't pickle local object 'install_output_capuring_hook.<locals>.output_capturing_hook'
-#   transformers 5.24.0, output_attentions: (the same)
+#   transformers 5.18.0, output_hidden_states: AttributeError: Can't pickle local object
+#     'install_output_capuring_hook.<locals>.output_capturing_hook'
+#   transformers 5.18.0, output_attentions: the same error
+#   transformers 5.24.0: the same three lines
 #
-# Exits with 0 as long as this holds, and with another status once the behaviour changes.
+# The exit code is 0 as long as this holds, and non-zero once the behavior changes.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -14,7 +14,7 @@ from transformers_lion import deferred_registration
 from transformers_lion.deferred_registration import RegisteringFinder
 
 HEAVY = {"torch", "transformers"}
-BEYOND_TRANSFORMERS = {"datasets", "pandas", "gradio", "typer", "rich", "peft", "ray", "matplotlib", "onnxruntime"}
+BEYOND_TRANSFORMERS = {"datasets", "pandas", "gradio", "typer", "peft", "ray", "matplotlib", "onnxruntime"}
 """What the package uses in places, and imports nowhere else."""
 LIST_MODULES = "import sys\nprint(*{name.partition('.')[0] for name in sys.modules})\n"
 USE_REGISTRIES = """
