@@ -1,40 +1,115 @@
 """LION, a multimodal language model with dual-level visual knowledge, for Hugging Face transformers.
 
-Importing the package makes transformers' Auto classes and pipelines know LION; nothing else happens.
+Importing the package makes transformers' Auto classes and pipelines know LION; nothing else happens. What it offers is
+imported when it is first asked for (PEP 562), and `deferred_registration` says when LION is registered, so that
+`lion --help` imports neither transformers nor torch.
 """
 
-from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
-from .example import example_checkpoint
-from .grounding import draw_boxes
-from .image_loading import to_rgb
-from .image_processing_lion import LionImageProcessor
-from .inference import Answer, Lion, Request
-from .modeling_lion import (
-    LionEncoderOutput,
-    LionForConditionalGeneration,
-    LionImageFeatures,
-    LionModel,
-    LionModelOutput,
-    LionPreTrainedModel,
-    LionSeq2SeqLMOutput,
-)
-from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
-from .pipelines import LionImageToTextPipeline
-from .processing_lion import LionProcessor
-from .ram import (
-    ImageTagger,
-    ImageTaggingPipeline,
-    RamConfig,
-    RamForImageTagging,
-    RamImageProcessor,
-    RamImageTaggingOutput,
-    TaggedImage,
-)
-from .registration import register
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from .deferred_registration import register_with_transformers
+
+if TYPE_CHECKING:
+    from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
+    from .example_folder import example_checkpoint
+    from .grounding import draw_boxes
+    from .image_loading import to_rgb
+    from .image_processing_lion import LionImageProcessor
+    from .inference import Answer, Lion, Request
+    from .modeling_lion import (
+        LionEncoderOutput,
+        LionForConditionalGeneration,
+        LionImageFeatures,
+        LionModel,
+        LionModelOutput,
+        LionPreTrainedModel,
+        LionSeq2SeqLMOutput,
+    )
+    from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
+    from .pipelines import LionImageToTextPipeline
+    from .processing_lion import LionProcessor
+    from .ram import (
+        ImageTagger,
+        ImageTaggingPipeline,
+        RamConfig,
+        RamForImageTagging,
+        RamImageProcessor,
+        RamImageTaggingOutput,
+        TaggedImage,
+    )
+    from .registration import register
 
 __version__ = "0.1.0.dev0"
 
-register()
+MODULES = {
+    name: module
+    for module, names in {
+        "configuration_lion": (
+            "LionAggregatorConfig",
+            "LionConfig",
+            "LionQFormerConfig",
+            "LionT5Config",
+            "LionVisionConfig",
+        ),
+        "example_folder": ("example_checkpoint",),
+        "grounding": ("draw_boxes",),
+        "image_loading": ("to_rgb",),
+        "image_processing_lion": ("LionImageProcessor",),
+        "inference": (
+            "Answer",
+            "Lion",
+            "Request",
+        ),
+        "modeling_lion": (
+            "LionEncoderOutput",
+            "LionForConditionalGeneration",
+            "LionImageFeatures",
+            "LionModel",
+            "LionModelOutput",
+            "LionPreTrainedModel",
+            "LionSeq2SeqLMOutput",
+        ),
+        "modeling_lion_t5": (
+            "LionT5ForConditionalGeneration",
+            "LionT5Model",
+        ),
+        "pipelines": ("LionImageToTextPipeline",),
+        "processing_lion": ("LionProcessor",),
+        "ram": (
+            "ImageTagger",
+            "ImageTaggingPipeline",
+            "RamConfig",
+            "RamForImageTagging",
+            "RamImageProcessor",
+            "RamImageTaggingOutput",
+            "TaggedImage",
+        ),
+        "registration": ("register",),
+    }.items()
+    for name in names
+}
+"""Where each public name is; the imports above tell type checkers the same."""
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module of the package, imported now."""
+    if name in MODULES:
+        value = getattr(importlib.import_module(f".{MODULES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What the module has, imported or not."""
+    return sorted({*globals(), *MODULES})
+
+
+register_with_transformers()
 
 __all__ = [
     "Answer",
@@ -66,5 +141,6 @@ __all__ = [
     "TaggedImage",
     "draw_boxes",
     "example_checkpoint",
+    "register",
     "to_rgb",
 ]

@@ -20,10 +20,6 @@ CACHE_NAME = next(field.name for field in fields(Seq2SeqLMOutput) if field.name 
 """What the installed transformers calls it."""
 
 
-class SelfCheckError(RuntimeError):
-    """The installed transformers or torch computes something else than the package was tested with."""
-
-
 def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
     """The cache that was given under either name.
 
@@ -60,7 +56,6 @@ def enable_activation_checkpointing(model: PreTrainedModel, use_reentrant: bool 
 __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
-    "SelfCheckError",
     "cache_of",
     "enable_activation_checkpointing",
     "one_cache",

@@ -24,8 +24,8 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
-from .compatibility import SelfCheckError
 from .configuration_lion import LionConfig
+from .errors import SelfCheckError
 from .example_folder import FOLDER
 from .modeling_lion import LionForConditionalGeneration
 from .processing_lion import LionProcessor

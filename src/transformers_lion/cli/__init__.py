@@ -4,6 +4,7 @@ Exit codes: 0 if all went well; 1 after an error, which is one line on stderr (`
 for a wrong command line; 130 after Ctrl-C.
 """
 
+import gc
 from typing import Annotated
 
 import typer
@@ -16,6 +17,9 @@ from .info import info
 from .questions import ask, caption, locate
 from .tagging import tag
 from .train import train
+
+GC_THRESHOLD = 50_000
+"""New objects until Python looks for cycles; at its 700 or 2,000 that is an eighth of importing transformers."""
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
@@ -53,4 +57,5 @@ app.command(epilog="Example: lion train --config recipe.yaml output=runs/2 mixtu
 
 def main() -> None:
     """Run the command."""
+    gc.set_threshold(GC_THRESHOLD)
     app(prog_name="lion")

@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from PIL import Image
-from rich.progress import Progress
 
 from ..file_writing import naming
 from .common import hide_progress_bars, note, report, show_progress, stderr_console
 from .drawings import plan_drawings
-from .pictures import Named, find_pictures, open_pictures
 from .results import Results, open_results
+
+if TYPE_CHECKING:
+    from .pictures import Named
 
 Opened = list[tuple[str, Image.Image]]
 """Pictures with their names."""
@@ -57,6 +57,8 @@ def run_job(
     Raises:
         OSError, ValueError: if nothing can go on.
     """
+    from .pictures import find_pictures, open_pictures
+
     found = find_pictures(arguments)
     failures = list(found.errors)
     for error in failures:
@@ -90,13 +92,15 @@ def run_batch(job: Job, pictures: Opened) -> list[Outcome]:
     Raises:
         ValueError: if they need more memory than there is.
     """
+    import torch
+
     try:
         return job.run(pictures)
     except torch.OutOfMemoryError as error:
         raise ValueError("The GPU has too little memory: try a smaller --batch-size, or --dtype bfloat16.") from error
 
 
-def write(results: Results, found: Named, name: str, outcome: Outcome) -> None:
+def write(results: Results, found: "Named", name: str, outcome: Outcome) -> None:
     """Write a picture's results."""
     for columns, record in outcome.rows:
         results.write([name, *columns] if found.is_many else columns, {"image": name, **record})
@@ -108,6 +112,8 @@ def progress(total: int, output: Path | None) -> Iterator[Any]:
     if not show_progress() or (output is None and sys.stdout.isatty()):
         yield lambda count: None  # a bar that is switched off leaves an empty line behind in rich before 14
         return
+    from rich.progress import Progress
+
     bar = Progress(console=stderr_console(), transient=True, redirect_stdout=False)
     with bar:
         task = bar.add_task("Pictures", total=total)

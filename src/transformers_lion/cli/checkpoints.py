@@ -4,16 +4,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
-from ..checkpoint_folders import check_folder, read_json
-from ..configuration_lion import LionConfig
-from ..example import example_checkpoint
-from ..hub_files import TAGGER_FOLDER
-from ..ram import ImageTagger, RamConfig
+from ..example_folder import example_checkpoint
 
 if TYPE_CHECKING:
+    import torch
+
     from ..inference import Lion
+    from ..ram import ImageTagger
 
 REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -42,12 +39,15 @@ def load_lion(model: str | None, tagger: str | bool, device: str | None, dtype: 
         raise ValueError(f"{name}: this cannot be loaded: {first_sentence(error)}") from error
 
 
-def load_tagger(model: str | None, device: str | None) -> ImageTagger:
+def load_tagger(model: str | None, device: str | None) -> "ImageTagger":
     """The tagger of a model, or the one that a folder itself holds.
 
     Raises:
         OSError, ValueError: if there is none.
     """
+    from ..checkpoint_folders import read_json
+    from ..hub_files import TAGGER_FOLDER
+
     folder = Path(model or example_checkpoint())
     if folder.is_dir() and (folder / TAGGER_FOLDER).is_dir():
         return load_tagger_from(str(folder / TAGGER_FOLDER), choose_device(device))
@@ -56,8 +56,10 @@ def load_tagger(model: str | None, device: str | None) -> ImageTagger:
     return load_tagger_from(str(model), choose_device(device))
 
 
-def load_tagger_from(name: str, device: torch.device) -> ImageTagger:
+def load_tagger_from(name: str, device: "torch.device") -> "ImageTagger":
     """The tagger in a folder or repository."""
+    from ..ram import ImageTagger, RamConfig
+
     name = check_model(name, RamConfig.model_type)
     try:
         return ImageTagger.from_pretrained(name, device=device)
@@ -65,7 +67,7 @@ def load_tagger_from(name: str, device: torch.device) -> ImageTagger:
         raise ValueError(f"{name}: this cannot be loaded: {first_sentence(error)}") from error
 
 
-def check_model(name: str | None, model_type: str = LionConfig.model_type) -> str:
+def check_model(name: str | None, model_type: str = "lion") -> str:
     """A folder that can be loaded, or what may be the name of a repository.
 
     Raises:
@@ -75,17 +77,21 @@ def check_model(name: str | None, model_type: str = LionConfig.model_type) -> st
         return example_checkpoint()
     folder = Path(name).expanduser()
     if folder.exists() or not REPOSITORY.fullmatch(name):
+        from ..checkpoint_folders import check_folder
+
         check_folder(folder, model_type)
         return str(folder)
     return name
 
 
-def choose_device(device: str | None) -> torch.device:
+def choose_device(device: str | None) -> "torch.device":
     """A device that works.
 
     Raises:
         ValueError: if the one that was asked for does not.
     """
+    import torch
+
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from safetensors import SafetensorError
 
-from ..compatibility import SelfCheckError
+from ..errors import SelfCheckError
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code of a command that Ctrl-C stopped, as shells count it."""

@@ -7,11 +7,9 @@ import time
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Annotated, Any
 
-import torch
 import typer
 from packaging.requirements import Requirement
 
-from ..self_check import CHECKS, NEWEST_TESTED, newer_than_tested, run_checks
 from .common import Debug, hide_progress_bars, run_action
 
 PACKAGE = "transformers-lion"
@@ -23,7 +21,7 @@ MATRIX = 512
 """Side of the matrices whose product is timed."""
 ROUNDS = 5
 """The best of so many runs counts."""
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = ("float32", "bfloat16", "float16")
 FAST = 0.8
 """Share of the speed of float32 from which on a dtype is called fast."""
 
@@ -52,6 +50,8 @@ def describe() -> dict[str, Any]:
         `versions`, `newer_than_tested`, `processor`, `devices`, `speed` (of each device and dtype, as a share of
         float32), `extras` (what is missing of each), and `checks` (what each found, empty where all is well).
     """
+    from ..self_check import CHECKS, NEWEST_TESTED, newer_than_tested, run_checks
+
     found = run_checks()
     return {
         "versions": {"python": platform.python_version(), PACKAGE: version(PACKAGE), **dependencies()},
@@ -109,6 +109,8 @@ def extra_of(requirement: Requirement) -> str | None:
 
 def describe_processor() -> dict[str, Any]:
     """The kind of processor, what it can do, and how many threads torch uses."""
+    import torch
+
     features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # since torch 2.10
     return {
         "system": platform.system(),
@@ -125,6 +127,8 @@ def describe_processor() -> dict[str, Any]:
 
 def devices() -> dict[str, str]:
     """The name of each accelerator, by what torch calls it."""
+    import torch
+
     if torch.cuda.is_available():
         return {f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     if torch.backends.mps.is_available():
@@ -134,15 +138,17 @@ def devices() -> dict[str, str]:
 
 def dtype_speeds(device: str) -> dict[str, float]:
     """How fast each dtype multiplies matrices on a device, as a share of float32's speed."""
-    seconds = {str(dtype).removeprefix("torch."): multiply_seconds(device, dtype) for dtype in DTYPES}
+    seconds = {dtype: multiply_seconds(device, dtype) for dtype in DTYPES}
     return {name: round(seconds["float32"] / taken, 2) for name, taken in seconds.items()}
 
 
-def multiply_seconds(device: str, dtype: torch.dtype) -> float:
+def multiply_seconds(device: str, dtype: str) -> float:
     """Seconds that a product of two matrices takes, the best of several; infinite where there is none."""
+    import torch
+
     best = float("inf")
     try:
-        left = torch.ones(MATRIX, MATRIX, device=device, dtype=dtype)
+        left = torch.ones(MATRIX, MATRIX, device=device, dtype=getattr(torch, dtype))
         for _ in range(ROUNDS):
             start = time.perf_counter()
             (left @ left)[0, 0].item()  # which waits for the device

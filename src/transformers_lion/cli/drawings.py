@@ -8,8 +8,6 @@ from urllib.parse import urlsplit
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .pictures import is_url
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """What a drawn picture may be called."""
 
@@ -52,6 +50,8 @@ def stat(name: str) -> os.stat_result | None:
 
 def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """A file in a folder for each picture, with its name, and a number where several have the same."""
+    from ..image_downloads import is_url
+
     planned: dict[str, Path] = {}
     taken: set[str] = set()
     for name in dict.fromkeys(names):

@@ -1,24 +1,23 @@
 """`lion info`: what is in a folder, from its configuration and its files' headers; no weights are loaded."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from torch import nn
-from transformers import GenerationConfig
 
-from ..checkpoint_folders import StoredTensor, compare, meta_model, read_config, read_headers, read_json
-from ..configuration_lion import TASK_TYPES, LionConfig
-from ..example import example_checkpoint
-from ..hub_files import TAGGER_FOLDER
-from ..modeling_lion import LionForConditionalGeneration
-from ..ram import RamConfig
+from ..example_folder import example_checkpoint
 from .common import Debug, run_action
-from .placement import describe_placement
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..checkpoint_folders import StoredTensor
+    from ..configuration_lion import LionConfig
+    from ..modeling_lion import LionForConditionalGeneration
 
 PARTS = {
     "vision tower": ("vision_model",),
@@ -69,6 +68,11 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         OSError, ValueError: if it does not, or something in it is not right.
     """
+    from ..checkpoint_folders import compare, meta_model, read_config, read_headers, read_json
+    from ..configuration_lion import TASK_TYPES, LionConfig
+    from ..hub_files import TAGGER_FOLDER
+    from .placement import describe_placement
+
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "ram":
         return {"folder": str(folder), "model": "RAM, a tagger", **describe_tagger(folder)}
     config = read_config(folder, LionConfig.model_type)
@@ -90,7 +94,7 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
         "tag_prompt": tag_prompt,
         "tagger": describe_tagger(folder / TAGGER_FOLDER) if has_tagger else None,
         "stored": count_dtypes(stored),
-        "loads_as": str(config.dtype or torch.float32).removeprefix("torch."),
+        "loads_as": str(config.dtype or "float32").removeprefix("torch."),
         "generation": generation,
         "memory": {name: memory(model, config, generation, itemsize) for name, itemsize in DTYPES.items()},
         **({"placement": describe_placement(model, max_memory)} if max_memory else {}),
@@ -99,6 +103,9 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
 
 def describe_tagger(folder: Path) -> dict[str, Any]:
     """The facts of a folder that holds a tagger."""
+    from ..checkpoint_folders import meta_model, read_config, read_headers
+    from ..ram import RamConfig
+
     config = read_config(folder, RamConfig.model_type)
     model = meta_model(config)
     return {
@@ -110,12 +117,12 @@ def describe_tagger(folder: Path) -> dict[str, Any]:
     }
 
 
-def count(module: nn.Module) -> int:
+def count(module: "nn.Module") -> int:
     """Number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_parts(model: LionForConditionalGeneration) -> dict[str, int]:
+def count_parts(model: "LionForConditionalGeneration") -> dict[str, int]:
     """Parameters of each part that a model has; the adapters are counted within the language model."""
     modules = dict(model.named_children())
     counts = {
@@ -127,23 +134,25 @@ def count_parts(model: LionForConditionalGeneration) -> dict[str, int]:
     return {**counts, ADAPTERS: adapters} if adapters else counts
 
 
-def count_dtypes(stored: dict[str, StoredTensor]) -> dict[str, int]:
+def count_dtypes(stored: dict[str, "StoredTensor"]) -> dict[str, int]:
     """Numbers in files, by dtype in the format's words."""
     counts: Counter[str] = Counter()
     for tensor in stored.values():
-        counts[tensor.dtype] += torch.Size(tensor.shape).numel()
+        counts[tensor.dtype] += math.prod(tensor.shape)
     return dict(counts.most_common())
 
 
 def generation_of(folder: Path) -> dict[str, int]:
     """How many beams and new tokens `generate` takes by itself."""
+    from transformers import GenerationConfig
+
     has_file = (folder / "generation_config.json").is_file()
     config = GenerationConfig.from_pretrained(folder) if has_file else GenerationConfig()
     return {"num_beams": config.num_beams or 1, "max_new_tokens": config.max_new_tokens or MAX_NEW_TOKENS}
 
 
 def memory(
-    model: LionForConditionalGeneration, config: LionConfig, generation: dict[str, int], itemsize: int
+    model: "LionForConditionalGeneration", config: "LionConfig", generation: dict[str, int], itemsize: int
 ) -> dict[str, int]:
     """Bytes of the weights, and for one request estimates of the decoder's cache and of the largest layer's work."""
     text, vision = config.text_config, config.vision_config

@@ -4,13 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from PIL import Image
 
-from ..grounding.drawing import draw_entities
-from ..inference import LOCATE_QUESTION, Answer, Lion, Request
 from .answering import Job, Opened, Outcome, run_job
 from .checkpoints import load_lion
 from .common import Debug, note, run_action
@@ -31,6 +29,9 @@ from .options import (
     Tagger,
     Tags,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from ..inference import Answer, Lion, Request
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Answering(Job):
         settings: Settings,
         questions: Sequence[Question],
         name: str = "",
-        describe: Callable[[Answer], str] = lambda answer: answer.text,
+        describe: "Callable[[Answer], str]" = lambda answer: answer.text,
         scores: bool = False,
     ):
         self.settings = settings
@@ -81,6 +82,8 @@ class Answering(Job):
 
     def run(self, pictures: Opened) -> list[Outcome]:
         """Ask about some pictures."""
+        from ..inference import Request
+
         tags, prompt = self.settings.request_tags, self.lion.processor.caption_prompt
         requests = [
             Request(picture, prompt if question.text is None else question.text, question.task_type, tags)
@@ -96,7 +99,7 @@ class Answering(Job):
             for start, (_, picture) in zip(range(0, len(answers), count), pictures, strict=True)
         ]
 
-    def outcome(self, picture: Image.Image, requests: Sequence[Request], answers: Sequence[Answer]) -> Outcome:
+    def outcome(self, picture: Image.Image, requests: "Sequence[Request]", answers: "Sequence[Answer]") -> Outcome:
         """The results of one picture."""
         rows = []
         for question, request, answer in zip(self.questions, requests, answers, strict=True):
@@ -105,8 +108,10 @@ class Answering(Job):
             rows.append(([*shown, self.describe(answer)], {**about, **to_record(request, answer)}))
         return Outcome(rows, partial(self.draw, picture, answers))
 
-    def draw(self, picture: Image.Image, answers: Sequence[Answer]) -> Image.Image:
+    def draw(self, picture: Image.Image, answers: "Sequence[Answer]") -> Image.Image:
         """A picture with its boxes, or else with its answers below."""
+        from ..grounding.drawing import draw_entities
+
         entities = [
             (question.about or phrase, span, boxes)
             for question, answer in zip(self.questions, answers, strict=True)
@@ -121,7 +126,7 @@ class Answering(Job):
         return write_below(drawn, lines) if lines else drawn
 
 
-def to_record(request: Request, answer: Answer) -> dict[str, Any]:
+def to_record(request: "Request", answer: "Answer") -> dict[str, Any]:
     """All there is to say of an answer."""
     record = {
         "answer": answer.text,
@@ -137,7 +142,7 @@ def to_record(request: Request, answer: Answer) -> dict[str, Any]:
     return {**record, "scores": [None if math.isnan(score) else round(score, 4) for score in answer.scores]}
 
 
-def boxes_of(answer: Answer) -> str:
+def boxes_of(answer: "Answer") -> str:
     """An answer's boxes in whole pixels, with their scores if they have some."""
     boxes = [",".join(f"{value:.0f}" for value in box) for box in answer.boxes]
     if answer.scores is not None:
@@ -229,6 +234,8 @@ def locate(
     debug: Debug = False,
 ) -> None:
     """Find things in each picture: boxes x1,y1,x2,y2 in its pixels."""
+    from ..inference import LOCATE_QUESTION
+
     check_texts("--phrase", phrases)
     settings = Settings(
         model, tags, no_tags, tagger, as_json, output, draw, batch_size, num_beams, max_new_tokens, device, dtype

@@ -1,16 +1,18 @@
 """`lion tag`."""
 
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..ram import ImageTagger, TaggedImage
 from .answering import Opened, Outcome, run_job
 from .checkpoints import load_tagger
 from .common import Debug, run_action
 from .drawings import write_below
 from .options import AsJson, BatchSize, Device, Draw, Images, Output
+
+if TYPE_CHECKING:
+    from ..ram import ImageTagger, TaggedImage
 
 Threshold = Annotated[
     float | None,
@@ -38,7 +40,7 @@ class Tagging:
         found = self.tagger.tag(images, batch_size=len(images), show_progress=False, **self.options)
         return [self.outcome(picture, tagged) for picture, tagged in zip(images, found, strict=True)]
 
-    def outcome(self, picture: Any, tagged: TaggedImage) -> Outcome:
+    def outcome(self, picture: Any, tagged: "TaggedImage") -> Outcome:
         """The results of one picture."""
         names = ", ".join(tagged.names or [])
         record = {
