@@ -13,7 +13,7 @@ TERMINATED = 128 + signal.SIGTERM
 """Exit code, as shells count it, beside `INTERRUPTED`."""
 
 
-class Terminated(BaseException):
+class _Terminated(BaseException):
     """SIGTERM, raised where it arrives, so that what is unfinished is removed."""
 
 
@@ -23,7 +23,7 @@ def run_command(action: Callable[[], bool]) -> int:
     Returns:
         The exit code: 0 only if the action returned `True`.
     """
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return 0 if action() else 1
     except (ValueError, OSError, SafetensorError) as error:
@@ -32,13 +32,13 @@ def run_command(action: Callable[[], bool]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except Terminated:
+    except _Terminated:
         print("error: terminated.", file=sys.stderr)
         return TERMINATED
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(number: int, frame: FrameType | None) -> None:
     """The handler of SIGTERM."""
-    raise Terminated
+    raise _Terminated

@@ -135,7 +135,7 @@ def resize_positions(table: torch.Tensor, num_positions: int) -> torch.Tensor:
     return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
-def build_processor(language_model: Path, qformer_tokenizer: Path) -> LionProcessor:
+def _build_processor(language_model: Path, qformer_tokenizer: Path) -> LionProcessor:
     """The processor from the two tokenizers' folders.
 
     Raises:
@@ -165,7 +165,7 @@ def load_tokenizer(tokenizer_class: Any, folder: Path, **options: Any) -> Any:
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({reason_of(error)}).") from error
 
 
-def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
+def _check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
     """Raise `ValueError` if a tokenizer does not belong to its embedding table."""
     tokens, rows = len(processor.tokenizer), config.text_config.vocab_size
     if tokens > rows:  # FlanT5's table has rows to spare
@@ -183,7 +183,7 @@ def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; see `parse_arguments`."""
+    """What the command line says; see `_parse_arguments`."""
 
     lion: Path
     vision: Path | None
@@ -199,7 +199,7 @@ class Options:
     overwrite: bool = False
 
 
-def convert_checkpoint(options: Options) -> None:
+def _convert_checkpoint(options: Options) -> None:
     """Convert the files, write the folder, compare it with the files, and print what was done.
 
     Raises:
@@ -207,9 +207,9 @@ def convert_checkpoint(options: Options) -> None:
         OSError: if the disk refuses.
     """
     start = time.monotonic()
-    with replacing(options.output, options.overwrite, source_paths(options)) as folder:
+    with replacing(options.output, options.overwrite, _source_paths(options)) as folder:
         if options.tagger is not None:
-            check_tagger(options.tagger)
+            _check_tagger(options.tagger)
         config, processor, found = read(options)
         conversion = Conversion(
             found,
@@ -223,15 +223,15 @@ def convert_checkpoint(options: Options) -> None:
         room = sum(shard.num_bytes for shard in shards) + sum(path.stat().st_size for path in tagger)
         check_room(options.output, room)
         folder.mkdir()
-        digests = write_weights(folder, shards, conversion, options.allow_nonfinite)
-        write_settings(folder, config, processor)
+        digests = _write_weights(folder, shards, conversion, options.allow_nonfinite)
+        _write_settings(folder, config, processor)
         if options.tagger is not None:
             shutil.copytree(options.tagger, folder / TAGGER_FOLDER)
         compare(folder, conversion)
     print(report(options.output, found, conversion, shards, digests, time.monotonic() - start))
 
 
-def source_paths(options: Options) -> list[Path]:
+def _source_paths(options: Options) -> list[Path]:
     """What is read; Hub repositories are among it, and are no paths."""
     given = (options.lion, options.vision, options.language_model, options.qformer_tokenizer)
     return [Path(path) for path in (*given, options.overrides, options.tagger) if path is not None]
@@ -243,7 +243,7 @@ def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
     qformer_tokenizer = resolve_folder(options.qformer_tokenizer, TOKENIZER_FILES)
     overrides = load_json(options.overrides) if options.overrides else {}
     language_model_config = load_config(language_model, "t5")
-    processor = build_processor(language_model, qformer_tokenizer)
+    processor = _build_processor(language_model, qformer_tokenizer)
     check_overrides(LionConfig, overrides)
     num_blocks = overrides.get("vision_config", {}).get("num_hidden_layers", NUM_VISION_BLOCKS)
     if type(num_blocks) is not int:
@@ -258,13 +258,13 @@ def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
         overrides,
     )
     config.architectures = [LionForConditionalGeneration.__name__]
-    check_vocabularies(config, processor)
+    _check_vocabularies(config, processor)
     image_size = config.vision_config.image_size
     processor.image_processor.size = {"height": image_size, "width": image_size}
     return config, processor, found
 
 
-def write_weights(folder: Path, shards: list[Shard], conversion: Conversion, allow_nonfinite: bool) -> dict[str, str]:
+def _write_weights(folder: Path, shards: list[Shard], conversion: Conversion, allow_nonfinite: bool) -> dict[str, str]:
     """Write the shards and, if there are several, their index; the sha256 of each file.
 
     Raises:
@@ -285,7 +285,7 @@ def write_weights(folder: Path, shards: list[Shard], conversion: Conversion, all
     return digests
 
 
-def write_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
+def _write_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
     """Write everything but the weights."""
     config.save_pretrained(folder)
     GenerationConfig(
@@ -352,14 +352,14 @@ def report(
     return "\n".join(lines + [f"  {label:<{width}}  {value}" for label, value in rows])
 
 
-def check_tagger(folder: Path) -> None:
+def _check_tagger(folder: Path) -> None:
     """Raise `SourceError` if `folder` holds no whole converted tagger."""
     load_config(folder, RamConfig.model_type)
     load_json(folder / "preprocessor_config.json")
     FolderReader(folder)
 
 
-def gigabytes(text: str) -> float:
+def _gigabytes(text: str) -> float:
     """The size of a file, from the command line."""
     size = float(text)
     if not 1e-4 <= size <= 1e6:
@@ -367,7 +367,7 @@ def gigabytes(text: str) -> float:
     return size
 
 
-def parse_arguments(argv: list[str] | None) -> Options:
+def _parse_arguments(argv: list[str] | None) -> Options:
     """The command line."""
     parser = argparse.ArgumentParser(description="Convert LION's original files to a folder for from_pretrained.")
     parser.add_argument("--lion", type=Path, required=True, help="LION's .pth: released layout or a state dict")
@@ -380,7 +380,7 @@ def parse_arguments(argv: list[str] | None) -> Options:
     dtypes = ("auto", "float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="auto", help="auto: bfloat16 from a billion numbers on")
     parser.add_argument("--trained-in-float32", action="store_true", help="keep what LION trained in float32")
-    parser.add_argument("--max-shard-size", type=gigabytes, default=2.0, metavar="GB", help="of a file; 2 by default")
+    parser.add_argument("--max-shard-size", type=_gigabytes, default=2.0, metavar="GB", help="of a file; 2 by default")
     parser.add_argument("--allow-nonfinite", action="store_true", help="let NaN and infinity through")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     return Options(**vars(parser.parse_args(argv)))
@@ -388,10 +388,10 @@ def parse_arguments(argv: list[str] | None) -> Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; the exit code."""
-    options = parse_arguments(argv)
+    options = _parse_arguments(argv)
 
     def action() -> bool:
-        convert_checkpoint(options)
+        _convert_checkpoint(options)
         return True
 
     return run_command(action)

@@ -31,7 +31,7 @@ from transformers_lion.ram.configuration_ram import SWIN_LARGE_384
 BIAS_TABLE = "relative_position_bias_table"
 
 
-def read_lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """The lines of a text file, without the blanks around them.
 
     Raises:
@@ -50,13 +50,13 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_tags(path: Path) -> list[str]:
+def _read_tags(path: Path) -> list[str]:
     """The tag names.
 
     Raises:
         SourceError: if the file cannot be used, or names a tag twice.
     """
-    names = read_lines(path)
+    names = _read_lines(path)
     first: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
         if first.setdefault(name, line) != line:
@@ -64,14 +64,14 @@ def read_tags(path: Path) -> list[str]:
     return names
 
 
-def read_thresholds(path: Path) -> list[float]:
+def _read_thresholds(path: Path) -> list[float]:
     """The thresholds.
 
     Raises:
         SourceError: if the file cannot be used, or a line is no number between 0 and 1.
     """
     thresholds = []
-    for line, text in enumerate(read_lines(path), start=1):
+    for line, text in enumerate(_read_lines(path), start=1):
         try:
             threshold = float(text)
         except ValueError as error:
@@ -82,13 +82,13 @@ def read_thresholds(path: Path) -> list[float]:
     return thresholds
 
 
-def read_tag_files(tags: Path, thresholds: Path) -> tuple[list[str], list[float]]:
+def _read_tag_files(tags: Path, thresholds: Path) -> tuple[list[str], list[float]]:
     """The tag names and their thresholds.
 
     Raises:
         SourceError: as of both files, and if they are of different lengths.
     """
-    names, limits = read_tags(tags), read_thresholds(thresholds)
+    names, limits = _read_tags(tags), _read_thresholds(thresholds)
     if len(names) != len(limits):
         line = min(len(names), len(limits)) + 1
         longer, shorter = (tags, thresholds) if len(names) > len(limits) else (thresholds, tags)
@@ -109,7 +109,7 @@ def infer_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     layer = "tagging_head.encoder.layer."
     label_width = "wordvec_proj.weight" if "wordvec_proj.weight" in tensors else None
     return {
-        "vision_config": infer_vision_fields(shapes),
+        "vision_config": _infer_vision_fields(shapes),
         "label_embed_dim": shapes.sizes("label_embed", 2)[1],
         "encoder_hidden_size": shapes.sizes("image_proj.weight", 2)[0],
         "hidden_size": shapes.sizes(label_width, 2)[0] if label_width else shapes.sizes("fc.weight", 2)[1],
@@ -118,7 +118,7 @@ def infer_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
+def _infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
     """The fields of `SwinConfig` that the tensors' shapes tell."""
     width, channels, patch_size, _ = shapes.sizes("visual_encoder.patch_embed.proj.weight", 4)
     stages = [f"visual_encoder.layers.{stage}." for stage in range(shapes.count("visual_encoder.layers."))]
@@ -129,13 +129,13 @@ def infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
         "patch_size": patch_size,
         "depths": [shapes.count(f"{stage}blocks.") for stage in stages],
         "num_heads": [heads for _, heads in tables],
-        "window_size": window_of(tables[0][0]),
+        "window_size": _window_of(tables[0][0]),
         "mlp_ratio": shapes.sizes("visual_encoder.layers.0.blocks.0.mlp.fc1.weight", 2)[0] / width,
         "qkv_bias": shapes.has("visual_encoder.layers.0.blocks.0.attn.qkv.bias"),
     }
 
 
-def window_of(num_biases: int) -> int:
+def _window_of(num_biases: int) -> int:
     """The window size of a bias table of (2w - 1)^2 rows.
 
     Raises:
@@ -147,7 +147,7 @@ def window_of(num_biases: int) -> int:
     return (side + 1) // 2
 
 
-def convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> dict[str, torch.Tensor]:
+def _convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> dict[str, torch.Tensor]:
     """Tensors in the reference's names to this package's, in float32.
 
     Raises:
@@ -213,7 +213,7 @@ def convert(
     with replacing(Path(output), overwrite, sources) as folder:
         given = load_json(Path(overrides)) if overrides else {}
         check_overrides(RamConfig, given)
-        model = read(ram, *read_tag_files(tags, thresholds), given)
+        model = read(ram, *_read_tag_files(tags, thresholds), given)
         check_room(Path(output), sum(tensor.nbytes for tensor in model.state_dict().values()))
         save(model, folder)
     return model
@@ -238,7 +238,7 @@ def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[st
                 f"it knows {tensors['label_embed'].shape[0]} tags, but there are {len(names)} lines of tags."
             )
         config = build_config(RamConfig, {"id2label": dict(enumerate(names)), "thresholds": limits} | fields)
-        converted = convert_tensors(tensors, config)
+        converted = _convert_tensors(tensors, config)
     except ValueError as error:
         raise SourceError(f"{ram}: {error}") from error
     return RamForImageTagging.from_pretrained(None, config=config, state_dict=converted)

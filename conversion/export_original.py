@@ -23,7 +23,7 @@ from targets import TargetError, check_room, replacing
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 
 
-def original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
+def _original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
     """A folder's tensors in the reference's names.
 
     Args:
@@ -34,7 +34,7 @@ def original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
         ValueError: if the folder does not hold the whole of a LION, or NaN, or nothing that a weight can be.
     """
     config, reader = open_lion_folder(folder)
-    entries = [entry for entry in LION_KEYS.from_converted(reader.files) if full or is_trained(entry.originals[0])]
+    entries = [entry for entry in LION_KEYS.from_converted(reader.files) if full or _is_trained(entry.originals[0])]
 
     def load(name: str) -> torch.Tensor:
         tensor = reader[name]
@@ -55,7 +55,7 @@ def original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def is_trained(key: str) -> bool:
+def _is_trained(key: str) -> bool:
     """Whether LION's training changes a key of the reference model: all but the vision tower and FlanT5 itself."""
     return not key.startswith((VISION_PREFIX, LANGUAGE_MODEL_PREFIX)) or ".adapter." in key
 
@@ -69,7 +69,7 @@ def export(folder: Path, output: Path, full: bool = False) -> None:
     if os.path.lexists(output):
         raise TargetError(f"{output}: exists already.")
     with replacing(output) as unfinished:
-        tensors = original_tensors(folder, full)
+        tensors = _original_tensors(folder, full)
         check_room(output, sum(tensor.nbytes for tensor in tensors.values()))
         try:
             torch.save({"model": tensors}, unfinished)

@@ -105,14 +105,14 @@ def infer_config(
         "visual_branch": "both" if has_qformer and has_aggregator else "qformer" if has_qformer else "aggregator",
         "use_soft_prompt": shapes.has("soft_prompt_hint"),
         "soft_prompt_token_id": soft_prompt_token_id,
-        "vision_config": vision_fields(shapes),
-        "text_config": text_fields(shapes, language_model_config),
+        "vision_config": _vision_fields(shapes),
+        "text_config": _text_fields(shapes, language_model_config),
     }
     if has_qformer:
         fields["num_query_tokens"] = shapes.sizes("query_tokens", 3)[1]
-        fields["qformer_config"] = qformer_fields(shapes, qformer_config)
+        fields["qformer_config"] = _qformer_fields(shapes, qformer_config)
     if has_aggregator:
-        fields["aggregator_config"] = aggregator_fields(shapes)
+        fields["aggregator_config"] = _aggregator_fields(shapes)
     config = build_config(LionConfig, merge(fields, overrides))
     image_size, patch_size = config.vision_config.image_size, config.vision_config.patch_size
     if image_size < patch_size:
@@ -132,7 +132,7 @@ def build_config(config_class: type[Config], fields: Mapping[str, Any]) -> Confi
         raise ValueError(f"The configuration is not valid: {first_fault(error)}.") from error
 
 
-def vision_fields(shapes: Shapes) -> dict[str, Any]:
+def _vision_fields(shapes: Shapes) -> dict[str, Any]:
     """Sizes of the vision tower."""
     width, _, patch_size, _ = shapes.sizes("visual_encoder.patch_embed.proj.weight", 4)
     _, num_positions, _ = shapes.sizes("visual_encoder.pos_embed", 3)
@@ -148,13 +148,13 @@ def vision_fields(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+def _qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the Q-Former, and its heads if BERT's own configuration says them."""
     layer = "Qformer.bert.encoder.layer."
     vocab_size, hidden_size = shapes.sizes("Qformer.bert.embeddings.word_embeddings.weight", 2)
     crossed = shapes.indices(r"Qformer\.bert\.encoder\.layer\.(\d+)\.crossattention\.")
     return {
-        **pick(config, SETTINGS_OF_BERT),
+        **_pick(config, SETTINGS_OF_BERT),
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "max_position_embeddings": shapes.sizes("Qformer.bert.embeddings.position_embeddings.weight", 2)[0],
@@ -164,7 +164,7 @@ def qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def aggregator_fields(shapes: Shapes) -> dict[str, Any]:
+def _aggregator_fields(shapes: Shapes) -> dict[str, Any]:
     """Sizes of the vision aggregator."""
     return {
         "intermediate_size": shapes.sizes("fusion_adapter.blocks.0.intermediate.dense.weight", 2)[0],
@@ -172,14 +172,14 @@ def aggregator_fields(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+def _text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the language model and its adapters; heads and token ids from FlanT5's own configuration."""
     feed_forward = "t5_model.encoder.block.0.layer.1"
     attention = "t5_model.encoder.block.0.layer.0.SelfAttention"
     num_buckets, num_heads = shapes.sizes(f"{attention}.relative_attention_bias.weight", 2)
     vocab_size, d_model = shapes.sizes(EMBEDDING, 2)
     return {
-        **pick(config, SETTINGS_OF_T5),
+        **_pick(config, SETTINGS_OF_T5),
         "vocab_size": vocab_size,
         "d_model": d_model,
         "d_ff": shapes.sizes(f"{feed_forward}.DenseReluDense.wi_0.weight", 2)[0],
@@ -193,7 +193,7 @@ def text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def pick(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _pick(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Those of `names` that `config` has."""
     return {name: config[name] for name in names if name in config}
 
@@ -212,14 +212,14 @@ def check_overrides(config_class: type, overrides: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if one names no field, or one that the conversion decides, or a part is no JSON object.
     """
-    check_fields(config_class, overrides)
+    _check_fields(config_class, overrides)
     for name in overrides.keys() & config_class.sub_configs.keys():  # type: ignore[attr-defined]
         if not isinstance(overrides[name], Mapping):
             raise ValueError(f"overrides: {name} is {overrides[name]!r}, but must be a JSON object.")
-        check_fields(config_class.sub_configs[name], overrides[name], f"{name}.")  # type: ignore[attr-defined]
+        _check_fields(config_class.sub_configs[name], overrides[name], f"{name}.")  # type: ignore[attr-defined]
 
 
-def check_fields(config_class: type, overrides: Mapping[str, Any], prefix: str = "") -> None:
+def _check_fields(config_class: type, overrides: Mapping[str, Any], prefix: str = "") -> None:
     """Raise `ValueError` if a name is none of the configuration's fields that may be given, or a size is below 1."""
     fields = {field.name for field in dataclasses.fields(config_class)}
     for name, value in overrides.items():

@@ -48,13 +48,13 @@ def split_qkv_bias(bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q_bias.clone(), v_bias.clone()
 
 
-def bert_attention(original: str, converted: str) -> list[Rule]:
+def _bert_attention(original: str, converted: str) -> list[Rule]:
     """The rows of one BERT attention with its output."""
     rows = [same(f"{original}.self.{name}.{{p}}", f"{converted}.attention.{name}.{{p}}") for name in BERT_PROJECTIONS]
-    return rows + bert_output(f"{original}.output", f"{converted}.output")
+    return rows + _bert_output(f"{original}.output", f"{converted}.output")
 
 
-def bert_output(original: str, converted: str) -> list[Rule]:
+def _bert_output(original: str, converted: str) -> list[Rule]:
     """The rows of a BERT output: linear layer and norm."""
     return [same(f"{original}.{name}.{{p}}", f"{converted}.{name}.{{p}}") for name in ("dense", "LayerNorm")]
 
@@ -64,7 +64,7 @@ def t5_attention(original: str, converted: str) -> list[Rule]:
     return [same(f"{original}.{name}.weight", f"{converted}.{name}.weight") for name in "qkvo"]
 
 
-def t5_stack(stack: str, feed_forward: int) -> list[Rule]:
+def _t5_stack(stack: str, feed_forward: int) -> list[Rule]:
     """The rows of T5's encoder or decoder, where `feed_forward` is the position of that sub-layer."""
     old, new = f"t5_model.{stack}.block.{{n}}", f"language_model.{stack}.block.{{n}}"
     old_ff, new_ff = f"{old}.layer.{feed_forward}", f"{new}.feed_forward"
@@ -121,21 +121,21 @@ QFORMER = [
     same("Qformer.bert.embeddings.word_embeddings.weight", "qformer.embeddings.word_embeddings.weight"),
     same("Qformer.bert.embeddings.position_embeddings.weight", "qformer.embeddings.position_embeddings.weight"),
     same("Qformer.bert.embeddings.LayerNorm.{p}", "qformer.embeddings.layernorm.{p}"),
-    *bert_attention(f"{BERT}.attention", f"{OUR_BERT}.attention"),
-    *bert_attention(f"{BERT}.crossattention", f"{OUR_BERT}.crossattention"),
+    *_bert_attention(f"{BERT}.attention", f"{OUR_BERT}.attention"),
+    *_bert_attention(f"{BERT}.crossattention", f"{OUR_BERT}.crossattention"),
     same(f"{BERT}.intermediate.dense.{{p}}", f"{OUR_BERT}.intermediate.dense.{{p}}"),
     same(f"{BERT}.intermediate_query.dense.{{p}}", f"{OUR_BERT}.intermediate_query.dense.{{p}}"),
-    *bert_output(f"{BERT}.output", f"{OUR_BERT}.output"),
-    *bert_output(f"{BERT}.output_query", f"{OUR_BERT}.output_query"),
+    *_bert_output(f"{BERT}.output", f"{OUR_BERT}.output"),
+    *_bert_output(f"{BERT}.output_query", f"{OUR_BERT}.output_query"),
     same("t5_proj.{p}", "language_projection.{p}"),
 ]
 
 FUSION, OUR_FUSION = "fusion_adapter.blocks.{n}", "aggregator.layers.{n}"
 AGGREGATOR = [
-    *bert_attention(f"{FUSION}.attention", f"{OUR_FUSION}.attention"),
-    *bert_attention(f"{FUSION}.crossattention", f"{OUR_FUSION}.crossattention"),
+    *_bert_attention(f"{FUSION}.attention", f"{OUR_FUSION}.attention"),
+    *_bert_attention(f"{FUSION}.crossattention", f"{OUR_FUSION}.crossattention"),
     same(f"{FUSION}.intermediate.dense.{{p}}", f"{OUR_FUSION}.intermediate.dense.{{p}}"),
-    *bert_output(f"{FUSION}.output", f"{OUR_FUSION}.output"),
+    *_bert_output(f"{FUSION}.output", f"{OUR_FUSION}.output"),
     same("ln_adapter.{p}", "aggregator_projection.layernorm.{p}"),
     same("adapter_proj.0.{p}", "aggregator_projection.fc1.{p}"),
     same("adapter_proj.2.{p}", "aggregator_projection.fc2.{p}"),
@@ -150,8 +150,8 @@ LANGUAGE_MODEL = [
     ),
     same(EMBEDDING, "language_model.shared.weight"),
     same("t5_model.lm_head.weight", "language_model.lm_head.weight"),
-    *t5_stack("encoder", feed_forward=1),
-    *t5_stack("decoder", feed_forward=2),
+    *_t5_stack("encoder", feed_forward=1),
+    *_t5_stack("decoder", feed_forward=2),
     *t5_attention(
         "t5_model.decoder.block.{n}.layer.1.EncDecAttention", "language_model.decoder.block.{n}.layer.1.EncDecAttention"
     ),

@@ -57,7 +57,7 @@ def read_sources(
         ValueError: if the files belong to different models.
     """
     own = load_file(lion)
-    tower = load_tower(vision) if vision else {}
+    tower = _load_tower(vision) if vision else {}
     if PATCHES not in tower and PATCHES not in own:
         raise SourceError(f"{lion}: holds no vision tower ({PATCHES}), so that --vision is needed.")
     found = LionTensors(
@@ -67,19 +67,19 @@ def read_sources(
             **own,  # where files overlap, LION's own goes before the others
         }
     )
-    drop_aliases(found)
+    _drop_aliases(found)
     for name in list(found.tensors):
-        reason = droppable(name, num_vision_blocks)
+        reason = _droppable(name, num_vision_blocks)
         if reason:
             found.dropped[name] = reason
             del found.tensors[name]
     for name, tensor in found.tensors.items():
         check_weight(name, tensor)
-    check_widths(found.tensors)
+    _check_widths(found.tensors)
     return found
 
 
-def load_tower(path: Path) -> dict[str, torch.Tensor]:
+def _load_tower(path: Path) -> dict[str, torch.Tensor]:
     """The vision tower's tensors in the reference's names.
 
     Raises:
@@ -94,7 +94,7 @@ def load_tower(path: Path) -> dict[str, torch.Tensor]:
     return {VISION_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
-def drop_aliases(found: LionTensors) -> None:
+def _drop_aliases(found: LionTensors) -> None:
     """Remove the embedding table's other names; the released file has them in another precision than the table.
 
     Raises:
@@ -105,7 +105,7 @@ def drop_aliases(found: LionTensors) -> None:
         if tensor is None:
             continue
         table = found.tensors.setdefault(EMBEDDING, tensor)
-        if table.shape != tensor.shape or not equal_in_chunks(table, tensor):
+        if table.shape != tensor.shape or not _equal_in_chunks(table, tensor):
             raise ValueError(
                 f"{alias} {tuple(tensor.shape)} is not the table of the language model's folder {tuple(table.shape)}: "
                 "the LION file was trained on another language model."
@@ -113,13 +113,13 @@ def drop_aliases(found: LionTensors) -> None:
         found.dropped[alias] = "another name of the embedding table, with its values"
 
 
-def equal_in_chunks(table: torch.Tensor, alias: torch.Tensor, rows: int = 4096) -> bool:
+def _equal_in_chunks(table: torch.Tensor, alias: torch.Tensor, rows: int = 4096) -> bool:
     """Whether `alias` is `table` in its own dtype, looking at some rows at a time."""
     pairs = zip(table.split(rows), alias.split(rows), strict=True)
     return all(torch.equal(part.to(alias.dtype), other) for part, other in pairs)
 
 
-def droppable(name: str, num_vision_blocks: int) -> str | None:
+def _droppable(name: str, num_vision_blocks: int) -> str | None:
     """Why a key has no place in the converted model, or `None` if it has one."""
     block = re.match(r"visual_encoder\.blocks\.(\d+)\.", name)
     if block and int(block.group(1)) >= num_vision_blocks:
@@ -127,7 +127,7 @@ def droppable(name: str, num_vision_blocks: int) -> str | None:
     return next((reason for pattern, reason in DROPPABLE.items() if pattern.fullmatch(name)), None)
 
 
-def check_widths(tensors: Mapping[str, torch.Tensor]) -> None:
+def _check_widths(tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise `ValueError` if the LION file was trained on a vision tower or language model of another width."""
     for part, name, dimension, partners in WIDTHS:
         given = tensors.get(name)

@@ -94,13 +94,13 @@ def model_card(folder: Path, name: str | None = None, base_models: Sequence[str]
     sections = [
         f"---\n{metadata(config, base_models).to_yaml()}\n---",
         f"# {name.split('/')[-1]}",
-        introduction(config, folder),
-        usage(config, name, with_code),
+        _introduction(config, folder),
+        _usage(config, name, with_code),
         prompts(config, processor),
         tags(processor, has_tagger),
         paper_numbers(config),
         limits(config),
-        licences(config, has_tagger),
+        _licences(config, has_tagger),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -130,7 +130,7 @@ def metadata(config: LionConfig, base_models: Sequence[str] = ()) -> ModelCardDa
     )
 
 
-def introduction(config: LionConfig, folder: Path) -> str:
+def _introduction(config: LionConfig, folder: Path) -> str:
     """What the model is and how large."""
     text, vision = config.text_config, config.vision_config
     counts = count_parameters(folder)
@@ -156,7 +156,7 @@ def introduction(config: LionConfig, folder: Path) -> str:
     )
 
 
-def usage(config: LionConfig, name: str, with_code: bool) -> str:
+def _usage(config: LionConfig, name: str, with_code: bool) -> str:
     """How to load it. The blocks run as they stand."""
     trust = ", trust_remote_code=True" if with_code else ""
     if with_code:
@@ -270,7 +270,7 @@ def limits(config: LionConfig) -> str:
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def licences(config: LionConfig, has_tagger: bool) -> str:
+def _licences(config: LionConfig, has_tagger: bool) -> str:
     """The licence of each part."""
     rows = [
         ("`transformers-lion`, and LION's original code", "MIT"),

@@ -108,7 +108,7 @@ def climb_outputs(
     request = write_request(folder, config, files)
     processor = LionProcessor.from_pretrained(folder)
     pixels = processor.image_processor(pictures(), return_tensors="pt")["pixel_values"]
-    theirs = reference_outputs(checkout, python, request, pixels)
+    theirs = _reference_outputs(checkout, python, request, pixels)
     return compare_outputs(folder_outputs(folder, request, pixels), theirs, config.text_config.pad_token_id)
 
 
@@ -149,7 +149,7 @@ def pictures() -> list[Image.Image]:
     return [Image.merge("RGB", bands[turn:] + bands[:turn]).resize(size) for turn, size in enumerate(sizes)]
 
 
-def reference_outputs(checkout: Path, python: str, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
+def _reference_outputs(checkout: Path, python: str, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
     """Run the reference in its own process.
 
     Raises:
@@ -178,7 +178,7 @@ def folder_outputs(folder: Path, request: Mapping[str, Any], pixels: torch.Tenso
     if model.config.uses_aggregator:
         outputs["aggregator"] = features.aggregator_outputs.last_hidden_state
     for case in request["cases"]:
-        found = case_outputs(model, processor, request, features, case)
+        found = _case_outputs(model, processor, request, features, case)
         if not model.config.uses_qformer:
             del found["question ids"]
         for name in ("question ids", "image features"):  # the same in all cases
@@ -188,7 +188,7 @@ def folder_outputs(folder: Path, request: Mapping[str, Any], pixels: torch.Tenso
     return outputs
 
 
-def case_outputs(
+def _case_outputs(
     model: LionForConditionalGeneration,
     processor: LionProcessor,
     request: Mapping[str, Any],
@@ -239,7 +239,7 @@ def compare_outputs(ours: Outputs, theirs: Outputs, pad_token_id: int) -> list[O
 def compare_output(name: str, ours: torch.Tensor, theirs: torch.Tensor, pad_token_id: int) -> OutputRung:
     """One rung. Padding behind a row of ids is not compared; tensors of different shapes are infinitely far apart."""
     if not ours.is_floating_point():
-        pairs = list(zip(unpadded(ours, pad_token_id), unpadded(theirs, pad_token_id), strict=True))
+        pairs = list(zip(_unpadded(ours, pad_token_id), _unpadded(theirs, pad_token_id), strict=True))
         return OutputRung(name, num_equal=sum(first == second for first, second in pairs), num_rows=len(pairs))
     if ours.shape != theirs.shape:
         return OutputRung(name, float("inf"))
@@ -247,7 +247,7 @@ def compare_output(name: str, ours: torch.Tensor, theirs: torch.Tensor, pad_toke
     return OutputRung(name, difference / largest if largest else difference)
 
 
-def unpadded(ids: torch.Tensor, pad_token_id: int) -> list[list[int]]:
+def _unpadded(ids: torch.Tensor, pad_token_id: int) -> list[list[int]]:
     """The rows without the padding at their ends."""
     rows = ids.tolist()
     for row in rows:

@@ -72,7 +72,7 @@ def check_folder(folder: Path, with_code: bool = False) -> None:
         FolderReader(tagger)
 
 
-def check_names(repo: str, base_models: Sequence[str], revision: str | None) -> None:
+def _check_names(repo: str, base_models: Sequence[str], revision: str | None) -> None:
     """Raise `ValueError` if a name is none that the Hub knows repositories and branches by."""
     for name in (repo, *base_models):
         validate_repo_id(name)
@@ -88,7 +88,7 @@ def files_of(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for name in filter_repo_objects(names, ignore_patterns=IGNORED)}
 
 
-def written_here(folder: Path, repo: str, base_models: Sequence[str], with_code: bool) -> dict[str, bytes]:
+def _written_here(folder: Path, repo: str, base_models: Sequence[str], with_code: bool) -> dict[str, bytes]:
     """Files that the repository gets and the folder has not, or has in another form."""
     texts = files_with_code(folder) if with_code else {}
     if not (folder / QFORMER_TOKENIZER / "config.json").is_file():  # saved by an earlier version
@@ -134,11 +134,11 @@ def report(files: Mapping[str, int], written: Mapping[str, bytes]) -> Iterator[s
     """A line for each file, with its size, and a sum."""
     sizes = {**files, **{name: len(content) for name, content in written.items()}}
     for name, size in sorted(sizes.items()):
-        yield f"{in_bytes(size):>10}  {name}" + ("  (written for the Hub)" if name in written else "")
-    yield f"{in_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
+        yield f"{_in_bytes(size):>10}  {name}" + ("  (written for the Hub)" if name in written else "")
+    yield f"{_in_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
 
 
-def in_bytes(size: float) -> str:
+def _in_bytes(size: float) -> str:
     """A size as people read it: 8.1 GB."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
@@ -147,7 +147,7 @@ def in_bytes(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def explain(error: Exception, repo: str) -> str:
+def _explain(error: Exception, repo: str) -> str:
     """What went wrong, in one sentence."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
@@ -157,21 +157,21 @@ def explain(error: Exception, repo: str) -> str:
             return f"the token may not write to {repo}; it needs the permission to write there."
         if status == 404 or isinstance(error, RepositoryNotFoundError):
             return f"the Hub has no {repo}, or does not show it to this token."
-        return f"the Hub answered {status}: {getattr(error, 'server_message', None) or first_line(error)}"
+        return f"the Hub answered {status}: {getattr(error, 'server_message', None) or _first_line(error)}"
     if isinstance(error, RuntimeError):
-        reason = first_line(error.__cause__ or error)
+        reason = _first_line(error.__cause__ or error)
         return f"the upload broke off ({reason}); the same command again resumes it."
     if isinstance(error, HTTPError):
-        return f"the connection to the Hub failed ({first_line(error)}); the same command again resumes an upload."
+        return f"the connection to the Hub failed ({_first_line(error)}); the same command again resumes an upload."
     return sentence(error)
 
 
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """The start of an error's text."""
     return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Put a converted folder on the Hub, with a model card.")
     parser.add_argument("folder", type=Path, help="a converted folder, or one that save_pretrained wrote")
@@ -186,13 +186,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; the exit code."""
-    arguments = parse_arguments(argv)
+    arguments = _parse_arguments(argv)
     folder, repo = arguments.folder, arguments.repo
     try:
-        check_names(repo, arguments.base_model, arguments.revision)
+        _check_names(repo, arguments.base_model, arguments.revision)
         check_folder(folder, arguments.with_code)
         files = files_of(folder)
-        written = written_here(folder, repo, arguments.base_model, arguments.with_code)
+        written = _written_here(folder, repo, arguments.base_model, arguments.with_code)
         print("\n".join(report(files, written)))
         if arguments.dry_run:
             print(f"\n{(written.get(CARD) or (folder / CARD).read_bytes()).decode(errors='replace')}")
@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("there is no token; log in with `hf auth login`, or set HF_TOKEN.")
         url = upload(HfApi(), folder, repo, written, arguments.private, arguments.revision)
     except (ValueError, OSError, HTTPError, RuntimeError) as error:
-        print(f"error: {explain(error, repo)}", file=sys.stderr)
+        print(f"error: {_explain(error, repo)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted; the same command again resumes the upload.", file=sys.stderr)

@@ -28,13 +28,13 @@ def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
     old, new = math.isqrt(table.shape[0]), 2 * window_size - 1
     if old == new:
         return table
-    weights = spline_weights(growing_offsets(old // 2, new // 2), np.arange(-(new // 2), new // 2 + 1, dtype=float))
+    weights = _spline_weights(_growing_offsets(old // 2, new // 2), np.arange(-(new // 2), new // 2 + 1, dtype=float))
     biases = table.double().numpy().reshape(old, old, -1)
     resized = np.einsum("io,jp,oph->ijh", weights, weights, biases)
     return torch.from_numpy(resized.reshape(new * new, -1)).to(table.dtype)
 
 
-def growing_offsets(old: int, new: int) -> np.ndarray:
+def _growing_offsets(old: int, new: int) -> np.ndarray:
     """2 * `old` + 1 symmetric positions around 0, whose steps grow by a ratio that makes the last one about `new`."""
     low, high, ratio = RATIO_LOW, RATIO_HIGH, RATIO_LOW
     while high - low > RATIO_TOLERANCE:
@@ -47,7 +47,7 @@ def growing_offsets(old: int, new: int) -> np.ndarray:
     return np.concatenate([-positive[::-1], [0.0], positive])
 
 
-def spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
+def _spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(points, nodes): the weights by which a spline through values at `nodes` takes its values at `points`."""
     if len(nodes) == 1:
         return np.ones((len(points), 1))
@@ -56,10 +56,10 @@ def spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
     inner = nodes[skipped : len(nodes) - skipped] if degree == SPLINE_DEGREE else nodes[:0]
     knots = np.concatenate([[nodes[0]] * (degree + 1), inner, [nodes[-1]] * (degree + 1)])
     clipped = points.clip(nodes[0], nodes[-1])
-    return basis(knots, degree, clipped) @ np.linalg.inv(basis(knots, degree, nodes))
+    return _basis(knots, degree, clipped) @ np.linalg.inv(_basis(knots, degree, nodes))
 
 
-def basis(knots: np.ndarray, degree: int, points: np.ndarray) -> np.ndarray:
+def _basis(knots: np.ndarray, degree: int, points: np.ndarray) -> np.ndarray:
     """(points, functions): the B-splines of `degree` on `knots`, by the recursion of Cox and de Boor."""
     intervals = len(knots) - 1
     last = np.flatnonzero(knots[:-1] < knots[1:])[-1]

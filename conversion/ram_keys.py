@@ -32,15 +32,15 @@ SWIN_BLOCK = f"{SWIN}.blocks.{{m}}"
 HEAD_LAYER = "head.layers.{n}"
 
 
-def split_qkv(joined: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _split_qkv(joined: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """(3V, ...) -> query's, key's and value's (V, ...)."""
     return tuple(part.clone() for part in joined.chunk(3))
 
 
-def joined_qkv(reference: str, package: str) -> Rule:
+def _joined_qkv(reference: str, package: str) -> Rule:
     """The row of an attention whose three projections are one tensor in the reference."""
     projections = tuple(Template(f"{package}.{name}.{{p}}") for name in ("q_proj", "k_proj", "v_proj"))
-    return Rule(projections, Template(f"{reference}.{{p}}"), lambda *parts: torch.cat(parts), split_qkv)
+    return Rule(projections, Template(f"{reference}.{{p}}"), lambda *parts: torch.cat(parts), _split_qkv)
 
 
 def rename(reference: str, package: str) -> Rule:
@@ -48,7 +48,7 @@ def rename(reference: str, package: str) -> Rule:
     return same(package, reference)
 
 
-def vision_rules() -> list[Rule]:
+def _vision_rules() -> list[Rule]:
     """The vision tower."""
     block = "visual_encoder.layers.{n}.blocks.{m}"
     table = "relative_position_bias_table"
@@ -66,10 +66,10 @@ def vision_rules() -> list[Rule]:
         f"{block}.attn.{table}": f"{SWIN_BLOCK}.attention.relative_position_bias.{table}",
     }
     rules = [rename(reference, package) for reference, package in names.items()]
-    return [*rules, joined_qkv(f"{block}.attn.qkv", f"{SWIN_BLOCK}.attention")]
+    return [*rules, _joined_qkv(f"{block}.attn.qkv", f"{SWIN_BLOCK}.attention")]
 
 
-def head_rules() -> list[Rule]:
+def _head_rules() -> list[Rule]:
     """The head and what stands around it."""
     layer = "tagging_head.encoder.layer.{n}"
     names = {
@@ -87,10 +87,10 @@ def head_rules() -> list[Rule]:
     return [rename(reference, package) for reference, package in names.items()]
 
 
-RAM_KEYS = KeyMap([*vision_rules(), *head_rules()])
+RAM_KEYS = KeyMap([*_vision_rules(), *_head_rules()])
 
 
-def reference_name(key: str) -> str:
+def _reference_name(key: str) -> str:
     """`key` with the head's usual prefix."""
     for alias, prefix in HEAD_ALIASES.items():
         if key.startswith(alias):
@@ -111,7 +111,7 @@ def kept_names(keys: Iterable[str]) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     for key in keys:
-        name = reference_name(key)
+        name = _reference_name(key)
         if droppable(name):
             continue
         if name in names:

@@ -42,12 +42,12 @@ EMBEDDING_ALIASES = ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.e
 Outputs = dict[str, torch.Tensor]
 
 
-def import_reference(checkout: Path) -> SimpleNamespace:
+def _import_reference(checkout: Path) -> SimpleNamespace:
     """The reference's modules: its model, its adapters and its vision tower."""
     sys.dont_write_bytecode = True  # the checkout is the user's
     sys.path[0] = str(checkout)  # instead of this script's folder
-    stand_in("ram", get_transform=None)
-    stand_in("ram.models", ram=None)
+    _stand_in("ram", get_transform=None)
+    _stand_in("ram.models", ram=None)
     layers = {"drop_path": None, "to_2tuple": lambda size: (size, size), "trunc_normal_": nn.init.trunc_normal_}
     for name, content in (
         ("icecream", {"ic": None}),
@@ -58,16 +58,16 @@ def import_reference(checkout: Path) -> SimpleNamespace:
         try:
             importlib.import_module(name)
         except ImportError:
-            stand_in(name, **content)
+            _stand_in(name, **content)
     names = {"lion": "models.lion_t5", "adapters": "models.lion_adapters", "vision": "models.eva_vit"}
     return SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
 
 
-def stand_in(name: str, **content: Any) -> None:
+def _stand_in(name: str, **content: Any) -> None:
     """Let `import name` find a module with this content."""
     parent, _, _ = name.rpartition(".")
     if parent and parent not in sys.modules:
-        stand_in(parent)
+        _stand_in(parent)
     module = ModuleType(name)
     module.__dict__.update(content, __path__=[], __spec__=ModuleSpec(name, None))  # transformers asks for the spec
     sys.modules[name] = module
@@ -75,8 +75,8 @@ def stand_in(name: str, **content: Any) -> None:
 
 def build(checkout: Path, request: Mapping[str, Any]) -> nn.Module:
     """The reference's model in float32, with the user's weights, rounded as the converted folder's are."""
-    reference, config, files = import_reference(checkout), request["config"], request["files"]
-    set_sizes(reference, config)
+    reference, config, files = _import_reference(checkout), request["config"], request["files"]
+    _set_sizes(reference, config)
     model = reference.lion.LIONT5InstructAdapter(
         bert_model=files["qformer_tokenizer"],
         vit_model=files["lion"],  # only asked to be something: the weights come below
@@ -94,18 +94,18 @@ def build(checkout: Path, request: Mapping[str, Any]) -> nn.Module:
     return model.float().eval()
 
 
-def set_sizes(reference: SimpleNamespace, config: Mapping[str, Any]) -> None:
+def _set_sizes(reference: SimpleNamespace, config: Mapping[str, Any]) -> None:
     """Replace what the reference's model calls to make its parts by the same with other sizes."""
     lion, adapters = reference.lion, reference.adapters
     aggregator, bottleneck = config["aggregator_config"], config["text_config"]["adapter_hidden_size"]
     set_adapters = lion.set_adapter_t5
     bert_config = lion.BertConfig
-    lion.create_eva_vit_g = lambda *_: vision_tower(reference.vision, config["vision_config"])
+    lion.create_eva_vit_g = lambda *_: _vision_tower(reference.vision, config["vision_config"])
     lion.BertConfig = SimpleNamespace(
         from_pretrained=lambda folder: qformer_config(bert_config, folder, config["qformer_config"])
     )
     lion.T5ForConditionalGeneration = SimpleNamespace(
-        from_pretrained=functools.partial(load_language_model, lion.T5ForConditionalGeneration)
+        from_pretrained=functools.partial(_load_language_model, lion.T5ForConditionalGeneration)
     )
     lion.set_adapter_t5 = lambda *arguments, **options: set_adapters(
         *arguments, **{**options, "bottleneck": bottleneck}
@@ -114,7 +114,7 @@ def set_sizes(reference: SimpleNamespace, config: Mapping[str, Any]) -> None:
     adapters.BertConfig = functools.partial(adapters.BertConfig, intermediate_size=aggregator["intermediate_size"])
 
 
-def vision_tower(vision: ModuleType, sizes: Mapping[str, Any]) -> nn.Module:
+def _vision_tower(vision: ModuleType, sizes: Mapping[str, Any]) -> nn.Module:
     """The reference's vision tower; all but the sizes is as its own function for EVA-ViT-g says."""
     return vision.VisionTransformer(
         img_size=sizes["image_size"],
@@ -138,7 +138,7 @@ def qformer_config(config_class: Any, folder: str, sizes: Mapping[str, Any]) -> 
     return config_class(**chosen)
 
 
-def load_language_model(model_class: Any, folder: str, config: Any, torch_dtype: torch.dtype) -> nn.Module:
+def _load_language_model(model_class: Any, folder: str, config: Any, torch_dtype: torch.dtype) -> nn.Module:
     """The language model in float32, whatever `torch_dtype` the reference asks for.
 
     Raises:
@@ -200,7 +200,7 @@ def kept(outputs: Outputs, modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_input(outputs: Outputs, name: str, module: nn.Module) -> Iterator[None]:
+def _first_input(outputs: Outputs, name: str, module: nn.Module) -> Iterator[None]:
     """Keep the first argument of the first call of `module` while the block runs."""
 
     def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -213,7 +213,7 @@ def first_input(outputs: Outputs, name: str, module: nn.Module) -> Iterator[None
         handle.remove()
 
 
-def visual_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
+def _visual_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
     """What stands before the text, from the vision tower's blocks upwards."""
     outputs: Outputs = {}
     modules = {f"vision block {index}": model.visual_encoder.blocks[index] for index in request["blocks"]}
@@ -224,21 +224,21 @@ def visual_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor)
     with contextlib.ExitStack() as stack:
         stack.enter_context(kept(outputs, modules))
         if hasattr(model, "Qformer"):
-            stack.enter_context(first_input(outputs, "question ids", model.Qformer.bert))
+            stack.enter_context(_first_input(outputs, "question ids", model.Qformer.bert))
         outputs["image features"], _ = model.encode_img(pixels, request["questions"])
     return outputs
 
 
-def case_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor, case: Mapping[str, Any]) -> Outputs:
+def _case_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor, case: Mapping[str, Any]) -> Outputs:
     """What one task computes with or without tags: the training's forward pass, and generated ids."""
     outputs: Outputs = {}
     questions = request["questions"]
     model.enable_semantic_tags = case["tags"]
     samples = {"image": pixels, "question": questions, "tags": request["tags"], "answer": request["answers"]}
-    with first_input(outputs, "prompt ids", model.t5_model.encoder.embed_tokens):
-        outputs.update(training_outputs(model, {**samples, "category": [case["task_type"]] * len(questions)}))
+    with _first_input(outputs, "prompt ids", model.t5_model.encoder.embed_tokens):
+        outputs.update(_training_outputs(model, {**samples, "category": [case["task_type"]] * len(questions)}))
     for name, num_beams in request["searches"].items():
-        outputs[name] = generated_ids(
+        outputs[name] = _generated_ids(
             model,
             {**samples, "category": case["task_type"]},
             num_beams=num_beams,
@@ -248,7 +248,7 @@ def case_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor, c
     return {f"{case['name']}: {name}": tensor for name, tensor in outputs.items()}
 
 
-def training_outputs(model: Any, samples: Mapping[str, Any]) -> Outputs:
+def _training_outputs(model: Any, samples: Mapping[str, Any]) -> Outputs:
     """The encoder's output, the logits at the answers' tokens (the rest is padding), and the loss."""
     outputs: Outputs = {}
 
@@ -264,7 +264,7 @@ def training_outputs(model: Any, samples: Mapping[str, Any]) -> Outputs:
     return outputs
 
 
-def generated_ids(model: Any, samples: Mapping[str, Any], **options: Any) -> torch.Tensor:
+def _generated_ids(model: Any, samples: Mapping[str, Any], **options: Any) -> torch.Tensor:
     """The ids behind the texts that the reference's `generate` returns."""
     found = []
     generate = model.t5_model.generate
@@ -287,9 +287,9 @@ def main(checkout: str, request_file: str, pixels_file: str, outputs_file: str) 
     request = json.loads(Path(request_file).read_text())
     pixels = load_file(pixels_file)["pixel_values"]
     model = build(Path(checkout), request)
-    outputs = visual_outputs(model, request, pixels)
+    outputs = _visual_outputs(model, request, pixels)
     for case in request["cases"]:
-        outputs.update(case_outputs(model, request, pixels, case))
+        outputs.update(_case_outputs(model, request, pixels, case))
     save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, outputs_file)
 
 

@@ -37,7 +37,7 @@ def check_file(path: Path) -> None:
         raise SourceError(f"{path}: the file is empty.")
 
 
-def load_pickle(path: Path) -> dict[str, torch.Tensor]:
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.pth`/`.bin` file, memory-mapped; a training checkpoint's `"model"` part, without the rest.
 
     Raises:
@@ -72,7 +72,7 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     return dict(content)
 
 
-def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a `.safetensors` file.
 
     Raises:
@@ -88,7 +88,7 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def load_file(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of one weights file, by its ending."""
-    return load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
 
 
 def load_folder(folder: Path) -> dict[str, torch.Tensor]:
@@ -102,11 +102,11 @@ def load_folder(folder: Path) -> dict[str, torch.Tensor]:
             return load_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return load_shards(index)
+            return _load_shards(index)
     raise SourceError(f"{folder}: holds no model.safetensors or pytorch_model.bin, in one file or in shards.")
 
 
-def load_shards(index: Path) -> dict[str, torch.Tensor]:
+def _load_shards(index: Path) -> dict[str, torch.Tensor]:
     """The tensors of the shards that an index names.
 
     What the index names beyond is not missed here: on the Hub, indices name copies that their shards are without.
@@ -131,12 +131,12 @@ def load_index(path: Path) -> dict[str, str]:
         SourceError: if the file is no index.
     """
     weight_map = load_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(map(is_file_name, weight_map.values())):
+    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
         raise SourceError(f"{path}: has no weight_map of tensors to files beside it, and so is no index.")
     return weight_map
 
 
-def is_file_name(name: object) -> bool:
+def _is_file_name(name: object) -> bool:
     """Whether this is the name of a file without a folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and name == Path(name).name
 

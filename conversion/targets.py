@@ -39,16 +39,16 @@ def replacing(target: Path, overwrite: bool = False, sources: Iterable[Path] = (
         TargetError: if the target exists or cannot be written, is a source, or is being written by another run.
     """
     target = Path(os.path.realpath(target))
-    check_sources(target, sources)
-    check_replaceable(target, overwrite)
+    _check_sources(target, sources)
+    _check_replaceable(target, overwrite)
     unfinished, replaced = beside(target, "unfinished"), beside(target, "replaced")
-    with parents(target), reserved(target):
+    with parents(target), _reserved(target):
         try:
             recover(target)
-            check_replaceable(target, overwrite)
+            _check_replaceable(target, overwrite)
             remove(unfinished)
             yield unfinished
-            check_replaceable(target, overwrite)  # hours may have passed
+            _check_replaceable(target, overwrite)  # hours may have passed
             if target.exists():
                 target.rename(replaced)
             unfinished.rename(target)
@@ -61,7 +61,7 @@ def replacing(target: Path, overwrite: bool = False, sources: Iterable[Path] = (
             recover(target)
 
 
-def check_sources(target: Path, sources: Iterable[Path]) -> None:
+def _check_sources(target: Path, sources: Iterable[Path]) -> None:
     """Raise `TargetError` if writing the target would touch a source; what does not exist is no source."""
     for source in (Path(os.path.realpath(source)) for source in sources if source.exists()):
         if target == source or target in source.parents:
@@ -70,7 +70,7 @@ def check_sources(target: Path, sources: Iterable[Path]) -> None:
             raise TargetError(f"{target}: lies in {source}, which is read and stays as it is.")
 
 
-def check_replaceable(target: Path, overwrite: bool) -> None:
+def _check_replaceable(target: Path, overwrite: bool) -> None:
     """Raise `TargetError` if something is at the target that is not to be replaced."""
     if target.is_symlink():
         raise TargetError(f"{target}: is a link that leads nowhere.")
@@ -115,7 +115,7 @@ def parents(target: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def reserved(target: Path) -> Iterator[None]:
+def _reserved(target: Path) -> Iterator[None]:
     """Keep other runs from the target.
 
     Raises:

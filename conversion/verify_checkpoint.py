@@ -60,7 +60,7 @@ VOLATILE = {"dtype", "architectures", "transformers_version", "_name_or_path", "
 
 
 @dataclass
-class Rung:
+class _Rung:
     """One part's comparison."""
 
     num_tensors: int = 0
@@ -75,7 +75,7 @@ def part_of(name: str) -> str:
     return next(part for part, pattern in PARTS.items() if pattern.match(name))
 
 
-def climb(reader: FolderReader, conversion: Conversion) -> dict[str, Rung]:
+def _climb(reader: FolderReader, conversion: Conversion) -> dict[str, _Rung]:
     """Compare all tensors, part by part.
 
     Raises:
@@ -84,7 +84,7 @@ def climb(reader: FolderReader, conversion: Conversion) -> dict[str, Rung]:
     differing = sorted(reader.files.keys() ^ conversion.slots.keys())
     if differing:
         raise ValueError(f"{len(differing)} tensors are on one side only: {', '.join(differing[:5])}.")
-    rungs = {part: Rung() for part in PARTS}
+    rungs = {part: _Rung() for part in PARTS}
     for name, slot in tqdm(conversion.slots.items(), unit="tensor", desc="comparing"):
         ours = reader[name]
         check_weight(name, ours)
@@ -103,7 +103,7 @@ def climb(reader: FolderReader, conversion: Conversion) -> dict[str, Rung]:
     return {part: rung for part, rung in rungs.items() if rung.num_tensors}
 
 
-def ladder(rungs: Mapping[str, Rung]) -> str:
+def _ladder(rungs: Mapping[str, _Rung]) -> str:
     """The comparison as a table."""
     lines = [f"{'part':<22}{'tensors':>8}{'equal':>8}{'numbers':>16}{'largest difference':>20}"]
     lines += [
@@ -113,17 +113,17 @@ def ladder(rungs: Mapping[str, Rung]) -> str:
     return "\n".join(lines)
 
 
-def verify_tensors(folder: Path, conversion: Conversion) -> bool:
+def _verify_tensors(folder: Path, conversion: Conversion) -> bool:
     """Compare the tensors and print the ladder; whether all are equal."""
-    rungs = climb(FolderReader(folder), conversion)
-    print(ladder(rungs))
+    rungs = _climb(FolderReader(folder), conversion)
+    print(_ladder(rungs))
     unequal = [name for rung in rungs.values() for name in rung.unequal]
     if unequal:
         print(f"error: {len(unequal)} tensors are not their sources': {enumerated(unequal)}", file=sys.stderr)
     return not unequal
 
 
-def verify_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
+def _verify_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
     """Compare the configuration and the tokenizers.
 
     Raises:
@@ -147,7 +147,7 @@ def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def verify_outputs(options: Options, config: LionConfig, checkout: Path, python: str) -> bool:
+def _verify_outputs(options: Options, config: LionConfig, checkout: Path, python: str) -> bool:
     """Compare the outputs with the reference's and print the ladder; whether all agree."""
     files = {
         "lion": options.lion,
@@ -160,7 +160,7 @@ def verify_outputs(options: Options, config: LionConfig, checkout: Path, python:
     return all(rung.holds for rung in rungs)
 
 
-def parse_arguments(argv: list[str] | None) -> tuple[Options, Path | None, str]:
+def _parse_arguments(argv: list[str] | None) -> tuple[Options, Path | None, str]:
     """The command line: the conversion to compare with, the reference's checkout, and its Python."""
     parser = argparse.ArgumentParser(description="Compare a converted folder with its sources.")
     parser.add_argument("folder", type=Path, help="converted folder")
@@ -180,17 +180,17 @@ def parse_arguments(argv: list[str] | None) -> tuple[Options, Path | None, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; the exit code."""
-    options, reference, python = parse_arguments(argv)
+    options, reference, python = _parse_arguments(argv)
 
     def action() -> bool:
         if reference is not None:
             check_reference(reference, python)
         load_config(options.output, LionConfig.model_type)
         config, processor, found = read(options)
-        equal = verify_tensors(options.output, Conversion(found, config, torch.float32))
-        verify_settings(options.output, config, processor)
+        equal = _verify_tensors(options.output, Conversion(found, config, torch.float32))
+        _verify_settings(options.output, config, processor)
         if reference is not None:
-            equal &= verify_outputs(options, config, reference, python)
+            equal &= _verify_outputs(options, config, reference, python)
         return equal
 
     return run_command(action)

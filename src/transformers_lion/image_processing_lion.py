@@ -47,15 +47,15 @@ class LionImageProcessor(BlipImageProcessorPil):
         """The first step of a call, by which transformers' own, on several copies of the picture, has nothing to do."""
         size, resample = options.get("size", self.size), options.get("resample", self.resample)
         if size is None or not options.get("do_resize", self.do_resize) or not isinstance(resample, int):
-            return unchanged
+            return _unchanged
         sides = dict(get_size_dict(size, default_to_square=self.default_to_square))
         height, width = sides.get("height"), sides.get("width")
         if not (height and width):
-            return unchanged
+            return _unchanged
         return lambda picture: picture.resize((width, height), Image.Resampling(resample))
 
 
-def unchanged(picture: Image.Image) -> Image.Image:
+def _unchanged(picture: Image.Image) -> Image.Image:
     """The picture itself."""
     return picture
 

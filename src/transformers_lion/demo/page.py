@@ -102,16 +102,16 @@ class Handlers:
         if isinstance(seen, str):
             return self.refuse(seen)
         tags = seen.tags or []
-        return seen, seen.shown, describe_seen(seen), tags, offer_tags(tags, tags), (), "", *cleared()
+        return seen, seen.shown, _describe_seen(seen), tags, _offer_tags(tags, tags), (), "", *_cleared()
 
     def refuse(self, reason: str) -> tuple[Any, ...]:
         """A picture cannot be taken."""
         gr.Warning(reason, title="No picture")
-        return None, None, f"⚠️ {reason}", [], offer_tags([], []), (), "", *cleared()
+        return None, None, f"⚠️ {reason}", [], _offer_tags([], []), (), "", *_cleared()
 
     def on_clear(self) -> tuple[Any, ...]:
         """The picture was taken away."""
-        return None, None, NO_PICTURE, [], offer_tags([], []), (), "", *cleared()
+        return None, None, NO_PICTURE, [], _offer_tags([], []), (), "", *_cleared()
 
     def on_tags(self, text: str, known: Sequence[str], ticked: Sequence[str]) -> tuple[Any, ...]:
         """Tags were typed: they can be ticked, and are."""
@@ -121,7 +121,7 @@ class Handlers:
             raise gr.Error(str(error), title="Tags", print_exception=False) from error
         again = [name for name in read_tags(text) if name in known]
         choices = [*known, *new]
-        return choices, offer_tags(choices, [name for name in choices if name in {*ticked, *again, *new}]), ""
+        return choices, _offer_tags(choices, [name for name in choices if name in {*ticked, *again, *new}]), ""
 
     def on_click(self, seen: Seen | None, corners: Sequence[Point], event: gr.SelectData) -> tuple[Any, ...]:
         """The picture was clicked: a corner of a region. A third click begins anew."""
@@ -170,30 +170,30 @@ class Handlers:
         return (
             seen,
             drawn,
-            describe_seen(seen),
-            for_people(question, progress),
-            describe_time(progress),
-            details(question, progress),
-            gr.Dataframe(value=table(seen), visible=True),
+            _describe_seen(seen),
+            _for_people(question, progress),
+            _describe_time(progress),
+            _details(question, progress),
+            gr.Dataframe(value=_table(seen), visible=True),
         )
 
 
-def table(seen: Seen) -> list[list[str]]:
+def _table(seen: Seen) -> list[list[str]]:
     """What was asked, the last first."""
     return [[row.task, row.about, row.answer, f"{row.seconds:.2f}"] for row in reversed(seen.asked)]
 
 
-def cleared() -> tuple[Any, ...]:
+def _cleared() -> tuple[Any, ...]:
     """No results: answer, time, details, list of what was asked."""
     return "", "", None, gr.Dataframe(value=[], visible=False)
 
 
-def offer_tags(choices: Sequence[str], ticked: Sequence[str]) -> Any:
+def _offer_tags(choices: Sequence[str], ticked: Sequence[str]) -> Any:
     """Tags to tick."""
     return gr.CheckboxGroup(choices=list(choices), value=list(ticked))
 
 
-def describe_seen(seen: Seen) -> str:
+def _describe_seen(seen: Seen) -> str:
     """The line below the picture."""
     count = len(seen.asked)
     questions = "1 question" if count == 1 else f"{count} questions"
@@ -202,13 +202,13 @@ def describe_seen(seen: Seen) -> str:
     )
 
 
-def describe_time(progress: Progress) -> str:
+def _describe_time(progress: Progress) -> str:
     """How long an answer took."""
     first = "" if progress.first is None else f", first word after {progress.first:.2f} s"
     return f"{progress.seconds:.2f} s{first}"
 
 
-def for_people(question: Question, progress: Progress) -> str:
+def _for_people(question: Question, progress: Progress) -> str:
     """An answer in the field of answers: boxes in pixels where boxes were asked for."""
     assert progress.answer is not None
     if question.task != "locate":
@@ -219,7 +219,7 @@ def for_people(question: Question, progress: Progress) -> str:
     return f"{question.about}: " + "; ".join(box_as_text(box) for box in boxes)
 
 
-def details(question: Question, progress: Progress) -> dict[str, Any]:
+def _details(question: Question, progress: Progress) -> dict[str, Any]:
     """All there is to say of an answer."""
     found = progress.answer
     assert found is not None
@@ -280,13 +280,13 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                     with gr.Tab("Caption", id="caption"):
                         caption = gr.Button("Describe the picture", variant="primary", elem_id="caption-button")
                     with gr.Tab("Ask", id="ask"):
-                        question, ask = text_task("Question", "What color is it?", "Ask", "ask", examples.questions)
+                        question, ask = _text_task("Question", "What color is it?", "Ask", "ask", examples.questions)
                     with gr.Tab("Locate", id="locate"):
-                        phrase, locate = text_task(
+                        phrase, locate = _text_task(
                             "What to find", "the red circle", "Locate", "locate", examples.phrases
                         )
                     with gr.Tab("Describe a region", id="region"):
-                        box, region = text_task(
+                        box, region = _text_task(
                             "Region", "Click two opposite corners on the picture, or type x1, y1, x2, y2",
                             "Describe the region", "region",
                         )  # fmt: skip
@@ -349,7 +349,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
     return page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=8)
 
 
-def text_task(
+def _text_task(
     label: str, placeholder: str, action: str, name: str, suggestions: Sequence[str] = ()
 ) -> tuple[gr.Textbox, gr.Button]:
     """A field for words, a button, and words to put into the field."""

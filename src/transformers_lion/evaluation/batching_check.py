@@ -55,7 +55,7 @@ def check_batching(lion: Lion, examples: Sequence[Example], settings: Evaluation
         examples: of which `settings.check_batching` are taken, at equal distances.
         settings: of the evaluation.
     """
-    chosen = take_evenly(examples, settings.check_batching)
+    chosen = _take_evenly(examples, settings.check_batching)
     options = {} if all(example.candidates for example in chosen) else {"do_sample": False}
     batched: dict[str, Fields] = {}
     for batch in plan_batches(chosen, settings.batch_size):
@@ -63,18 +63,18 @@ def check_batching(lion: Lion, examples: Sequence[Example], settings: Evaluation
     differences = []
     for example in chosen:
         alone, together = answer_batch(lion, [example], settings, **options)[example.id], batched[example.id]
-        if not is_same(alone, together):
+        if not _is_same(alone, together):
             differences.append(Difference(example.id, show(alone), show(together)))
     return BatchingCheck(len(chosen), tuple(differences))
 
 
-def take_evenly(examples: Sequence[Example], count: int) -> list[Example]:
+def _take_evenly(examples: Sequence[Example], count: int) -> list[Example]:
     """So many examples, or all, from everywhere in the data."""
     count = min(count, len(examples))
     return [examples[place * len(examples) // count] for place in range(count)]
 
 
-def is_same(first: Fields, second: Fields) -> bool:
+def _is_same(first: Fields, second: Fields) -> bool:
     """Whether two predictions are one: the same words, and scores that differ by rounding alone."""
     pairs = zip(first.get("scores", ()), second.get("scores", ()), strict=True)
     return first["answer"] == second["answer"] and all(a == b or abs(a - b) <= TOLERANCE for a, b in pairs)

@@ -25,7 +25,7 @@ ROUGE_BETA = 1.2
 """How much more recall counts than precision."""
 
 
-def count_grams(words: Words) -> Grams:
+def _count_grams(words: Words) -> Grams:
     """The n-grams of up to `MAX_LENGTH` words."""
     return Counter(
         tuple(words[start : start + length])
@@ -35,7 +35,7 @@ def count_grams(words: Words) -> Grams:
 
 
 @dataclass(frozen=True)
-class Vector:
+class _Vector:
     """A caption as weights of its n-grams.
 
     Attributes:
@@ -56,26 +56,26 @@ def compute_cider(answers: Sequence[Words], references: Sequence[Sequence[Words]
         answers: one for each image.
         references: one or more for each image.
     """
-    grams = [[count_grams(words) for words in group] for group in references]
+    grams = [[_count_grams(words) for words in group] for group in references]
     frequencies: Grams = Counter()
     for group in grams:
         frequencies.update({gram for counts in group for gram in counts})
     log_images = math.log(len(answers)) if answers else 0.0
 
-    def weigh(counts: Grams) -> Vector:
+    def weigh(counts: Grams) -> _Vector:
         weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(MAX_LENGTH)]
         for gram, count in counts.items():
             weights[len(gram) - 1][gram] = count * (log_images - math.log(max(1, frequencies[gram])))
         norms = [math.sqrt(math.fsum(value * value for value in part.values())) for part in weights]
-        return Vector(weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2))
+        return _Vector(weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2))
 
     return [
-        CIDER_SCALE * math.fsum(compare(weigh(count_grams(words)), weigh(counts)) for counts in group) / len(group)
+        CIDER_SCALE * math.fsum(compare(weigh(_count_grams(words)), weigh(counts)) for counts in group) / len(group)
         for words, group in zip(answers, grams, strict=True)
     ]
 
 
-def compare(answer: Vector, reference: Vector) -> float:
+def compare(answer: _Vector, reference: _Vector) -> float:
     """The mean over the lengths of n-grams of two captions' cosine, with weights clipped to the reference's."""
     cosines = []
     for length in range(MAX_LENGTH):
@@ -100,8 +100,8 @@ def compute_bleu(answers: Sequence[Words], references: Sequence[Sequence[Words]]
         wanted += min((abs(len(reference) - len(words)), len(reference)) for reference in group)[1]
         most: Grams = Counter()
         for reference in group:
-            most |= count_grams(reference)
-        for gram, count in count_grams(words).items():
+            most |= _count_grams(reference)
+        for gram, count in _count_grams(words).items():
             found[len(gram) - 1] += count
             right[len(gram) - 1] += min(count, most[gram])
     brevity = 1.0 if length >= wanted else math.exp(1 - wanted / length) if length else 0.0
@@ -111,7 +111,7 @@ def compute_bleu(answers: Sequence[Words], references: Sequence[Sequence[Words]]
 
 def compute_rouge(answer: Words, references: Sequence[Words]) -> float:
     """ROUGE-L of a caption, 0 to 1, from the best precision and the best recall of all references."""
-    shared = [count_common(answer, reference) for reference in references]
+    shared = [_count_common(answer, reference) for reference in references]
     precision = max(shared) / max(len(answer), 1)
     recall = max(common / max(len(reference), 1) for common, reference in zip(shared, references, strict=True))
     if not precision or not recall:
@@ -119,7 +119,7 @@ def compute_rouge(answer: Words, references: Sequence[Words]) -> float:
     return (1 + ROUGE_BETA**2) * precision * recall / (recall + ROUGE_BETA**2 * precision)
 
 
-def count_common(first: Words, second: Words) -> int:
+def _count_common(first: Words, second: Words) -> int:
     """The length of the longest common subsequence."""
     lengths = [0] * (len(second) + 1)
     for word in first:

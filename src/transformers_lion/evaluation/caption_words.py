@@ -49,12 +49,12 @@ INITIALS = r"(?:[A-Za-z]\.){2,}(?!\w)"
 CLITIC = r"'(?i:s|d|m|ll|re|ve)(?!\w)"
 
 
-def either(words: str) -> str:
+def _either(words: str) -> str:
     """A pattern of some words."""
     return "|".join(words.split())
 
 
-KEEPS_STOP = f"(?i:{either(ABBREVIATIONS)})|{either(CAPITAL_ABBREVIATIONS)}|{either(CAPITAL_ABBREVIATIONS.upper())}"
+KEEPS_STOP = f"(?i:{_either(ABBREVIATIONS)})|{_either(CAPITAL_ABBREVIATIONS)}|{_either(CAPITAL_ABBREVIATIONS.upper())}"
 
 TOKEN = re.compile(
     rf"""

@@ -64,23 +64,23 @@ def load_captions(data: Path, images: Path | None = None) -> list[Example]:
     """
     document = read_document(data)
     if isinstance(document, Row) and isinstance(document.find("annotations"), list):
-        examples = read_coco(document, images)
+        examples = _read_coco(document, images)
     elif isinstance(document, Row) and isinstance(document.find("images"), list):
-        examples = [read_record(row, images) for row in document.rows("images")]
+        examples = [_read_record(row, images) for row in document.rows("images")]
         tested = [example for example in examples if example.group == TEST_GROUP]
         examples = tested or leave_out_training(examples)
     else:
-        records = [read_record(row, images) for row in list_rows(document, id_name="image")]
-        examples = leave_out_training(join_images(records))
+        records = [_read_record(row, images) for row in list_rows(document, id_name="image")]
+        examples = leave_out_training(_join_images(records))
     require_unique([example.id for example in examples], str(data))
     return examples
 
 
-def read_coco(document: Row, images: Path | None) -> list[Example]:
+def _read_coco(document: Row, images: Path | None) -> list[Example]:
     """COCO's form: images, and annotations that each have one caption. NoCaps' domains are groups."""
     captions: dict[str, list[str]] = {}
     for row in document.rows("annotations"):
-        captions.setdefault(row.name("image_id"), []).extend(read_captions(row))
+        captions.setdefault(row.name("image_id"), []).extend(_read_captions(row))
     pictures = {row.name("id"): row for row in document.rows("images")}
     bare = [name for name in pictures if name not in captions]
     unknown = [name for name in captions if name not in pictures]
@@ -90,17 +90,17 @@ def read_coco(document: Row, images: Path | None) -> list[Example]:
             f"{len(unknown)} captioned images are not among images, such as {(bare + unknown)[0]}."
         )
     return [
-        make_example(name, row, read_image(row, images, ("file_name", "id")), captions[name])
+        _make_example(name, row, read_image(row, images, ("file_name", "id")), captions[name])
         for name, row in pictures.items()
     ]
 
 
-def make_example(name: str, row: Row, image: str, captions: list[str]) -> Example:
+def _make_example(name: str, row: Row, image: str, captions: list[str]) -> Example:
     """An image and its captions."""
     return Example(name, image, PROMPT, captions, group=row.find("split", "domain") or "", tags=row.tags)
 
 
-def read_record(row: Row, images: Path | None) -> Example:
+def _read_record(row: Row, images: Path | None) -> Example:
     """An image and the captions that stand in its record. The image is its id if there is no other."""
     row.refuse({"question": "captions answer the task's own prompt"})
     if row.find("filepath") is not None and row.find("filename") is not None:
@@ -109,10 +109,10 @@ def read_record(row: Row, images: Path | None) -> Example:
     else:
         image = read_image(row, images)
     name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else image
-    return make_example(name, row, image, read_captions(row))
+    return _make_example(name, row, image, _read_captions(row))
 
 
-def read_captions(row: Row) -> list[str]:
+def _read_captions(row: Row) -> list[str]:
     """Captions: a text, a list of them, or of objects with the text."""
     value = row.need(*CAPTION_NAMES)
     entries = value if isinstance(value, list) else [value]
@@ -122,7 +122,7 @@ def read_captions(row: Row) -> list[str]:
     return captions
 
 
-def join_images(examples: list[Example]) -> list[Example]:
+def _join_images(examples: list[Example]) -> list[Example]:
     """Examples of which each has another id, with the captions of all records of that id."""
     joined: dict[str, Example] = {}
     for example in examples:

@@ -150,7 +150,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return read_values(file, path)
+            return _read_values(file, path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
@@ -162,7 +162,7 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is no data: its brackets are nested too deeply.") from error
 
 
-def read_values(file: TextIO, path: Path) -> Any:
+def _read_values(file: TextIO, path: Path) -> Any:
     """The JSON in an open file, which is one document if its first line alone is none."""
     skipped, first = 0, file.readline()
     while first and not first.strip():
@@ -172,14 +172,14 @@ def read_values(file: TextIO, path: Path) -> Any:
     try:
         values = [json.loads(first)]
     except json.JSONDecodeError:
-        return parse_json(first + file.read(), path, skipped)
+        return _parse_json(first + file.read(), path, skipped)
     for number, line in enumerate(file, skipped + 2):
         if line.strip():
-            values.append(parse_json(line.strip(), path, number - 1))
+            values.append(_parse_json(line.strip(), path, number - 1))
     return values[0] if len(values) == 1 else values
 
 
-def parse_json(text: str, path: Path, lines_before: int) -> Any:
+def _parse_json(text: str, path: Path, lines_before: int) -> Any:
     """JSON that stands after some lines of a file."""
     try:
         return json.loads(text)
@@ -198,7 +198,7 @@ def read_document(path: Path) -> Row | list[Row]:
     return [row.refuse() for row in number_rows(content, str(path))]
 
 
-def is_id_map(document: Row) -> bool:
+def _is_id_map(document: Row) -> bool:
     """Whether an object maps ids to records."""
     return bool(document.fields) and all(isinstance(value, dict) for value in document.fields.values())
 
@@ -220,7 +220,7 @@ def list_rows(document: Row | list[Row], container: str = "data", id_name: str =
         return document
     if isinstance(document.find(container), list):
         return [row.refuse() for row in document.rows(container)]
-    if is_id_map(document):
+    if _is_id_map(document):
         return [
             Row({id_name: key, **fields}, f"{document.where}, record {key!r}").refuse()
             for key, fields in document.fields.items()
@@ -241,7 +241,7 @@ def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES
     """The file of a record's image, relative to the folder of images.
 
     An id is looked for under the names that COCO, Visual Genome and others give to files, and a file in a folder, such
-    as TextCaps' `train/ID.jpg`, also where the pictures are published; see `list_path_names`. Without a folder of
+    as TextCaps' `train/ID.jpg`, also where the pictures are published; see `_list_path_names`. Without a folder of
     images, it is the first of these names.
 
     Args:
@@ -258,13 +258,13 @@ def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES
         return str(inside)
     value = row.name(*names)
     is_id = not Path(value).suffix
-    found = list_image_names(value, subset) if is_id else list_path_names(value, row.find("image_id"))
+    found = list_image_names(value, subset) if is_id else _list_path_names(value, row.find("image_id"))
     chosen = choose_image(images, found)
     has_file = (images or Path()) / chosen
     return chosen if inside is None or has_file.is_file() else str(inside)
 
 
-def list_path_names(path: str, image_id: Any = None) -> list[str]:
+def _list_path_names(path: str, image_id: Any = None) -> list[str]:
     """The files in which the image of a path may be.
 
     Args:

@@ -17,7 +17,7 @@ Captions = Mapping[str, Sequence[str]]
 """Words of captions, joined by spaces, by image."""
 
 
-def find_package() -> Path | None:
+def _find_package() -> Path | None:
     """Where pycocoevalcap is, or `None`."""
     found = importlib.util.find_spec("pycocoevalcap")
     places = list(found.submodule_search_locations or ()) if found else []
@@ -26,7 +26,7 @@ def find_package() -> Path | None:
 
 def find_obstacle(metric: str) -> str | None:
     """What is missing for METEOR or SPICE, or `None`."""
-    package = find_package()
+    package = _find_package()
     if package is None:
         return "pycocoevalcap is not installed (pip install 'transformers-lion[eval]')"
     if shutil.which("java") is None:
@@ -36,21 +36,21 @@ def find_obstacle(metric: str) -> str | None:
     return None
 
 
-def compute_meteor(answers: Captions, references: Captions) -> float:
+def _compute_meteor(answers: Captions, references: Captions) -> float:
     """METEOR of all captions, 0 to 1."""
     from pycocoevalcap.meteor.meteor import Meteor
 
     return float(Meteor().compute_score(references, answers)[0])
 
 
-def compute_spice(answers: Captions, references: Captions) -> float:
+def _compute_spice(answers: Captions, references: Captions) -> float:
     """SPICE of all captions, 0 to 1."""
     from pycocoevalcap.spice.spice import Spice
 
     return float(Spice().compute_score(references, answers)[0])
 
 
-METRICS: dict[str, Callable[[Captions, Captions], float]] = {"METEOR": compute_meteor, "SPICE": compute_spice}
+METRICS: dict[str, Callable[[Captions, Captions], float]] = {"METEOR": _compute_meteor, "SPICE": _compute_spice}
 
 
 def compute_java_metrics(answers: Captions, references: Captions) -> dict[str, float]:

@@ -88,10 +88,10 @@ class LionForLmmsEval(lmms):
     def answer(self, requests: Sequence[Any]) -> list[str]:
         """The answers to a batch of questions that are to be generated in one way."""
         asked = [self.make_request(request.args[0], *request.args[2:]) for request in requests]
-        until, options = read_options(requests[0].args[1])
+        until, options = _read_options(requests[0].args[1])
         answers = self.lion.answer(asked, batch_size=self.batch_size, **options)
         return [
-            write_answer(cut(answer.text, until), request.args[4])
+            _write_answer(cut(answer.text, until), request.args[4])
             for request, answer in zip(requests, answers, strict=True)
         ]
 
@@ -108,24 +108,24 @@ class LionForLmmsEval(lmms):
         phrase = next((match[1] for pattern in PHRASES if (match := pattern.search(question))), None)
         if self.locate and phrase:
             question = LOCATE_QUESTION.format(phrase=phrase.strip())
-        return Request(pictures[0], question, "region_level" if wants_boxes(task) else "image_level")
+        return Request(pictures[0], question, "region_level" if _wants_boxes(task) else "image_level")
 
 
-def wants_boxes(task: str) -> bool:
+def _wants_boxes(task: str) -> bool:
     """Whether a task asks for boxes."""
     return "bbox_rec" in task or "grounding" in task
 
 
-def write_answer(text: str, task: str) -> str:
+def _write_answer(text: str, task: str) -> str:
     """An answer as a task reads it: with boxes, the first of them alone, or all as JSON."""
-    if not wants_boxes(task) or not extract_boxes(text):
+    if not _wants_boxes(task) or not extract_boxes(text):
         return text
     return (
         convert_grounded_text(text, "lion", "qwen3") if "grounding" in task else format_boxes(extract_boxes(text)[:1])
     )
 
 
-def read_options(generation: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def _read_options(generation: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """What ends an answer, and the options of `generate`, without those of sampling where nothing is drawn."""
     options = dict(generation)
     until = options.pop("until", None) or []

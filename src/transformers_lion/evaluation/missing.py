@@ -13,11 +13,11 @@ OPPOSITES = {"yes": "no", "no": "yes"}
 def wrong_prediction(example: Example) -> Prediction:
     """The worst prediction for an example: no box and no words, "no" for "yes", or the right candidate last."""
     if example.candidates:
-        return Prediction(example.id, "", worst_scores(example))
+        return Prediction(example.id, "", _worst_scores(example))
     return Prediction(example.id, OPPOSITES.get(str(example.references), ""))
 
 
-def worst_scores(example: Example) -> tuple[float, ...]:
+def _worst_scores(example: Example) -> tuple[float, ...]:
     """Scores that rank candidates from the least relevant to the right one."""
     right, relevance = right_candidate(example), [0.0] * len(example.candidates)
     if isinstance(example.references, dict) and example.references.get("relevance"):

@@ -57,7 +57,7 @@ class Case:
     @property
     def entities(self) -> list[Entity]:
         """Boxes of the answer and of the reference, as fractions of the image."""
-        own, right = extract_boxes(self.answer), reference_box(self.example)
+        own, right = extract_boxes(self.answer), _reference_box(self.example)
         return [("answer", (0, 0), own), ("reference", (0, 0), [right] if right else [])]
 
     def draw(self, folder: Path, side: int) -> Image.Image | None:
@@ -87,7 +87,7 @@ def find_worst(
     return [Case(x, answers[x.id], scores.get(x.id), errors.get(x.id)) for x in order[:count]]
 
 
-def reference_box(example: Example) -> Box | None:
+def _reference_box(example: Example) -> Box | None:
     """The box that is to be found, fractions of the image, if it is one."""
     value = example.references
     is_box = isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(x, float | int) for x in value)
@@ -96,7 +96,7 @@ def reference_box(example: Example) -> Box | None:
 
 def describe_reference(example: Example) -> str:
     """A reference in words: the right candidate, a box, or answers with how many people gave them."""
-    box, value = reference_box(example), example.references
+    box, value = _reference_box(example), example.references
     if box is not None:
         return format_boxes([box])
     if example.candidates:
@@ -157,13 +157,13 @@ def make_page(result: Result, cases: Sequence[Case], folder: Path) -> str:
         title=escape(title),
         style=STYLE,
         about=escape(f"{model} on {result.data['name']}: {result.to_sentence()}"),
-        table=make_table(result),
+        table=_make_table(result),
         count=len(cases),
-        cases="\n".join(make_card(case, folder) for case in cases),
+        cases="\n".join(_make_card(case, folder) for case in cases),
     )
 
 
-def make_table(result: Result) -> str:
+def _make_table(result: Result) -> str:
     """The figures beside the paper's."""
     rows = [result.columns(), *([name, value, *paper] for name, value, paper in result.rows())]
     lines = []
@@ -173,7 +173,7 @@ def make_table(result: Result) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def make_card(case: Case, folder: Path) -> str:
+def _make_card(case: Case, folder: Path) -> str:
     """One case on the page."""
     picture = case.draw(folder, PAGE_SIDE)
     shown = f'<div class="unread">{escape(case.error or "no picture")}</div>' if picture is None else embed(picture)
@@ -208,19 +208,19 @@ def make_sheet(cases: Sequence[Case], folder: Path) -> Image.Image:
     sheet = Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, rows * height + MARGIN), PAPER)
     for number, case in enumerate(cases):
         corner = MARGIN + number % columns * (TILE + MARGIN), MARGIN + number // columns * height
-        draw_tile(sheet, case, folder, corner, font)
+        _draw_tile(sheet, case, folder, corner, font)
     if not cases:
         ImageDraw.Draw(sheet).text((MARGIN, MARGIN), "There are no cases.", fill=INK, font=font)
     return sheet
 
 
-def draw_tile(sheet: Image.Image, case: Case, folder: Path, corner: tuple[int, int], font: Any) -> None:
+def _draw_tile(sheet: Image.Image, case: Case, folder: Path, corner: tuple[int, int], font: Any) -> None:
     """One case on the sheet."""
     draw, (left, top) = ImageDraw.Draw(sheet), corner
     picture = case.draw(folder, TILE)
     if picture is None:
         draw.rectangle((left, top, left + TILE, top + TILE), fill=FAINT)
-        write_lines(draw, wrap(case.error or "no picture", font, TILE - 2 * MARGIN), left + MARGIN, top + MARGIN, font)
+        _write_lines(draw, wrap(case.error or "no picture", font, TILE - 2 * MARGIN), left + MARGIN, top + MARGIN, font)
     else:
         sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
     answer = case.answer if case.error is None else "none"
@@ -230,10 +230,10 @@ def draw_tile(sheet: Image.Image, case: Case, folder: Path, corner: tuple[int, i
         *wrap(f"answer: {answer}{score}", font, TILE)[:2],
         *wrap(f"reference: {case.reference}", font, TILE)[:2],
     ]
-    write_lines(draw, lines, left, top + TILE + 4, font)
+    _write_lines(draw, lines, left, top + TILE + 4, font)
 
 
-def write_lines(draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, font: Any) -> None:
+def _write_lines(draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, font: Any) -> None:
     """Lines of text, one below the other."""
     for number, line in enumerate(lines):
         draw.text((left, top + number * (LETTERS + 4)), line, fill=INK, font=font)

@@ -31,10 +31,10 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: if pyarrow is not installed, or the file cannot be read.
     """
-    file = open_parquet(path)
+    file = _open_parquet(path)
     schema = file.schema_arrow
-    pictures = [field.name for field in schema if is_pictures(field.type)]
-    plain = [field.name for field in schema if field.name not in pictures and not is_binary(field.type)]
+    pictures = [field.name for field in schema if _is_pictures(field.type)]
+    plain = [field.name for field in schema if field.name not in pictures and not _is_binary(field.type)]
     rows: list[dict[str, Any]] = file.read(columns=[*plain, *(f"{name}.path" for name in pictures)]).to_pylist()
     for name in pictures:
         for number, row in enumerate(rows):
@@ -47,7 +47,7 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def open_parquet(path: Path) -> Any:
+def _open_parquet(path: Path) -> Any:
     """A file that is open.
 
     Raises:
@@ -64,14 +64,14 @@ def open_parquet(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def is_pictures(kind: Any) -> bool:
+def _is_pictures(kind: Any) -> bool:
     """Whether a column's type is that of pictures as `datasets` writes them: bytes and path."""
     import pyarrow
 
     return pyarrow.types.is_struct(kind) and {part.name for part in kind} == {"bytes", "path"}
 
 
-def is_binary(kind: Any) -> bool:
+def _is_binary(kind: Any) -> bool:
     """Whether a column's type is bytes, which no record of an evaluation has."""
     import pyarrow
 
@@ -93,32 +93,32 @@ def open_in_parquet(name: str) -> Image.Image:
     path, _, place = name.rpartition("#")
     column, _, row = place.rpartition(":")
     time = Path(path).stat().st_mtime_ns
-    ends = list(accumulate(count_rows(path, time)))
+    ends = list(accumulate(_count_rows(path, time)))
     group = bisect_right(ends, int(row))
-    content = read_pictures(path, time, column, group)[int(row) - ends[group]]
+    content = _read_pictures(path, time, column, group)[int(row) - ends[group]]
     if content is None:
         raise ValueError("the Parquet file has its path, but not the picture itself.")
     return open_file(io.BytesIO(content))
 
 
 @lru_cache(maxsize=NUM_GROUPS)
-def count_rows(path: str, time: int) -> tuple[int, ...]:
+def _count_rows(path: str, time: int) -> tuple[int, ...]:
     """How many rows each row group of a file has, which was written at some time."""
-    metadata = open_parquet(Path(path)).metadata
+    metadata = _open_parquet(Path(path)).metadata
     return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
 
 
 @lru_cache(maxsize=NUM_GROUPS)
-def read_pictures(path: str, time: int, column: str, group: int) -> list[bytes | None]:
+def _read_pictures(path: str, time: int, column: str, group: int) -> list[bytes | None]:
     """The pictures of a row group of such a file."""
-    found = open_parquet(Path(path)).read_row_group(group, columns=[f"{column}.bytes"]).column(column).to_pylist()
+    found = _open_parquet(Path(path)).read_row_group(group, columns=[f"{column}.bytes"]).column(column).to_pylist()
     return [None if picture is None else picture["bytes"] for picture in found]
 
 
 def forget_pictures() -> None:
     """Keep no row groups any longer."""
-    count_rows.cache_clear()
-    read_pictures.cache_clear()
+    _count_rows.cache_clear()
+    _read_pictures.cache_clear()
 
 
 __all__ = ["IN_FILE", "PARQUET", "forget_pictures", "is_in_parquet", "open_in_parquet", "read_parquet"]

@@ -44,26 +44,26 @@ def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 
     def compute(positions: Sequence[int]) -> dict[str, float]:
         counts = Counter((said[place], examples[place].references) for place in positions)
-        return {**compute_figures(counts), "neither": float(sum(neither[place] for place in positions))}
+        return {**_compute_figures(counts), "neither": float(sum(neither[place] for place in positions))}
 
     ranks = {example.id: 100.0 * (answer == example.references) for example, answer in zip(examples, said, strict=True)}
     return Scores(compute_by_group(examples, compute), ranks)
 
 
-def compute_figures(counts: Counter[tuple[str, str]]) -> dict[str, float]:
+def _compute_figures(counts: Counter[tuple[str, str]]) -> dict[str, float]:
     """Percentages, from how often each answer was given to each label."""
     total, right = counts.total(), counts["yes", "yes"]
     answered, labelled = right + counts["yes", "no"], right + counts["no", "yes"]
     return {
-        "f1": percent(2 * right, answered + labelled),
-        "accuracy": percent(right + counts["no", "no"], total),
-        "precision": percent(right, answered),
-        "recall": percent(right, labelled),
-        "yes_share": percent(answered, total),
+        "f1": _percent(2 * right, answered + labelled),
+        "accuracy": _percent(right + counts["no", "no"], total),
+        "precision": _percent(right, answered),
+        "recall": _percent(right, labelled),
+        "yes_share": _percent(answered, total),
     }
 
 
-def percent(part: int, whole: int) -> float:
+def _percent(part: int, whole: int) -> float:
     """A share, 0 of nothing."""
     return 100 * part / whole if whole else 0.0
 
@@ -79,23 +79,23 @@ def load_pope(data: Path, images: Path | None = None) -> list[Example]:
         images: the folder of images.
     """
     if not data.is_dir():
-        examples = [read_example(row, images, find_split(data)) for row in read_rows(data)]
+        examples = [_read_example(row, images, _find_split(data)) for row in read_rows(data)]
     else:
         examples = [
-            read_example(row, images, split, f"{split}-")
+            _read_example(row, images, split, f"{split}-")
             for split in SPLITS
-            for row in read_rows(find_split_file(data, split))
+            for row in read_rows(_find_split_file(data, split))
         ]
     require_unique([example.id for example in examples], str(data))
     return examples
 
 
-def find_split(path: Path) -> str:
+def _find_split(path: Path) -> str:
     """The split in a file's name, "" if there is none."""
     return next((split for split in SPLITS if split in path.name), "")
 
 
-def find_split_file(folder: Path, split: str) -> Path:
+def _find_split_file(folder: Path, split: str) -> Path:
     """The file of a split in a folder."""
     found = sorted(path for path in folder.glob("*.json*") if split in path.name)
     if len(found) != 1:
@@ -104,7 +104,7 @@ def find_split_file(folder: Path, split: str) -> Path:
     return found[0]
 
 
-def read_example(row: Row, images: Path | None, split: str, prefix: str = "") -> Example:
+def _read_example(row: Row, images: Path | None, split: str, prefix: str = "") -> Example:
     """The question in a record."""
     label = row.text("label", "answer")
     if label not in ANSWERS:

@@ -54,7 +54,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     if content.lstrip()[:1] == b"[":
         try:
-            return [parse_prediction(row) for row in number_rows(json.loads(content), str(path))]
+            return [_parse_prediction(row) for row in number_rows(json.loads(content), str(path))]
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: expected a JSON list of predictions: {error}.") from error
     whole = count_whole_bytes(content)
@@ -62,7 +62,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         line = content[:whole].count(b"\n") + 1
         logger.warning("%s: line %d breaks off and is left out.", path, line)
     lines = enumerate(content[:whole].split(b"\n"), 1)
-    return [parse_prediction(parse_line(line, f"{path}, line {number}")) for number, line in lines if line.strip()]
+    return [_parse_prediction(parse_line(line, f"{path}, line {number}")) for number, line in lines if line.strip()]
 
 
 def count_whole_bytes(content: bytes) -> int:
@@ -87,15 +87,15 @@ def parse_line(line: bytes, where: str) -> Row:
     return Row(fields, where)
 
 
-def parse_prediction(row: Row) -> Prediction:
+def _parse_prediction(row: Row) -> Prediction:
     """The prediction in a record."""
     answer = row.need(*ANSWER_NAMES)
     if not isinstance(answer, str):
         raise row.error(f"expected a text in answer, not {describe(answer)}.")
-    return Prediction(row.name(*ID_NAMES), answer, None if row.find("scores") is None else parse_scores(row))
+    return Prediction(row.name(*ID_NAMES), answer, None if row.find("scores") is None else _parse_scores(row))
 
 
-def parse_scores(row: Row) -> tuple[float, ...]:
+def _parse_scores(row: Row) -> tuple[float, ...]:
     """Log-likelihoods: numbers, of which some may be minus infinity."""
     scores = row.list("scores")
     for score in scores:

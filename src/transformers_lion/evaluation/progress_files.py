@@ -48,12 +48,12 @@ class PredictionWriter:
 def read_parts(folder: Path) -> dict[str, Fields]:
     """All predictions in a folder by their ids, of all processes; of several for an id the last."""
     found: dict[str, Fields] = {}
-    for path in list_parts(folder):
+    for path in _list_parts(folder):
         found.update(read_fields(path))
     return found
 
 
-def list_parts(folder: Path) -> list[Path]:
+def _list_parts(folder: Path) -> list[Path]:
     """The files of all processes, that of the first before the others."""
     others = folder.glob("predictions.*.jsonl")
     return [path for path in (folder / PREDICTIONS, *sorted(others)) if path.exists()]
@@ -81,7 +81,7 @@ def merge_parts(folder: Path, names: Sequence[str]) -> dict[str, Fields]:
     Returns:
         The predictions by their ids.
     """
-    found, parts = read_parts(folder), list_parts(folder)
+    found, parts = read_parts(folder), _list_parts(folder)
     merged = {name: found[name] for name in names if name in found}
     write_text(folder / PREDICTIONS, "".join(format_fields(name, fields) for name, fields in merged.items()))
     for path in parts:

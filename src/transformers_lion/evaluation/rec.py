@@ -65,7 +65,7 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 
-class PictureSizeError(ValueError):
+class _PictureSizeError(ValueError):
     """A picture whose size is needed and cannot be read."""
 
 
@@ -89,10 +89,10 @@ def score_rec(examples: Sequence[Example], predictions: Sequence[Prediction]) ->
 
     The reference is the box, x1, y1, x2, y2 as fractions of the image. Of several boxes in an answer the first counts.
     """
-    return score_measures(examples, predictions, judge_box)
+    return score_measures(examples, predictions, _judge_box)
 
 
-def judge_box(example: Example, prediction: Prediction) -> dict[str, float]:
+def _judge_box(example: Example, prediction: Prediction) -> dict[str, float]:
     """What an answer's first box is worth."""
     boxes = extract_boxes(prediction.answer)
     iou = box_iou(boxes[0], tuple(example.references)) if boxes and example.references else 0.0
@@ -127,13 +127,13 @@ def load_rec(
             raise ValueError(f"{name} is {value!r}, not one of {', '.join(known)}.")
     if data.suffix in (".p", ".pkl", ".pickle"):
         raise ValueError(f"{data}: pickled references may run code when they are read; save them as JSON.")
-    find_size = partial(cache(measure_image), images)
+    find_size = partial(cache(_measure_image), images)
     document = read_document(data)
     if isinstance(document, Row) and isinstance(document.find("annotations"), list):
-        examples = list(read_coco(document, images, find_size))
+        examples = list(_read_coco(document, images, find_size))
     else:
         rows = list_rows(document, id_name="id")
-        read = read_references if is_refer(rows[0]) else partial(read_records, form=BoxForm(box_format, box_unit))
+        read = _read_references if _is_refer(rows[0]) else partial(_read_records, form=BoxForm(box_format, box_unit))
         examples = list(read(rows, data, images, find_size))
     if not examples:
         raise ValueError(f"{data} has no phrases with a box.")
@@ -147,7 +147,7 @@ def load_rec(
     return examples
 
 
-def measure_image(images: Path | None, name: str) -> Size:
+def _measure_image(images: Path | None, name: str) -> Size:
     """The size of an image as it is seen, from the header of its file.
 
     Raises:
@@ -161,27 +161,27 @@ def measure_image(images: Path | None, name: str) -> Size:
         with open_in_parquet(name) if is_in_parquet(name) else open_file(str(path)) as picture:
             return measure(picture)
     except Exception as error:  # decoders raise many kinds, such as that of a picture above Pillow's limit
-        raise PictureSizeError(f"image {path} cannot be read: {error}") from error
+        raise _PictureSizeError(f"image {path} cannot be read: {error}") from error
 
 
 FindSize = Callable[[str], Size]
 
 
-def find_row_size(row: Row, image: str, find_size: FindSize) -> tuple[Size, bool]:
+def _find_row_size(row: Row, image: str, find_size: FindSize) -> tuple[Size, bool]:
     """An image's size, and whether its record has it, rather than its picture.
 
     Raises:
         PictureSizeError: if it stands in neither.
     """
-    is_given = row.find("width") is not None and row.find("height") is not None and not is_region(row)
+    is_given = row.find("width") is not None and row.find("height") is not None and not _is_region(row)
     if is_given:
         size = row.whole("width"), row.whole("height")
     else:
-        missing = "its width and height are the region's" if is_region(row) else "has no width and height"
+        missing = "its width and height are the region's" if _is_region(row) else "has no width and height"
         try:
             size = find_size(image)
-        except PictureSizeError as error:
-            raise PictureSizeError(f"{row.where}: {missing}, and {error}") from error
+        except _PictureSizeError as error:
+            raise _PictureSizeError(f"{row.where}: {missing}, and {error}") from error
         except ValueError as error:
             raise row.error(f"{missing}; {error}") from error
     if min(size) <= 0:
@@ -189,7 +189,7 @@ def find_row_size(row: Row, image: str, find_size: FindSize) -> tuple[Size, bool
     return size, is_given
 
 
-def is_region(row: Row) -> bool:
+def _is_region(row: Row) -> bool:
     """Whether a record's width and height are those of its box, as in Visual Genome, rather than the picture's."""
     if any(row.find(name) is None for name in REGION_NAMES):
         return False
@@ -197,7 +197,7 @@ def is_region(row: Row) -> bool:
     return row.find(*BOX_NAMES) in (None, [x, y, width, height], [x, y, x + width, y + height])
 
 
-def make_example(
+def _make_example(
     name: str, image: str, phrase: str, target: Target, group: str, tags: tuple[str, ...] | None
 ) -> Example:
     """A question for a phrase's box."""
@@ -214,11 +214,11 @@ def make_example(
     )
 
 
-def find_target(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Target:
+def _find_target(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Target:
     """A record's box, or the reason why it is not known."""
     try:
         return read_box(row, image, find_size, form)
-    except PictureSizeError as error:
+    except _PictureSizeError as error:
         return Target(error=" ".join(str(error).split()))
 
 
@@ -229,13 +229,13 @@ def read_box(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Target
         PictureSizeError: if the size of the picture is needed and cannot be read.
         ValueError: if the box is none, or may be in another form.
     """
-    if row.find(*BOX_NAMES) is None and is_region(row):
+    if row.find(*BOX_NAMES) is None and _is_region(row):
         region = [row.find(name) for name in REGION_NAMES]
         row, form = Row({**row.fields, "bbox": region}, row.where), COCO_FORM
     numbers = row.numbers(*BOX_NAMES)
     if len(numbers) != 4:
         raise row.error(f"expected 4 numbers in bbox, found {len(numbers)}.")
-    unit = read_word(row, "box_unit", UNITS) or form.unit
+    unit = _read_word(row, "box_unit", UNITS) or form.unit
     if unit is None and max(numbers) <= 1:
         raise row.error(
             f"the box {describe(list(numbers))} may be fractions or pixels; say so in the record's box_unit "
@@ -243,15 +243,15 @@ def read_box(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Target
         )
     (width, height), is_given = ((1, 1) if unit == "fractions" else (1000, 1000)), False
     if unit in (None, "pixels"):
-        (width, height), is_given = find_row_size(row, image, find_size)
+        (width, height), is_given = _find_row_size(row, image, find_size)
     x1, y1, x2, y2 = numbers
-    if (read_word(row, "box_format", FORMATS) or form.format) == "xywh":
+    if (_read_word(row, "box_format", FORMATS) or form.format) == "xywh":
         x2, y2 = x1 + x2, y1 + y2
-    box = check_box(row, (x1 / width, y1 / height, x2 / width, y2 / height), numbers)
+    box = _check_box(row, (x1 / width, y1 / height, x2 / width, y2 / height), numbers)
     return Target(list(box), (width, height) if is_given else None)
 
 
-def read_word(row: Row, name: str, known: Sequence[str]) -> str | None:
+def _read_word(row: Row, name: str, known: Sequence[str]) -> str | None:
     """A field that holds one of some words, or nothing."""
     value = row.find(name)
     if value is not None and value not in known:
@@ -259,7 +259,7 @@ def read_word(row: Row, name: str, known: Sequence[str]) -> str | None:
     return value
 
 
-def check_box(row: Row, box: Box, written: Sequence[float]) -> Box:
+def _check_box(row: Row, box: Box, written: Sequence[float]) -> Box:
     """A box that has an area and lies on its image, cut off at its edges.
 
     Raises:
@@ -275,63 +275,63 @@ def check_box(row: Row, box: Box, written: Sequence[float]) -> Box:
     return x1, y1, x2, y2
 
 
-def read_phrases(row: Row) -> list[str]:
+def _read_phrases(row: Row) -> list[str]:
     """The phrases of a record: a text, a list of them, or of objects in the way of REFER."""
     value = row.need(*PHRASE_NAMES)
-    phrases = [find_sentence(entry) for entry in (value if isinstance(value, list) else [value])]
+    phrases = [_find_sentence(entry) for entry in (value if isinstance(value, list) else [value])]
     if not phrases or not all(isinstance(phrase, str) and phrase.strip() for phrase in phrases):
         raise row.error(f"expected a text or texts in {' or '.join(PHRASE_NAMES)}, not {describe(value)}.")
     return [phrase for phrase in phrases if phrase is not None]
 
 
-def find_sentence(entry: object) -> str | None:
+def _find_sentence(entry: object) -> str | None:
     """A phrase that is a text or stands in an object."""
     if isinstance(entry, Mapping):
         entry = next((entry[name] for name in SENTENCE_NAMES if entry.get(name)), None)
     return entry if isinstance(entry, str) else None
 
 
-def read_records(
+def _read_records(
     rows: Sequence[Row], data: Path, images: Path | None, find_size: FindSize, form: BoxForm
 ) -> Iterator[Example]:
     """Records of an image, a phrase or several, and a box. Ids are theirs, or else their place in the file."""
     for place, row in enumerate(rows, 1):
-        image, phrases = read_image(row, images), read_phrases(row)
-        target = find_target(row, image, find_size, form)
+        image, phrases = read_image(row, images), _read_phrases(row)
+        target = _find_target(row, image, find_size, form)
         name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else str(place)
         for number, phrase in enumerate(phrases, 1):
             full = name if len(phrases) == 1 else f"{name}-{number}"
-            yield make_example(full, image, phrase, target, row.find("split") or "", row.tags)
+            yield _make_example(full, image, phrase, target, row.find("split") or "", row.tags)
 
 
-def is_refer(row: Row) -> bool:
+def _is_refer(row: Row) -> bool:
     """Whether a record is a reference of REFER, whose box stands among COCO's instances."""
     return row.find("ann_id") is not None and row.find("sentences") is not None and row.find(*BOX_NAMES) is None
 
 
-def read_references(rows: Sequence[Row], data: Path, images: Path | None, find_size: FindSize) -> Iterator[Example]:
+def _read_references(rows: Sequence[Row], data: Path, images: Path | None, find_size: FindSize) -> Iterator[Example]:
     """REFER's references with the boxes of instances.json beside them. Ids are those of the sentences."""
     instances = read_document(data.with_name("instances.json"))
     if isinstance(instances, list):
         raise instances[0].error("expected an object with images and annotations, not a list.")
-    pictures = index_rows(instances, "images")
-    annotations = index_rows(instances, "annotations")
+    pictures = _index_rows(instances, "images")
+    annotations = _index_rows(instances, "annotations")
     for row in rows:
-        annotation = pick(annotations, row, "ann_id")
-        picture = pick(pictures, annotation, "image_id")
+        annotation = _pick(annotations, row, "ann_id")
+        picture = _pick(pictures, annotation, "image_id")
         image = read_image(picture, images)
-        target = find_target(with_size(annotation, picture), image, find_size, COCO_FORM)
-        for sentence, phrase in zip(row.list("sentences"), read_phrases(row), strict=True):
+        target = _find_target(_with_size(annotation, picture), image, find_size, COCO_FORM)
+        for sentence, phrase in zip(row.list("sentences"), _read_phrases(row), strict=True):
             name = Row(sentence, row.where).name("sent_id") if isinstance(sentence, dict) else row.name("ref_id")
-            yield make_example(name, image, phrase, target, row.find("split") or "", row.tags)
+            yield _make_example(name, image, phrase, target, row.find("split") or "", row.tags)
 
 
-def index_rows(document: Row, name: str) -> dict[str, Row]:
+def _index_rows(document: Row, name: str) -> dict[str, Row]:
     """The rows of a list by their ids."""
     return {row.name("id"): row for row in document.rows(name)}
 
 
-def pick(rows: Mapping[str, Row], row: Row, name: str) -> Row:
+def _pick(rows: Mapping[str, Row], row: Row, name: str) -> Row:
     """The row whose id another names."""
     key = row.name(name)
     if key not in rows:
@@ -339,27 +339,27 @@ def pick(rows: Mapping[str, Row], row: Row, name: str) -> Row:
     return rows[key]
 
 
-def with_size(annotation: Row, picture: Row) -> Row:
+def _with_size(annotation: Row, picture: Row) -> Row:
     """An annotation with the size of its picture."""
     size = {name: picture.find(name) for name in ("width", "height")}
     return Row({**annotation.fields, **size}, annotation.where)
 
 
-def read_coco(document: Row, images: Path | None, find_size: FindSize) -> Iterator[Example]:
+def _read_coco(document: Row, images: Path | None, find_size: FindSize) -> Iterator[Example]:
     """COCO's annotations: an example for each, with the phrase it has, or its image (MDETR), or its category.
 
     An image's phrase counts only where the image has one annotation, since it is not known which of several it means.
     Where the phrase is the category, only those are taken that are alone of their kind in their image. Ids are those
     of the annotations.
     """
-    pictures = index_rows(document, "images")
-    categories = index_rows(document, "categories") if document.find("categories") else {}
+    pictures = _index_rows(document, "images")
+    categories = _index_rows(document, "categories") if document.find("categories") else {}
     annotations = list(document.rows("annotations"))
     counts = Counter((row.name("image_id"), str(row.find("category_id"))) for row in annotations)
     totals = Counter(row.name("image_id") for row in annotations)
     left_out = 0
     for row in annotations:
-        picture = pick(pictures, row, "image_id")
+        picture = _pick(pictures, row, "image_id")
         phrase = row.find(*PHRASE_NAMES) or None
         if phrase is None and totals[row.name("image_id")] == 1:
             phrase = picture.find(*PHRASE_NAMES) or None
@@ -368,13 +368,13 @@ def read_coco(document: Row, images: Path | None, find_size: FindSize) -> Iterat
             if not is_alone or (not categories and picture.find(*PHRASE_NAMES)):
                 left_out += 1
                 continue
-            phrase = pick(categories, row, "category_id").text("name")
+            phrase = _pick(categories, row, "category_id").text("name")
         image = read_image(picture, images)
-        target = find_target(with_size(row, picture), image, find_size, COCO_FORM)
-        phrases = read_phrases(Row({"phrase": phrase}, row.where))
+        target = _find_target(_with_size(row, picture), image, find_size, COCO_FORM)
+        phrases = _read_phrases(Row({"phrase": phrase}, row.where))
         for number, text in enumerate(phrases, 1):
             name = row.name("id") if len(phrases) == 1 else f"{row.name('id')}-{number}"
-            yield make_example(name, image, text, target, picture.find("split") or "", picture.tags)
+            yield _make_example(name, image, text, target, picture.find("split") or "", picture.tags)
     if left_out:
         logger.warning(
             "%s: %d of %d annotations are not the only ones of their category in their image and have no phrase of "

@@ -24,7 +24,7 @@ from .vqa import (
 MODELS = ("LION-4B", "LION-12B")
 
 
-def list_paper(figures: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def _list_paper(figures: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Figures of both models by data set."""
     return {name: dict(zip(MODELS, values, strict=True)) for name, values in figures.items()}
 
@@ -42,7 +42,7 @@ TASKS: dict[str, Task] = {
             headline="accuracy",
             max_new_tokens=64,
             load_options=("box_format", "box_unit"),
-            paper=list_paper(
+            paper=_list_paper(
                 {
                     "RefCOCO val": (89.73, 89.80),
                     "RefCOCO testA": (92.29, 93.02),
@@ -61,7 +61,7 @@ TASKS: dict[str, Task] = {
             score_captions,
             headline="cider",
             max_new_tokens=64,
-            paper=list_paper({"Flickr30K": (85.57, 87.12), "COCO": (138.20, 139.25), "TextCaps": (104.87, 108.76)}),
+            paper=_list_paper({"Flickr30K": (85.57, 87.12), "COCO": (138.20, 139.25), "TextCaps": (104.87, 108.76)}),
         ),
         Task(
             "vqa",
@@ -69,7 +69,7 @@ TASKS: dict[str, Task] = {
             score_vqa,
             headline="accuracy",
             max_new_tokens=16,
-            paper=list_paper({"OKVQA": (51.08, 57.33), **AOKVQA}),
+            paper=_list_paper({"OKVQA": (51.08, 57.33), **AOKVQA}),
         ),
         Task(
             "exact-match",
@@ -77,21 +77,21 @@ TASKS: dict[str, Task] = {
             score_exact_match,
             headline="accuracy",
             max_new_tokens=16,
-            paper=list_paper({"GQA": (49.50, 51.56)}),
+            paper=_list_paper({"GQA": (49.50, 51.56)}),
         ),
         Task(
             "multiple-choice",
             load_multiple_choice,
             score_multiple_choice,
             headline="accuracy",
-            paper=list_paper({**AOKVQA, "IconQA": (54.91, 54.89), "VSR": (72.96, 73.77)}),
+            paper=_list_paper({**AOKVQA, "IconQA": (54.91, 54.89), "VSR": (72.96, 73.77)}),
         ),
         Task(
             "visdial",
             load_visdial,
             score_visdial,
             headline="mrr",
-            paper=list_paper({"VisDial": (50.02, 50.42)}),
+            paper=_list_paper({"VisDial": (50.02, 50.42)}),
         ),
         Task(
             "pope",

@@ -25,10 +25,10 @@ def score_visdial(examples: Sequence[Example], predictions: Sequence[Prediction]
     References are `{"gt_index": place, "relevance": [one for each candidate]}`; NDCG is the mean over those examples
     that have relevance.
     """
-    return score_measures(examples, predictions, judge_ranking)
+    return score_measures(examples, predictions, _judge_ranking)
 
 
-def judge_ranking(example: Example, prediction: Prediction) -> dict[str, float]:
+def _judge_ranking(example: Example, prediction: Prediction) -> dict[str, float]:
     """What the ranking of an example's candidates is worth."""
     scores = candidate_scores(example, prediction)
     measures = rank_right_answer(scores, example.references["gt_index"])
@@ -62,10 +62,10 @@ def compute_ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
         groups.setdefault(score, []).append(value)
     ranked = [mean(groups[score]) for score in sorted(groups, reverse=True) for _ in groups[score]]
     most = sum(value != 0 for value in relevance)
-    return discount(ranked[:most]) / discount(sorted(relevance, reverse=True)[:most])
+    return _discount(ranked[:most]) / _discount(sorted(relevance, reverse=True)[:most])
 
 
-def discount(gains: Sequence[float]) -> float:
+def _discount(gains: Sequence[float]) -> float:
     """The discounted sum of gains, the first of which counts in full."""
     return sum(gain / log2(place + 2) for place, gain in enumerate(gains))
 
@@ -88,12 +88,12 @@ def load_visdial(data: Path, images: Path | None = None) -> list[Example]:
         raise ValueError(f"{data}: expected an object in VisDial's form, with dialogs, questions and answers in data.")
     content = Row(document.fields["data"], f"{data}, data")
     subset = str(document.find("split") or "")
-    relevance = read_relevance(data.with_name(f"{data.stem}_dense_annotations{data.suffix}"))
+    relevance = _read_relevance(data.with_name(f"{data.stem}_dense_annotations{data.suffix}"))
     questions, answers = content.list("questions"), content.list("answers")
     examples = [
         example
         for dialog in content.rows("dialogs")
-        for example in read_dialog(dialog, questions, answers, images, subset, relevance)
+        for example in _read_dialog(dialog, questions, answers, images, subset, relevance)
     ]
     require_unique([example.id for example in examples], str(data))
     known = {example.id for example in examples}
@@ -105,7 +105,7 @@ def load_visdial(data: Path, images: Path | None = None) -> list[Example]:
     return examples
 
 
-def read_relevance(path: Path) -> dict[str, tuple[float, ...]]:
+def _read_relevance(path: Path) -> dict[str, tuple[float, ...]]:
     """The relevance of candidates, by the id of the example, of a file of dense annotations; none without a file."""
     if not path.is_file():
         return {}
@@ -114,7 +114,7 @@ def read_relevance(path: Path) -> dict[str, tuple[float, ...]]:
     return {f"{row.name('image_id')}-{row.whole('round_id')}": row.numbers("gt_relevance", "relevance") for row in rows}
 
 
-def read_dialog(
+def _read_dialog(
     dialog: Row,
     questions: Sequence[str],
     answers: Sequence[str],
@@ -124,14 +124,14 @@ def read_dialog(
 ) -> list[Example]:
     """An example for each round of a dialogue, whose prompt has the caption and the rounds before."""
     image_id = dialog.name("image_id")
-    image = choose_image(images, list_visdial_names(image_id, subset))
+    image = choose_image(images, _list_visdial_names(image_id, subset))
     history = [dialog.text("caption").strip()]
     examples = []
     for number, turn in enumerate(dialog.rows("dialog"), 1):
         name = f"{image_id}-{number}"
-        question = pick(turn, turn.whole("question"), questions).strip().rstrip("?") + "?"
-        candidates = tuple(pick(turn, place, answers) for place in turn.list("answer_options"))
-        references: dict[str, Any] = {"gt_index": read_right(turn, len(candidates))}
+        question = _pick(turn, turn.whole("question"), questions).strip().rstrip("?") + "?"
+        candidates = tuple(_pick(turn, place, answers) for place in turn.list("answer_options"))
+        references: dict[str, Any] = {"gt_index": _read_right(turn, len(candidates))}
         if name in relevance:
             references["relevance"] = relevance[name]
             if len(relevance[name]) != len(candidates):
@@ -139,18 +139,18 @@ def read_dialog(
         prompt = PROMPT.format(". ".join(history), question)
         examples.append(Example(name, image, prompt, references, candidates=candidates, tags=dialog.tags))
         if turn.find("answer") is not None:
-            history.append(f"{question} {pick(turn, turn.whole('answer'), answers)}")
+            history.append(f"{question} {_pick(turn, turn.whole('answer'), answers)}")
     return examples
 
 
-def pick(turn: Row, place: Any, texts: Sequence[str]) -> str:
+def _pick(turn: Row, place: Any, texts: Sequence[str]) -> str:
     """One of the file's questions or answers."""
     if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(texts):
         raise turn.error(f"expected the place of one of {len(texts)} texts, not {place!r}.")
     return texts[place]
 
 
-def read_right(turn: Row, num_candidates: int) -> int:
+def _read_right(turn: Row, num_candidates: int) -> int:
     """The place of the right candidate."""
     if turn.find("gt_index") is None:
         raise turn.error("expected gt_index, the right answer's place; the test split has none and cannot be scored.")
@@ -160,7 +160,7 @@ def read_right(turn: Row, num_candidates: int) -> int:
     return place
 
 
-def list_visdial_names(image_id: str, subset: str) -> list[str]:
+def _list_visdial_names(image_id: str, subset: str) -> list[str]:
     """The files in which an image may be: those of val and test are VisDial's own, those of train COCO's."""
     own = [f"VisualDialog_{year}_{image_id.zfill(12)}.jpg" for year in ("val2018", "test2018")]
     coco = list_image_names(image_id, "train2014")

@@ -68,7 +68,7 @@ NUM_PERIODS = 32
 NUMBER_WITH_COMMA = re.compile(r"\d,\d")
 
 
-def list_repairs() -> Iterator[tuple[str, str]]:
+def _list_repairs() -> Iterator[tuple[str, str]]:
     """Each contraction with one apostrophe left out, and as it is put right."""
     for contraction in CONTRACTIONS.split():
         for place, letter in enumerate(contraction):
@@ -77,16 +77,16 @@ def list_repairs() -> Iterator[tuple[str, str]]:
     yield "somebody'd", "somebodyd"  # the wrong way round in the official script
 
 
-REPAIRS = dict(list_repairs())
+REPAIRS = dict(_list_repairs())
 
 
 def normalize_answer(answer: str) -> str:
     """An answer without punctuation, articles and capitals, with digits for number words and whole contractions."""
-    words = [DIGITS.get(word, word) for word in drop_punctuation(answer).lower().split()]
+    words = [DIGITS.get(word, word) for word in _drop_punctuation(answer).lower().split()]
     return " ".join(REPAIRS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def drop_punctuation(answer: str) -> str:
+def _drop_punctuation(answer: str) -> str:
     """An answer without its punctuation, in whose place a space stands where it joined two words.
 
     In an answer with a number like 1,000, or where a mark stands beside a space anywhere, there is no such space.
@@ -119,7 +119,7 @@ def compute_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     return (agreeing * without_agreeing + (len(given) - agreeing) * without_other) / len(given)
 
 
-def compute_exact_match(answer: str, references: Sequence[str]) -> dict[str, float]:
+def _compute_exact_match(answer: str, references: Sequence[str]) -> dict[str, float]:
     """Whether an answer is one of the references, normalised and as it is written, 0 or 100."""
     normalized = {normalize_answer(clean(reference)) for reference in references}
     return {
@@ -143,7 +143,7 @@ def score_exact_match(examples: Sequence[Example], predictions: Sequence[Predict
     `accuracy` compares normalised answers, `accuracy_verbatim` what is written, as GQA's own script does.
     """
     return score_measures(
-        examples, predictions, lambda example, found: compute_exact_match(found.answer, example.references)
+        examples, predictions, lambda example, found: _compute_exact_match(found.answer, example.references)
     )
 
 
@@ -152,10 +152,10 @@ def score_multiple_choice(examples: Sequence[Example], predictions: Sequence[Pre
 
     Of n that are equally likely each counts one nth, as if one of them were drawn.
     """
-    return score_measures(examples, predictions, judge_choice)
+    return score_measures(examples, predictions, _judge_choice)
 
 
-def judge_choice(example: Example, prediction: Prediction) -> dict[str, float]:
+def _judge_choice(example: Example, prediction: Prediction) -> dict[str, float]:
     """The accuracy of a choice."""
     scores = candidate_scores(example, prediction)
     likeliest = [place for place, score in enumerate(scores) if score == max(scores)]
@@ -169,17 +169,17 @@ def load_vqa(data: Path, images: Path | None = None) -> list[Example]:
         data: the file of questions, that of annotations, or a folder with both; or one of records.
         images: the folder of images.
     """
-    rows, subset = read_questions(data)
+    rows, subset = _read_questions(data)
     asked = [row for row in rows if row.find("difficult_direct_answer") is not True]
     if len(asked) < len(rows):
         logger.info("%s: %d of %d questions are marked as too difficult.", data, len(rows) - len(asked), len(rows))
-    return finish([read_answered(row, images, subset, MIN_PEOPLE) for row in asked], data)
+    return finish([_read_answered(row, images, subset, MIN_PEOPLE) for row in asked], data)
 
 
 def load_exact_match(data: Path, images: Path | None = None) -> list[Example]:
     """Questions with one or several right answers: GQA, a file as for `load_vqa`, or any records."""
-    rows, subset = read_questions(data)
-    return finish([read_answered(row, images, subset) for row in rows], data)
+    rows, subset = _read_questions(data)
+    return finish([_read_answered(row, images, subset) for row in rows], data)
 
 
 def load_multiple_choice(data: Path, images: Path | None = None) -> list[Example]:
@@ -189,7 +189,7 @@ def load_multiple_choice(data: Path, images: Path | None = None) -> list[Example
     if len(chosen) < len(rows):
         logger.info("%s: of %d questions %d have texts to choose from.", data, len(rows), len(chosen))
     return finish(
-        [read_statement(row, images) if is_statement(row) else read_choice(row, images) for row in chosen], data
+        [_read_statement(row, images) if _is_statement(row) else _read_choice(row, images) for row in chosen], data
     )
 
 
@@ -201,23 +201,23 @@ def finish(examples: list[Example], data: Path) -> list[Example]:
     return leave_out_training(examples)
 
 
-def read_questions(data: Path) -> tuple[list[Row], str]:
+def _read_questions(data: Path) -> tuple[list[Row], str]:
     """The records of a file, or of a pair of files in VQA's form, and the subset of COCO that they are about.
 
     Raises:
         ValueError: if there is no file to make up a pair, or both do not fit.
     """
     if data.is_dir():
-        data = find_file(data, "questions")
+        data = _find_file(data, "questions")
     document = read_document(data)
     if isinstance(document, Row) and isinstance(document.find("questions"), list):
-        return join_pair(document, read_document(find_partner(data, "annotations")))
+        return _join_pair(document, read_document(_find_partner(data, "annotations")))
     if isinstance(document, Row) and isinstance(document.find("annotations"), list):
-        return join_pair(read_document(find_partner(data, "questions")), document)
+        return _join_pair(read_document(_find_partner(data, "questions")), document)
     return list_rows(document), ""
 
 
-def find_file(folder: Path, part: str) -> Path:
+def _find_file(folder: Path, part: str) -> Path:
     """The one JSON file of a folder in whose name `part` stands."""
     found = sorted(folder.glob(f"*{part}*.json"))
     if len(found) != 1:
@@ -226,21 +226,21 @@ def find_file(folder: Path, part: str) -> Path:
     return found[0]
 
 
-def find_partner(path: Path, part: str) -> Path:
+def _find_partner(path: Path, part: str) -> Path:
     """The file of questions or annotations that goes with another: v2_OpenEnded_X_questions, v2_X_annotations."""
-    found = [other for other in path.parent.glob(f"*{part}*.json") if stem_of_pair(other) == stem_of_pair(path)]
+    found = [other for other in path.parent.glob(f"*{part}*.json") if _stem_of_pair(other) == _stem_of_pair(path)]
     if not found:
         kind = "v2_OpenEnded_X_questions.json and v2_X_annotations.json"
         raise ValueError(f"{path}: expected the file of {part} beside it, named as in {kind}.")
     return max(found, key=lambda other: "OpenEnded" in other.name)
 
 
-def stem_of_pair(path: Path) -> str:
+def _stem_of_pair(path: Path) -> str:
     """What the names of a file of questions and of its annotations have in common."""
     return re.sub("OpenEnded_|MultipleChoice_|questions|annotations", "", path.name)
 
 
-def join_pair(questions: Row | list[Row], annotations: Row | list[Row]) -> tuple[list[Row], str]:
+def _join_pair(questions: Row | list[Row], annotations: Row | list[Row]) -> tuple[list[Row], str]:
     """The annotations with their questions, and the subset of COCO."""
     if isinstance(questions, list) or isinstance(annotations, list):
         wrong = (questions if isinstance(questions, list) else annotations)[0]  # type: ignore[index]
@@ -257,9 +257,9 @@ def join_pair(questions: Row | list[Row], annotations: Row | list[Row]) -> tuple
     return [Row({**asked[row.name("question_id")].fields, **row.fields}, row.where) for row in answered], str(subset)
 
 
-def read_answered(row: Row, images: Path | None, subset: str = "", num_people: int = 1) -> Example:
+def _read_answered(row: Row, images: Path | None, subset: str = "", num_people: int = 1) -> Example:
     """A question with the answers of at least so many people."""
-    answers = read_answers(row)
+    answers = _read_answers(row)
     if len(answers) < num_people:
         raise row.error(
             f"expected the answers of at least {num_people} people, found {len(answers)}; "
@@ -275,7 +275,7 @@ def read_answered(row: Row, images: Path | None, subset: str = "", num_people: i
     )
 
 
-def read_answers(row: Row) -> list[str]:
+def _read_answers(row: Row) -> list[str]:
     """Answers: a list of texts or of objects with the text in `answer`, or a single text."""
     value = row.need(*ANSWER_NAMES)
     answers = value if isinstance(value, list) else [value]
@@ -286,29 +286,29 @@ def read_answers(row: Row) -> list[str]:
     return texts
 
 
-def is_statement(row: Row) -> bool:
+def _is_statement(row: Row) -> bool:
     """Whether a record is a statement that is true or false, as in VSR."""
     return row.find("question", *CHOICE_NAMES) is None and row.find("caption", "statement") is not None
 
 
-def read_statement(row: Row, images: Path | None) -> Example:
+def _read_statement(row: Row, images: Path | None) -> Example:
     """A statement with its label, 0 or 1; its id is the record's place where it has none."""
     label = row.need("label")
     if label not in (0, 1):
         raise row.error(f"expected 0 or 1 in label, not {describe(label)}.")
     statement = STATEMENT_PROMPT.format(row.text("caption", "statement"))
-    return make_choice(row, images, statement, STATEMENT_CHOICES, int(label))
+    return _make_choice(row, images, statement, STATEMENT_CHOICES, int(label))
 
 
-def read_choice(row: Row, images: Path | None) -> Example:
+def _read_choice(row: Row, images: Path | None) -> Example:
     """A question with its candidates."""
     choices = row.texts(*CHOICE_NAMES)
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     question = CHOICE_PROMPT.format(row.text("question"), options)
-    return make_choice(row, images, question, choices, read_place(row, choices))
+    return _make_choice(row, images, question, choices, _read_place(row, choices))
 
 
-def read_place(row: Row, choices: Sequence[str]) -> int:
+def _read_place(row: Row, choices: Sequence[str]) -> int:
     """The place of the right candidate, from 0: given as such, or by its text."""
     answer = row.need("correct_choice_idx", "answer", "label")
     if isinstance(answer, str) and choices.count(answer) == 1:
@@ -320,7 +320,7 @@ def read_place(row: Row, choices: Sequence[str]) -> int:
     )
 
 
-def make_choice(row: Row, images: Path | None, question: str, candidates: tuple[str, ...], place: int) -> Example:
+def _make_choice(row: Row, images: Path | None, question: str, candidates: tuple[str, ...], place: int) -> Example:
     """An example whose candidates are ranked."""
     name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else row.where.rpartition(" ")[2]
     image = f"{name}/image.png" if row.find(*IMAGE_NAMES) is None and row.find("ques_type") else read_image(row, images)

@@ -72,19 +72,21 @@ def draw_entities(
         raise ValueError(f"{len(labels)} labels for {len(entities)} entities.")
     drawn = picture.copy()
     draw = ImageDraw.Draw(drawn)
-    width, size = line_width(drawn.size), font_size(drawn.size)
-    placed = [(box_in_picture(box, drawn.size), index) for index, (_, _, boxes) in enumerate(entities) for box in boxes]
+    width, size = _line_width(drawn.size), font_size(drawn.size)
+    placed = [
+        (_box_in_picture(box, drawn.size), index) for index, (_, _, boxes) in enumerate(entities) for box in boxes
+    ]
     for box, index in placed:
-        draw_outline(draw, box, PALETTE[index % len(PALETTE)], width)
+        _draw_outline(draw, box, PALETTE[index % len(PALETTE)], width)
     taken: list[Box] = []
     for box, index in placed:
-        label = one_line(entities[index][0] if labels is None else labels[index])
+        label = _one_line(entities[index][0] if labels is None else labels[index])
         if label:
-            taken.append(draw_label(draw, label, index, box, drawn.size, taken, font, size))
+            taken.append(_draw_label(draw, label, index, box, drawn.size, taken, font, size))
     return drawn
 
 
-def line_width(picture: tuple[int, int]) -> int:
+def _line_width(picture: tuple[int, int]) -> int:
     """Pixels of a box's line."""
     return max(1, round(min(picture) / 200))
 
@@ -94,12 +96,12 @@ def font_size(picture: tuple[int, int]) -> int:
     return max(SMALLEST_FONT, round(min(math.sqrt(picture[0] * picture[1]) / 35, min(picture) / 8)))
 
 
-def one_line(label: str) -> str:
+def _one_line(label: str) -> str:
     """A label without line breaks and other control characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in label).split())
 
 
-def box_in_picture(box: Box, size: tuple[int, int]) -> Box:
+def _box_in_picture(box: Box, size: tuple[int, int]) -> Box:
     """A box from its upper left to its lower right pixel, both of them in the picture.
 
     Raises:
@@ -112,7 +114,7 @@ def box_in_picture(box: Box, size: tuple[int, int]) -> Box:
     return min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)
 
 
-def draw_outline(draw: ImageDraw.ImageDraw, box: Box, color: str, width: int) -> None:
+def _draw_outline(draw: ImageDraw.ImageDraw, box: Box, color: str, width: int) -> None:
     """A coloured line with thin white ones beside it, which is seen on any background."""
     rim = max(1, width // 3)
     x1, y1, x2, y2 = box
@@ -120,7 +122,7 @@ def draw_outline(draw: ImageDraw.ImageDraw, box: Box, color: str, width: int) ->
     draw.rectangle(box, outline=color, width=width)
 
 
-def draw_label(
+def _draw_label(
     draw: ImageDraw.ImageDraw,
     label: str,
     index: int,
@@ -191,7 +193,7 @@ def font_for(label: str, name: str | None, size: int) -> Font | None:
         return ImageFont.truetype(name, size)
     letters = frozenset(label) - {" "}
     fonts = (load_font(name, size) for name in (None, *FALLBACK_FONTS))
-    return next((font for font in fonts if font is not None and has_letters(font, letters)), None)
+    return next((font for font in fonts if font is not None and _has_letters(font, letters)), None)
 
 
 @lru_cache(maxsize=64)
@@ -203,13 +205,13 @@ def load_font(name: str | None, size: int) -> Font | None:
         return None
 
 
-def has_letters(font: Font, letters: frozenset[str]) -> bool:
+def _has_letters(font: Font, letters: frozenset[str]) -> bool:
     """Whether a font has a picture of each letter, other than that for letters it does not have."""
-    missing = glyph(font, NO_GLYPH)
-    return all(letter.isascii() or glyph(font, letter) not in (missing, None) for letter in letters)
+    missing = _glyph(font, NO_GLYPH)
+    return all(letter.isascii() or _glyph(font, letter) not in (missing, None) for letter in letters)
 
 
-def glyph(font: Font, letter: str) -> tuple[tuple[int, int], bytes] | None:
+def _glyph(font: Font, letter: str) -> tuple[tuple[int, int], bytes] | None:
     """The picture of a letter; `None` if it has none."""
     mask = font.getmask(letter)
     return (mask.size, bytes(mask)) if mask.size[0] and mask.size[1] else None

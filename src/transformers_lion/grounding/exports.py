@@ -30,7 +30,7 @@ ID_BITS = 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
-class ExportedBox:
+class _ExportedBox:
     """A box that is ready for other libraries.
 
     Attributes:
@@ -72,13 +72,13 @@ def to_supervision(
         import supervision
     except ImportError as error:
         raise ImportError('This needs supervision: pip install "transformers-lion[supervision]".') from error
-    rows = collect_boxes(found, scores)
-    names = [find_class_name(row.phrase, class_names) for row in rows]
-    ids = list_ids(class_names)
+    rows = _collect_boxes(found, scores)
+    names = [_find_class_name(row.phrase, class_names) for row in rows]
+    ids = _list_ids(class_names)
     return supervision.Detections(
         xyxy=np.array([row.box for row in rows], dtype=np.float32).reshape(-1, 4),
         confidence=np.array([row.score for row in rows], dtype=np.float32),
-        class_id=np.array([stable_id(name) if ids is None else ids[name] for name in names], dtype=int),
+        class_id=np.array([_stable_id(name) if ids is None else ids[name] for name in names], dtype=int),
         data={"class_name": np.array(names, dtype=str)},
     )
 
@@ -107,19 +107,19 @@ def to_coco_results(
         ValueError: if there are not as many scores as boxes, a box is no pixels or no numbers, a score is no number, an
             id is no whole number, or a phrase has no category.
     """
-    image = str(image_id) if isinstance(image_id, str) else check_id("image_id", image_id, "a whole number or a text")
+    image = str(image_id) if isinstance(image_id, str) else _check_id("image_id", image_id, "a whole number or a text")
     return [
         {
             "image_id": image,
-            "category_id": find_category(row.phrase, categories),
+            "category_id": _find_category(row.phrase, categories),
             "bbox": list(box_to_xywh(row.box)),
             "score": row.score,
         }
-        for row in collect_boxes(found, scores)
+        for row in _collect_boxes(found, scores)
     ]
 
 
-def collect_boxes(found: Found, scores: Sequence[float] | None) -> list[ExportedBox]:
+def _collect_boxes(found: Found, scores: Sequence[float] | None) -> list[_ExportedBox]:
     """All boxes that have an area, with their phrases and scores.
 
     Raises:
@@ -137,7 +137,7 @@ def collect_boxes(found: Found, scores: Sequence[float] | None) -> list[Exported
     if len(values) != len(boxes):
         raise ValueError(f"{len(values)} scores for {len(boxes)} boxes.")
     rows = [
-        ExportedBox(phrase, read_box(box, f"Box {number} ({phrase!r})"), read_score(score, number, phrase))
+        _ExportedBox(phrase, read_box(box, f"Box {number} ({phrase!r})"), _read_score(score, number, phrase))
         for number, (phrase, box, score) in enumerate(zip(phrases, boxes, values, strict=True), 1)
     ]
     kept = [row for row in rows if row.box[0] < row.box[2] and row.box[1] < row.box[3]]
@@ -158,15 +158,15 @@ def plain(values: Any) -> list[Any]:
 
 def read_box(box: Sequence[float], name: str) -> Box:
     """Four finite numbers of any type as a box with its corners in order."""
-    numbers = [to_float(value) for value in box]
+    numbers = [_to_float(value) for value in box]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} must be four finite numbers, but is {list(box)}.")
     return order_box((numbers[0], numbers[1], numbers[2], numbers[3]))
 
 
-def read_score(score: Any, number: int, phrase: str) -> float:
+def _read_score(score: Any, number: int, phrase: str) -> float:
     """A score of any type of number."""
-    value = to_float(score)
+    value = _to_float(score)
     if not math.isfinite(value):
         raise ValueError(
             f"The score of box {number} ({phrase!r}) is {score}, which result files cannot hold. Give a finite number, "
@@ -175,7 +175,7 @@ def read_score(score: Any, number: int, phrase: str) -> float:
     return value
 
 
-def to_float(value: Any) -> float:
+def _to_float(value: Any) -> float:
     """A number, or `nan` for what is none."""
     try:
         return float(value)
@@ -183,7 +183,7 @@ def to_float(value: Any) -> float:
         return math.nan
 
 
-def check_id(name: str, value: Any, wanted: str = "a whole number") -> int:
+def _check_id(name: str, value: Any, wanted: str = "a whole number") -> int:
     """A whole number of any type, numpy's and torch's included, as Python's own.
 
     Raises:
@@ -198,48 +198,48 @@ def check_id(name: str, value: Any, wanted: str = "a whole number") -> int:
     raise ValueError(f"{name} must be {wanted}, but is {value!r}.")
 
 
-def find_category(phrase: str, categories: int | Mapping[str, int] | Callable[[str], int]) -> int:
+def _find_category(phrase: str, categories: int | Mapping[str, int] | Callable[[str], int]) -> int:
     """The category's id of a phrase."""
     if isinstance(categories, Mapping):
-        return check_id(f"The category of {phrase!r}", categories[find_name(phrase, categories)])
+        return _check_id(f"The category of {phrase!r}", categories[_find_name(phrase, categories)])
     if callable(categories):
-        return check_id(f"The category of {phrase!r}", categories(phrase))
-    return check_id("categories", categories)
+        return _check_id(f"The category of {phrase!r}", categories(phrase))
+    return _check_id("categories", categories)
 
 
-def find_class_name(phrase: str, class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> str:
+def _find_class_name(phrase: str, class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> str:
     """The name of a phrase's class."""
     if class_names is None:
-        return trim_phrase(phrase)
-    return class_names(phrase) if callable(class_names) else find_name(phrase, class_names)
+        return _trim_phrase(phrase)
+    return class_names(phrase) if callable(class_names) else _find_name(phrase, class_names)
 
 
-def list_ids(class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> dict[str, int] | None:
+def _list_ids(class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> dict[str, int] | None:
     """The ids of classes by name, or `None` where they are not given."""
     if isinstance(class_names, Mapping):
-        return {name: check_id(f"The class of {name!r}", value) for name, value in class_names.items()}
+        return {name: _check_id(f"The class of {name!r}", value) for name, value in class_names.items()}
     if class_names is None or callable(class_names):
         return None
     return {name: number for number, name in enumerate(class_names)}
 
 
-def stable_id(name: str) -> int:
+def _stable_id(name: str) -> int:
     """A number that follows from a name alone."""
     return crc32(name.encode()) & ID_BITS
 
 
-def trim_phrase(phrase: str) -> str:
+def _trim_phrase(phrase: str) -> str:
     """A phrase without the commas and conjunctions before it."""
     return LEADING.sub("", phrase, count=1).strip() or phrase
 
 
-def find_name(phrase: str, names: Sequence[str] | Mapping[str, int]) -> str:
+def _find_name(phrase: str, names: Sequence[str] | Mapping[str, int]) -> str:
     """That of some names which a phrase is, as it stands or without a leading "and" or comma.
 
     Raises:
         ValueError: if it is none of them.
     """
-    for name in (phrase, trim_phrase(phrase)):
+    for name in (phrase, _trim_phrase(phrase)):
         if name in names:
             return name
     raise ValueError(f"{phrase!r} is none of {', '.join(map(repr, names))}.")

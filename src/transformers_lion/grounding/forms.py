@@ -52,7 +52,7 @@ BEGUN_PATCHES = re.compile(r"(?:<patch_index_[0-9]{1,4}>){0,2}")
 JSON_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
-def read_thousandths(part: str) -> Box | None:
+def _read_thousandths(part: str) -> Box | None:
     """`x1,y1,x2,y2` in thousandths."""
     numbers = [number.strip() for number in part.split(",", 4)]
     if len(numbers) != 4 or not all(map(INTEGER.fullmatch, numbers)):
@@ -61,19 +61,19 @@ def read_thousandths(part: str) -> Box | None:
     return x1, y1, x2, y2
 
 
-def is_begun_thousandths(part: str) -> bool:
+def _is_begun_thousandths(part: str) -> bool:
     """Whether `part` may be the beginning of a box: at least a first number and a comma."""
     *numbers, last = (number.strip() for number in part.split(",", 4))
     return 0 < len(numbers) < 4 and all(map(INTEGER.fullmatch, numbers)) and bool(BEGUN_INTEGER.fullmatch(last))
 
 
-def read_corners(part: str) -> Box | None:
+def _read_corners(part: str) -> Box | None:
     """`(x1,y1),(x2,y2)` in thousandths."""
     corners = CORNERS.fullmatch(part)
-    return read_thousandths(f"{corners[1]},{corners[2]}") if corners else None
+    return _read_thousandths(f"{corners[1]},{corners[2]}") if corners else None
 
 
-def read_patches(part: str) -> Box | None:
+def _read_patches(part: str) -> Box | None:
     """The upper left and the lower right cell: to the middle of the cells, or to their edges where they share a row or
     a column.
     """
@@ -89,7 +89,7 @@ def read_patches(part: str) -> Box | None:
     return (x1 + xs[0]) / GRID_SIZE, (y1 + ys[0]) / GRID_SIZE, (x2 + xs[1]) / GRID_SIZE, (y2 + ys[1]) / GRID_SIZE
 
 
-THOUSANDTHS = Form(BRACKETS.pattern, BRACKETS.separator, read_thousandths, is_begun_thousandths)
+THOUSANDTHS = Form(BRACKETS.pattern, BRACKETS.separator, _read_thousandths, _is_begun_thousandths)
 
 MARKDOWN = Form(
     pattern=re.compile(r"\[(?P<phrase>[^\[\]]*)\]\((?P<content>[^()]*)(?:(?P<close>\))|\Z)"),
@@ -106,13 +106,13 @@ KOSMOS2 = Form(
         re.DOTALL,
     ),
     separator=re.compile("</delimiter_of_multi_objects/>"),
-    read_box=read_patches,
+    read_box=_read_patches,
     is_begun=lambda part: bool(BEGUN_PATCHES.fullmatch(part)),
     marks=re.compile(r"<grounding>|</?phrase>"),
 )
 
 
-def corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
+def _corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
     """Qwen's form, with its marks as regular expressions."""
     return Form(
         pattern=re.compile(
@@ -121,47 +121,47 @@ def corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
             re.DOTALL,
         ),
         separator=re.compile(rf"{end_of_box}\s*{box}"),
-        read_box=read_corners,
+        read_box=_read_corners,
         is_begun=lambda part: bool(BEGUN_CORNERS.fullmatch(part)),
         marks=re.compile(f"{ref}|{end_of_ref}"),
     )
 
 
-QWEN = corners_form("<ref>", "</ref>", "<box>", "</box>")
-QWEN2 = corners_form(
+QWEN = _corners_form("<ref>", "</ref>", "<box>", "</box>")
+QWEN2 = _corners_form(
     r"<\|object_ref_start\|>", r"<\|object_ref_end\|>", r"<\|box_start\|>", r"<\|box_end\|>"
 )  # fmt: skip
 
 
-def in_brackets(phrase: str, boxes: Sequence[Box]) -> str:
+def _in_brackets(phrase: str, boxes: Sequence[Box]) -> str:
     """LION's and Shikra's."""
     return f"{phrase} {format_boxes(boxes)}"
 
 
-def in_thousandths(phrase: str, boxes: Sequence[Box]) -> str:
+def _in_thousandths(phrase: str, boxes: Sequence[Box]) -> str:
     """LION's, with whole numbers."""
     return f"{phrase} [{';'.join(','.join(map(str, thousandths(box))) for box in boxes)}]"
 
 
-def as_link(phrase: str, boxes: Sequence[Box]) -> str:
+def _as_link(phrase: str, boxes: Sequence[Box]) -> str:
     """A link of Markdown."""
     return f"[{phrase}]({';'.join(map(format_box, boxes))})"
 
 
-def as_patches(phrase: str, boxes: Sequence[Box]) -> str:
+def _as_patches(phrase: str, boxes: Sequence[Box]) -> str:
     """Kosmos-2's."""
-    pairs = ["".join(f"<patch_index_{index:04d}>" for index in patch_indices(box)) for box in boxes]
+    pairs = ["".join(f"<patch_index_{index:04d}>" for index in _patch_indices(box)) for box in boxes]
     marked = f"<phrase>{phrase}</phrase>" if phrase else ""
     return f"{marked}<object>{'</delimiter_of_multi_objects/>'.join(pairs)}</object>"
 
 
-def as_corners(phrase: str, boxes: Sequence[Box]) -> str:
+def _as_corners(phrase: str, boxes: Sequence[Box]) -> str:
     """Qwen-VL's."""
     texts = ["<box>({},{}),({},{})</box>".format(*thousandths(box)) for box in boxes]
     return (f"<ref>{phrase}</ref>" if phrase else "") + "".join(texts)
 
 
-def as_special_corners(phrase: str, boxes: Sequence[Box]) -> str:
+def _as_special_corners(phrase: str, boxes: Sequence[Box]) -> str:
     """Qwen2-VL's."""
     texts = ["<|box_start|>({},{}),({},{})<|box_end|>".format(*thousandths(box)) for box in boxes]
     return (f"<|object_ref_start|>{phrase}<|object_ref_end|>" if phrase else "") + "".join(texts)
@@ -172,7 +172,7 @@ def thousandths(box: Box) -> list[int]:
     return [round(value * WHOLE) for value in box]
 
 
-def patch_indices(box: Box) -> tuple[int, int]:
+def _patch_indices(box: Box) -> tuple[int, int]:
     """The cells that hold a box's upper left and lower right corner."""
     x1, y1 = (min(math.floor(value * GRID_SIZE), GRID_SIZE - 1) for value in box[:2])
     x2, y2 = (math.ceil(value * GRID_SIZE - 1) for value in box[2:])
@@ -180,7 +180,7 @@ def patch_indices(box: Box) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Writer:
+class _Writer:
     """How a form is written.
 
     Attributes:
@@ -197,13 +197,13 @@ class Writer:
 
 
 WRITERS = {
-    "lion": Writer(BRACKETS, in_brackets),
-    "shikra": Writer(BRACKETS, in_brackets),
-    "thousandths": Writer(THOUSANDTHS, in_thousandths),
-    "markdown": Writer(MARKDOWN, as_link),
-    "kosmos2": Writer(KOSMOS2, as_patches, start="<grounding>", takes_space=True),
-    "qwen": Writer(QWEN, as_corners),
-    "qwen2": Writer(QWEN2, as_special_corners),
+    "lion": _Writer(BRACKETS, _in_brackets),
+    "shikra": _Writer(BRACKETS, _in_brackets),
+    "thousandths": _Writer(THOUSANDTHS, _in_thousandths),
+    "markdown": _Writer(MARKDOWN, _as_link),
+    "kosmos2": _Writer(KOSMOS2, _as_patches, start="<grounding>", takes_space=True),
+    "qwen": _Writer(QWEN, _as_corners),
+    "qwen2": _Writer(QWEN2, _as_special_corners),
 }
 JSON_FORMS = ("qwen2.5", "qwen3")
 PIXEL_FORM = "qwen2.5"
@@ -228,7 +228,7 @@ def read_grounded_text(text: str, form: str = "lion", image_size: tuple[int, int
     Raises:
         ValueError: if there is no such form, or if it needs an `image_size` and has none.
     """
-    check_form(form, image_size)
+    _check_form(form, image_size)
     if form in JSON_FORMS:
         return read_json(text, image_size if form == PIXEL_FORM else None)
     return read_with_form(WRITERS[form].form, text)
@@ -249,10 +249,10 @@ def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: 
         ValueError: if there is no such form; if a region is not where its span says; if the text itself holds what
             would be read as a box or a mark; or if an `image_size` is missing.
     """
-    check_form(form, image_size)
+    _check_form(form, image_size)
     regions = check_regions(grounded)
     if form in JSON_FORMS:
-        return write_json(regions, image_size if form == PIXEL_FORM else None)
+        return _write_json(regions, image_size if form == PIXEL_FORM else None)
     writer = WRITERS[form]
     pieces, done = [writer.start], 0
     for (start, end), group in groupby(regions, key=lambda region: region.span):
@@ -263,7 +263,7 @@ def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: 
         pieces += [before, join(before, writer.mark(phrase, boxes)) if boxes else phrase]
         done = end
     written = "".join([*pieces, grounded.text[done:]])
-    check_written(written, grounded, form)
+    _check_written(written, grounded, form)
     return written
 
 
@@ -286,7 +286,7 @@ def join(before: str, marked: str) -> str:
     return marked.lstrip() if not before or before[-1].isspace() else marked
 
 
-def check_form(form: str, image_size: tuple[int, int] | None) -> None:
+def _check_form(form: str, image_size: tuple[int, int] | None) -> None:
     """Raise `ValueError` if there is no such form, or it needs an image's size."""
     if form not in FORMS:
         raise ValueError(f"There is no form {form!r}, only {', '.join(FORMS)}.")
@@ -294,7 +294,7 @@ def check_form(form: str, image_size: tuple[int, int] | None) -> None:
         raise ValueError(f"The boxes of {form!r} are pixels: give image_size, (width, height).")
 
 
-def check_written(written: str, grounded: GroundedText, form: str) -> None:
+def _check_written(written: str, grounded: GroundedText, form: str) -> None:
     """Raise `ValueError` if a text is not read as it was meant, because it holds boxes or marks of its own."""
     found = read_with_form(WRITERS[form].form, written)
     same_text = "".join(found.text.split()) == "".join(grounded.text.split())
@@ -308,7 +308,7 @@ def read_json(text: str, image_size: tuple[int, int] | None) -> GroundedText:
     regions: list[Region] = []
     length = 0
     for match in JSON_OBJECT.finditer(text):
-        found = read_object(match, image_size)
+        found = _read_object(match, image_size)
         if found is None:
             continue
         label, box = found
@@ -323,7 +323,7 @@ def read_json(text: str, image_size: tuple[int, int] | None) -> GroundedText:
     return GroundedText("".join(pieces), tuple(regions), cut_off)
 
 
-def read_object(match: re.Match[str], image_size: tuple[int, int] | None) -> tuple[str, FoundBox] | None:
+def _read_object(match: re.Match[str], image_size: tuple[int, int] | None) -> tuple[str, FoundBox] | None:
     """The label and the box of a JSON object, or `None` if it is none or has no box."""
     try:
         content: Any = json.loads(match[0])
@@ -338,7 +338,7 @@ def read_object(match: re.Match[str], image_size: tuple[int, int] | None) -> tup
     return label.strip(), tidy_box(box, match.span())
 
 
-def write_json(regions: Sequence[Region], image_size: tuple[int, int] | None) -> str:
+def _write_json(regions: Sequence[Region], image_size: tuple[int, int] | None) -> str:
     """A list with an object for each box, which is what the models answer with."""
     objects = []
     for region in regions:

@@ -92,7 +92,7 @@ class GroundedText:
         found = list(entities)
         for phrase, _, boxes in found:
             for box in boxes:
-                check_fractions(box, repr(phrase))
+                _check_fractions(box, repr(phrase))
         return cls(text, tuple(Region(phrase, span, tuple(map(tidy_box, boxes))) for phrase, span, boxes in found))
 
 
@@ -146,7 +146,7 @@ BRACKETS = Form(
 """LION's and Shikra's form: boxes in brackets, after the phrase, of which only the end is marked."""
 
 
-def check_fractions(box: Box, name: str) -> None:
+def _check_fractions(box: Box, name: str) -> None:
     """Raise `ValueError` if a box that has to be fractions may be pixels: it reaches far out of the image."""
     if max(box) > FAR or min(box) < 1 - FAR:
         raise ValueError(
@@ -171,7 +171,7 @@ def parse_boxes(content: str) -> list[Box] | None:
     return tidy if len(tidy) == len(boxes) else None
 
 
-def read_content(form: Form, match: re.Match[str]) -> tuple[tuple[FoundBox, ...], str | None]:
+def _read_content(form: Form, match: re.Match[str]) -> tuple[tuple[FoundBox, ...], str | None]:
     """The boxes of one place in a text: all of them, or none if one is wrong; and the box that the text's end cut off.
 
     Where the text goes on there is none cut off; where it ends before the place does, the last is.
@@ -194,11 +194,11 @@ def read_content(form: Form, match: re.Match[str]) -> tuple[tuple[FoundBox, ...]
     return tuple(boxes), cut_off
 
 
-def find_boxes(form: Form, text: str) -> tuple[list[tuple[re.Match[str], tuple[FoundBox, ...]]], str | None]:
+def _find_boxes(form: Form, text: str) -> tuple[list[tuple[re.Match[str], tuple[FoundBox, ...]]], str | None]:
     """All places of boxes, and the last box if the text's end cut it off."""
     places, cut_off = [], None
     for match in form.pattern.finditer(text):
-        boxes, cut_off = read_content(form, match)
+        boxes, cut_off = _read_content(form, match)
         if boxes:
             places.append((match, boxes))
     return places, cut_off
@@ -206,8 +206,8 @@ def find_boxes(form: Form, text: str) -> tuple[list[tuple[re.Match[str], tuple[F
 
 def read_with_form(form: Form, text: str) -> GroundedText:
     """Take the boxes out of a text, by a form that marks phrases or one that does not."""
-    places, cut_off = find_boxes(form, text)
-    pieces = Pieces(form)
+    places, cut_off = _find_boxes(form, text)
+    pieces = _Pieces(form)
     regions: list[Region] = []
     done = 0
     for match, boxes in places:
@@ -221,7 +221,7 @@ def read_with_form(form: Form, text: str) -> GroundedText:
             if implied and regions and not before.strip():
                 phrase, span = regions[-1].phrase, regions[-1].span  # another bracket of the same phrase
             else:
-                phrase = last_phrase(before) if implied else ""
+                phrase = _last_phrase(before) if implied else ""
                 span = (pieces.length - len(phrase), pieces.length)
             regions.append(Region(phrase, span, boxes))
         done = match.end()
@@ -229,7 +229,7 @@ def read_with_form(form: Form, text: str) -> GroundedText:
     return GroundedText("".join(pieces.texts), tuple(regions), cut_off)
 
 
-class Pieces:
+class _Pieces:
     """A text that grows, and its length."""
 
     def __init__(self, form: Form):
@@ -257,7 +257,7 @@ class Pieces:
         return phrase, (start, start + len(phrase))
 
 
-def last_phrase(text: str) -> str:
+def _last_phrase(text: str) -> str:
     """What stands behind the last punctuation."""
     start = 0
     for boundary in BOUNDARY.finditer(text):

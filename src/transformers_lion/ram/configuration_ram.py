@@ -117,12 +117,12 @@ class RamConfig(PreTrainedConfig):
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the pixels that the vision tower reads."""
-        return as_pair(self.vision_config.image_size)
+        return _as_pair(self.vision_config.image_size)
 
     @property
     def feature_grid(self) -> tuple[int, int]:
         """(rows, columns) of the image tokens behind the last stage."""
-        patch_size = as_pair(self.vision_config.patch_size)
+        patch_size = _as_pair(self.vision_config.patch_size)
         rows, columns = (math.ceil(size / patch) for size, patch in zip(self.image_size, patch_size, strict=True))
         for _ in range(len(self.vision_config.depths) - 1):  # between stages the grid is halved, and padded if odd
             rows, columns = math.ceil(rows / 2), math.ceil(columns / 2)
@@ -134,7 +134,7 @@ class RamConfig(PreTrainedConfig):
         return self.hidden_size != self.label_embed_dim
 
 
-def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
+def _as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """`(size, size)`, or `size` itself if it is a pair."""
     if isinstance(size, int):
         return size, size

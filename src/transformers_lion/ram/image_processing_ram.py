@@ -37,7 +37,7 @@ class RamImageProcessor(LionImageProcessor):
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         image_processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        image_processor.ram_config = config_beside(pretrained_model_name_or_path, hub_arguments)
+        image_processor.ram_config = _config_beside(pretrained_model_name_or_path, hub_arguments)
         return loaded
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class RamImageProcessor(LionImageProcessor):
         return select_tags(outputs["logits"], config, threshold, top_k, sort_by_score, allow, drop)
 
 
-def config_beside(folder: str | os.PathLike, hub_arguments: dict[str, Any]) -> RamConfig | None:
+def _config_beside(folder: str | os.PathLike, hub_arguments: dict[str, Any]) -> RamConfig | None:
     """The tagger's configuration from the folder or repository of its image processor, if it is there."""
     if os.path.isfile(folder):
         return None

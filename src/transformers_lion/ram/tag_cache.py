@@ -74,7 +74,7 @@ class TagCache:
         with self._lock:
             if weights != self._weights:
                 self._weights, self._sections = weights, {}
-                self._digest = digest_weights(model) if self.directory else ""
+                self._digest = _digest_weights(model) if self.directory else ""
             text = json.dumps([self._digest, settings], sort_keys=True, default=str)
             name = hashlib.sha256(text.encode()).hexdigest()[:32]
             if name not in self._sections:
@@ -103,13 +103,13 @@ class Section:
         self.file = file
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Tags] = OrderedDict()
-        self._places = {} if file is None else read_places(file)
+        self._places = {} if file is None else _read_places(file)
 
     def get(self, image: str) -> Tags | None:
         """The tags of a picture, by its digest; `None` if they are not known."""
         with self._lock:
             found = self._kept.get(image)
-            if found is None and image_key(image) in self._places:
+            if found is None and _image_key(image) in self._places:
                 found = self._read(image)
             if found is not None:
                 self._keep(image, found)
@@ -135,8 +135,8 @@ class Section:
         assert self.file is not None
         try:
             with self.file.open("rb") as file:
-                file.seek(self._places[image_key(image)])
-                found = parse_line(file.readline())
+                file.seek(self._places[_image_key(image)])
+                found = _parse_line(file.readline())
         except (OSError, ValueError):
             return None
         return found[1] if found[0] == image else None
@@ -151,17 +151,17 @@ class Section:
                 file.seek(place - 1)
                 content = b"" if file.read(1) == b"\n" else b"\n"  # behind a line that was cut off
             for image, found in tags.items():
-                self._places[image_key(image)] = place + len(content)
+                self._places[_image_key(image)] = place + len(content)
                 content += json.dumps({"image": image, "tags": found}).encode() + b"\n"
             file.write(content)
 
 
-def image_key(image: str) -> bytes:
+def _image_key(image: str) -> bytes:
     """A digest as it is kept for each picture in a file."""
     return image.encode()[:32]
 
 
-def read_places(path: Path) -> dict[bytes, int]:
+def _read_places(path: Path) -> dict[bytes, int]:
     """Where each picture's line begins in a file.
 
     Raises:
@@ -169,9 +169,9 @@ def read_places(path: Path) -> dict[bytes, int]:
     """
     places: dict[bytes, int] = {}
     skipped = place = 0
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(_read_lines(path), 1):
         try:
-            places[image_key(parse_line(line)[0])] = place
+            places[_image_key(_parse_line(line)[0])] = place
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path}, line {number}: this tag cache is damaged: {error.reason} at byte {place + error.start}. "
@@ -185,14 +185,14 @@ def read_places(path: Path) -> dict[bytes, int]:
     return places
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
+def _read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file; none if it is not there."""
     if path.is_file():
         with path.open("rb") as file:
             yield from file
 
 
-def parse_line(line: bytes) -> tuple[str, Tags]:
+def _parse_line(line: bytes) -> tuple[str, Tags]:
     """A picture's digest and its tags.
 
     Raises:
@@ -216,7 +216,7 @@ def digest_picture(picture: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def digest_weights(model: nn.Module) -> str:
+def _digest_weights(model: nn.Module) -> str:
     """A digest of all weights and buffers; it is the same in another process."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

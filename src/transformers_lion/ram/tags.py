@@ -49,34 +49,34 @@ def select_tags(
         raise ValueError(f"top_k is {top_k}, but must be at least 1.")
     scores = logits.detach().float().sigmoid().cpu()  # (B, L)
     limits = torch.tensor(config.thresholds if threshold is None else threshold, dtype=scores.dtype)
-    present = (scores > limits) & eligible_tags(config, allow, drop)
+    present = (scores > limits) & _eligible_tags(config, allow, drop)
     return [
         [
             {"label": config.id2label[index], "score": row[index].item()}
-            for index in pick(row, here, top_k, sort_by_score)
+            for index in _pick(row, here, top_k, sort_by_score)
         ]
         for row, here in zip(scores, present, strict=True)
     ]
 
 
-def pick(scores: torch.Tensor, present: torch.Tensor, top_k: int | None, sort_by_score: bool) -> list[int]:
+def _pick(scores: torch.Tensor, present: torch.Tensor, top_k: int | None, sort_by_score: bool) -> list[int]:
     """The numbers of an image's present tags, from its scores (L,) and its mask (L,)."""
     indices = present.nonzero().squeeze(-1)
     best = indices[scores[indices].argsort(descending=True, stable=True)][:top_k]
     return best.tolist() if sort_by_score else best.sort().values.tolist()
 
 
-def eligible_tags(config: RamConfig, allow: Iterable[str] | None, drop: Iterable[str] | None) -> torch.Tensor:
+def _eligible_tags(config: RamConfig, allow: Iterable[str] | None, drop: Iterable[str] | None) -> torch.Tensor:
     """(L,), whether a tag may be reported."""
     eligible = torch.full((config.num_labels,), allow is None)
     if allow is not None:
-        eligible[tag_indices(config, allow)] = True
+        eligible[_tag_indices(config, allow)] = True
     if drop is not None:
-        eligible[tag_indices(config, drop)] = False
+        eligible[_tag_indices(config, drop)] = False
     return eligible
 
 
-def tag_indices(config: RamConfig, names: Iterable[str]) -> list[int]:
+def _tag_indices(config: RamConfig, names: Iterable[str]) -> list[int]:
     """The numbers of the tags called `names`.
 
     Raises:
