@@ -4,7 +4,7 @@
 
 Each scene is asked for one of its objects, without tags. A box is right if its IoU with the object's is 0.5 or more.
 The score is that of `transformers_lion.grounding.score_boxes`: the geometric mean of the probabilities of the tokens
-that wrote the box's digits. Besides the table a picture of the same name is written.
+that wrote the box's digits. Besides the table an image of the same name is written.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from transformers_lion.training.small_world.scenes import render, sample_scene
 
 NUM_BINS = 10
 BATCH_SIZE = 16
-PICTURE_SIZE = 200
+IMAGE_SIZE = 200
 SEED = 1
 
 
@@ -32,14 +32,14 @@ def ask(
     """The score and the IoU of the first box of each answer, and the number of answers without a box."""
     scores, ious, without = [], [], 0
     for low in range(0, num_scenes, BATCH_SIZE):
-        samples, pictures = [], []
+        samples, images = [], []
         for index in range(low, min(low + BATCH_SIZE, num_scenes)):
             scene = sample_scene("test", index, SEED)
             sample = ASKERS["locate"](np.random.default_rng([9, SEED, index]), scene)
             if sample is not None:
                 samples.append(sample)
-                pictures.append(render(scene, PICTURE_SIZE))
-        for sample, result in zip(samples, locate(model, processor, samples, pictures, num_beams), strict=True):
+                images.append(render(scene, IMAGE_SIZE))
+        for sample, result in zip(samples, locate(model, processor, samples, images, num_beams), strict=True):
             if not len(result["boxes"]):
                 without += 1
                 continue
@@ -50,12 +50,12 @@ def ask(
 
 @torch.no_grad()
 def locate(
-    model: LionForConditionalGeneration, processor: LionProcessor, samples: list[Sample], pictures: list, num_beams: int
+    model: LionForConditionalGeneration, processor: LionProcessor, samples: list[Sample], images: list, num_beams: int
 ) -> list[dict]:
     """The boxes of each answer, with their scores."""
     if not samples:
         return []
-    inputs = processor(pictures, [sample.question for sample in samples], task_type="region_level", return_tensors="pt")
+    inputs = processor(images, [sample.question for sample in samples], task_type="region_level", return_tensors="pt")
     generated = model.generate(
         **inputs, num_beams=num_beams, max_new_tokens=64, do_sample=False, return_dict_in_generate=True,
         output_logits=True,
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="write the table there, and a picture beside it")
+    parser.add_argument("--output", type=Path, help="write the table there, and an image beside it")
     options = parser.parse_args()
     checkpoint = options.checkpoint or Path(example_checkpoint())
     model = LionForConditionalGeneration.from_pretrained(checkpoint).eval()

@@ -107,7 +107,7 @@ def climb_outputs(
     """
     request = write_request(folder, config, files)
     processor = LionProcessor.from_pretrained(folder)
-    pixels = processor.image_processor(pictures(), return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(images(), return_tensors="pt")["pixel_values"]
     theirs = _reference_outputs(checkout, python, request, pixels)
     return compare_outputs(folder_outputs(folder, request, pixels), theirs, config.text_config.pad_token_id)
 
@@ -141,8 +141,8 @@ def write_request(folder: Path, config: LionConfig, files: Mapping[str, Any]) ->
     }
 
 
-def pictures() -> list[Image.Image]:
-    """Three pictures of different shapes, one for each question."""
+def images() -> list[Image.Image]:
+    """Three images of different shapes, one for each question."""
     radial, linear = Image.radial_gradient("L"), Image.linear_gradient("L")
     bands = (radial, linear, linear.rotate(90))
     sizes = ((320, 240), (200, 300), (256, 256))

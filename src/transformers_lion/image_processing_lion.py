@@ -1,4 +1,4 @@
-"""Pictures -> `pixel_values` as the reference makes them: squashed to a square, bicubic, CLIP's statistics.
+"""Images -> `pixel_values` as the reference makes them: squashed to a square, bicubic, CLIP's statistics.
 
 Source: the reference code's image processor. The pixels are exact because Pillow does the resizing; a tensor path does
 not give the same ones, so there is none.
@@ -23,7 +23,7 @@ class LionImageProcessor(BlipImageProcessorPil):
     size = {"height": 224, "width": 224}
 
     def preprocess(self, images: Any, *args: Any, timeout: float | None = TIMEOUT, **kwargs: Any) -> BatchFeature:
-        """As `BlipImageProcessorPil.preprocess`, for paths, URLs, pictures of any mode, arrays and tensors.
+        """As `BlipImageProcessorPil.preprocess`, for paths, URLs, images of any mode, arrays and tensors.
 
         Args:
             images: one image or a (nested) list; see `image_loading.ImageSource`. They are opened one after the other,
@@ -44,7 +44,7 @@ class LionImageProcessor(BlipImageProcessorPil):
         return super().preprocess(images, *args, **kwargs)
 
     def _shrinker(self, options: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
-        """The first step of a call, by which transformers' own, on several copies of the picture, has nothing to do."""
+        """The first step of a call, by which transformers' own, on several copies of the image, has nothing to do."""
         size, resample = options.get("size", self.size), options.get("resample", self.resample)
         if size is None or not options.get("do_resize", self.do_resize) or not isinstance(resample, int):
             return _unchanged
@@ -52,12 +52,12 @@ class LionImageProcessor(BlipImageProcessorPil):
         height, width = sides.get("height"), sides.get("width")
         if not (height and width):
             return _unchanged
-        return lambda picture: picture.resize((width, height), Image.Resampling(resample))
+        return lambda image: image.resize((width, height), Image.Resampling(resample))
 
 
-def _unchanged(picture: Image.Image) -> Image.Image:
-    """The picture itself."""
-    return picture
+def _unchanged(image: Image.Image) -> Image.Image:
+    """The image itself."""
+    return image
 
 
 __all__ = ["LionImageProcessor"]

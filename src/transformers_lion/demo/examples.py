@@ -1,4 +1,4 @@
-"""Pictures and questions that the page offers; nothing is downloaded."""
+"""Images and questions that the page offers; nothing is downloaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Examples:
     """What can be tried with one click.
 
     Attributes:
-        pictures: with what stands below each.
+        images: with what stands below each.
     """
 
-    pictures: Sequence[tuple[Image.Image, str]]
+    images: Sequence[tuple[Image.Image, str]]
     questions: Sequence[str]
     phrases: Sequence[str]
 
@@ -39,22 +39,22 @@ def small_world() -> Examples:
 
 
 def from_folder(folder: Path) -> Examples:
-    """The first pictures of a folder, for a model that knows the world.
+    """The first images of a folder, for a model that knows the world.
 
     Raises:
         OSError: if there is no such folder.
-        ValueError: if there is no picture in it, or one cannot be read.
+        ValueError: if there is no image in it, or one cannot be read.
     """
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:MOST]
     if not files:
-        raise ValueError(f"{folder}: there is no picture ({', '.join(SUFFIXES)}) in this folder.")
-    pictures = []
+        raise ValueError(f"{folder}: there is no image ({', '.join(SUFFIXES)}) in this folder.")
+    images = []
     for file in files:
         try:
-            pictures.append((open_upload(file), file.stem))
+            images.append((open_upload(file), file.stem))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-    return Examples(pictures, *WORLD)
+    return Examples(images, *WORLD)
 
 
 def no_pictures() -> Examples:

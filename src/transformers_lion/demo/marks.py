@@ -1,4 +1,4 @@
-"""What is drawn on the picture of the page: the boxes of an answer, and the region that somebody chooses."""
+"""What is drawn on the image of the page: the boxes of an answer, and the region that somebody chooses."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ REGION_LABEL = "your region"
 
 
 def draw_answer(seen: Seen, question: Question, answer: Answer) -> Image.Image:
-    """The picture with the boxes of an answer; those of "locate" carry the words that were looked for."""
+    """The image with the boxes of an answer; those of "locate" carry the words that were looked for."""
     entities = [
         (question.about if question.task == "locate" else phrase, span, boxes)
         for phrase, span, boxes in answer.entities
@@ -26,14 +26,14 @@ def draw_answer(seen: Seen, question: Question, answer: Answer) -> Image.Image:
 
 
 def scale(entity: Entity, seen: Seen) -> Entity:
-    """An entity in pixels of the picture that was sent, in those of the one that is shown."""
+    """An entity in pixels of the image that was sent, in those of the one that is shown."""
     x, y = seen.shown.width / seen.size[0], seen.shown.height / seen.size[1]
     phrase, span, boxes = entity
     return phrase, span, [(box[0] * x, box[1] * y, box[2] * x, box[3] * y) for box in boxes]
 
 
 def draw_corners(seen: Seen, corners: Sequence[Point]) -> Image.Image:
-    """The picture with one corner of a region, or with the region of two; in pixels of the picture that is shown."""
+    """The image with one corner of a region, or with the region of two; in pixels of the image that is shown."""
     if len(corners) == 2:
         (x1, y1), (x2, y2) = corners
         return draw_entities(seen.shown, [(REGION_LABEL, (0, 0), [(x1, y1, x2, y2)])])
@@ -47,7 +47,7 @@ def draw_corners(seen: Seen, corners: Sequence[Point]) -> Image.Image:
 
 
 def to_box(corners: Sequence[Point], seen: Seen) -> Box:
-    """Two corners on the picture that is shown as a box in pixels of the picture that was sent."""
+    """Two corners on the image that is shown as a box in pixels of the image that was sent."""
     x, y = seen.size[0] / seen.shown.width, seen.size[1] / seen.shown.height
     (x1, y1), (x2, y2) = corners
     return min(x1, x2) * x, min(y1, y2) * y, max(x1, x2) * x, max(y1, y2) * y

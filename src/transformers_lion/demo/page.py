@@ -1,6 +1,6 @@
-"""The page: a picture, its tags, four tasks, and answers with their boxes.
+"""The page: an image, its tags, four tasks, and answers with their boxes.
 
-Whatever belongs to one user is a `gr.State`: the picture that was seen with its features, the tags that can be ticked,
+Whatever belongs to one user is a `gr.State`: the image that was seen with its features, the tags that can be ticked,
 and the corners of a region. Handlers answer errors of the user's with a sentence.
 """
 
@@ -39,10 +39,10 @@ AT_ONCE = 2
 """Requests that the model works on at a time; others wait."""
 QUEUE_LENGTH = 32
 KEEP_SECONDS = 3600
-"""How long a picture is kept for a user who does nothing, and files that were sent are kept at least."""
+"""How long an image is kept for a user who does nothing, and files that were sent are kept at least."""
 
-NO_PICTURE = "Drop a picture on the field, choose one, or take an example."
-ASK_FIRST = "Choose a picture first."
+NO_IMAGE = "Drop an image on the field, choose one, or take an example."
+ASK_FIRST = "Choose an image first."
 BROKEN = "Something went wrong in the demo itself. Its log says what."
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
@@ -64,11 +64,11 @@ class Handlers:
     def __init__(self, lion: Lion, examples: Examples):
         self.lion = lion
         self.examples = examples
-        # One picture at a time is in memory at its full size, and always in the same thread, since what a thread has
+        # One image at a time is in memory at its full size, and always in the same thread, since what a thread has
         # freed may stay with it.
         self.opening = ThreadPoolExecutor(max_workers=1, thread_name_prefix="picture")
 
-    # Values of: the picture seen, the field of the picture, status, tags that can be ticked, their boxes, corners,
+    # Values of: the image seen, the field of the image, status, tags that can be ticked, their boxes, corners,
     # the box as text, and what `Results.cleared` has.
 
     def on_upload(self, file: dict[str, Any] | None) -> tuple[Any, ...]:
@@ -79,39 +79,39 @@ class Handlers:
 
     def on_example(self, event: gr.SelectData) -> tuple[Any, ...]:
         """An example was clicked."""
-        return self.show_seen(self.see(self.examples.pictures[event.index][0]))
+        return self.show_seen(self.see(self.examples.images[event.index][0]))
 
     def see_upload(self, file: str) -> Seen | str:
         """What the model sees in a file that was sent, or why it cannot be taken."""
         try:
-            picture = open_upload(file)
+            image = open_upload(file)
         except ValueError as error:
             return str(error)
-        return self.see(picture)
+        return self.see(image)
 
-    def see(self, picture: Image.Image) -> Seen | str:
-        """What the model sees in a picture, or a sentence if that fails."""
+    def see(self, image: Image.Image) -> Seen | str:
+        """What the model sees in an image, or a sentence if that fails."""
         try:
-            return see(self.lion, picture)
+            return see(self.lion, image)
         except Exception:
-            logger.exception("A picture of %s pixels could not be seen.", picture.size)
+            logger.exception("An image of %s pixels could not be seen.", image.size)
             return BROKEN
 
     def show_seen(self, seen: Seen | str) -> tuple[Any, ...]:
-        """A picture is there, or the reason why not."""
+        """An image is there, or the reason why not."""
         if isinstance(seen, str):
             return self.refuse(seen)
         tags = seen.tags or []
         return seen, seen.shown, _describe_seen(seen), tags, _offer_tags(tags, tags), (), "", *_cleared()
 
     def refuse(self, reason: str) -> tuple[Any, ...]:
-        """A picture cannot be taken."""
+        """An image cannot be taken."""
         gr.Warning(reason, title="No picture")
         return None, None, f"⚠️ {reason}", [], _offer_tags([], []), (), "", *_cleared()
 
     def on_clear(self) -> tuple[Any, ...]:
-        """The picture was taken away."""
-        return None, None, NO_PICTURE, [], _offer_tags([], []), (), "", *_cleared()
+        """The image was taken away."""
+        return None, None, NO_IMAGE, [], _offer_tags([], []), (), "", *_cleared()
 
     def on_tags(self, text: str, known: Sequence[str], ticked: Sequence[str]) -> tuple[Any, ...]:
         """Tags were typed: they can be ticked, and are."""
@@ -124,7 +124,7 @@ class Handlers:
         return choices, _offer_tags(choices, [name for name in choices if name in {*ticked, *again, *new}]), ""
 
     def on_click(self, seen: Seen | None, corners: Sequence[Point], event: gr.SelectData) -> tuple[Any, ...]:
-        """The picture was clicked: a corner of a region. A third click begins anew."""
+        """The image was clicked: a corner of a region. A third click begins anew."""
         if seen is None:
             return (), gr.skip(), "", gr.skip()
         point = (round(event.index[0]), round(event.index[1]))
@@ -144,7 +144,7 @@ class Handlers:
         length: float,
         about: str = "",
     ) -> Iterator[tuple[Any, ...]]:
-        """A question was asked. Values of: the picture seen, the field of the picture, status, and the results."""
+        """A question was asked. Values of: the image seen, the field of the image, status, and the results."""
         try:
             if seen is None:
                 raise ValueError(ASK_FIRST)
@@ -194,7 +194,7 @@ def _offer_tags(choices: Sequence[str], ticked: Sequence[str]) -> Any:
 
 
 def _describe_seen(seen: Seen) -> str:
-    """The line below the picture."""
+    """The line below the image."""
     count = len(seen.asked)
     questions = "1 question" if count == 1 else f"{count} questions"
     return (
@@ -240,7 +240,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
 
     Args:
         lion: the model.
-        examples: pictures and questions to offer.
+        examples: images and questions to offer.
         name: a sentence about the model.
     """
     handlers = Handlers(lion, examples)
@@ -248,20 +248,20 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
         seen = gr.State(None, time_to_live=KEEP_SECONDS)
         known_tags = gr.State([], time_to_live=KEEP_SECONDS)
         corners = gr.State((), time_to_live=KEEP_SECONDS)
-        gr.Markdown(f"# LION\nCaptions, answers and boxes, with the tags of the picture as a hint. {name}")
+        gr.Markdown(f"# LION\nCaptions, answers and boxes, with the tags of the image as a hint. {name}")
         with gr.Row():
             with gr.Column(scale=6, min_width=340):
-                picture = gr.Image(
+                image = gr.Image(
                     label="Picture", show_label=False, format="png", sources=["upload", "clipboard"], height=440,
                     elem_id="picture", buttons=["download", "fullscreen"], type="filepath",
-                    placeholder="Drop a picture here\n- or -\nClick to choose one",
+                    placeholder="Drop an image here\n- or -\nClick to choose one",
                 )  # fmt: skip
-                status = gr.Markdown(NO_PICTURE, elem_id="status")
+                status = gr.Markdown(NO_IMAGE, elem_id="status")
                 gallery = None
-                if examples.pictures:
+                if examples.images:
                     gallery = gr.Gallery(
-                        list(examples.pictures), label="Examples", show_label=False, height=150,
-                        columns=min(6, max(4, len(examples.pictures))), allow_preview=False, interactive=False,
+                        list(examples.images), label="Examples", show_label=False, height=150,
+                        columns=min(6, max(4, len(examples.images))), allow_preview=False, interactive=False,
                         object_fit="cover", buttons=[], elem_id="examples",
                     )  # fmt: skip
             with gr.Column(scale=5, min_width=340):
@@ -287,7 +287,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                         )
                     with gr.Tab("Describe a region", id="region"):
                         box, region = _text_task(
-                            "Region", "Click two opposite corners on the picture, or type x1, y1, x2, y2",
+                            "Region", "Click two opposite corners on the image, or type x1, y1, x2, y2",
                             "Describe the region", "region",
                         )  # fmt: skip
                 found = gr.Textbox(label="Answer", interactive=False, lines=2, buttons=["copy"], elem_id="answer")
@@ -319,22 +319,22 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
                 [button.click] if about is None else [button.click, about.submit],
                 partial(handlers.on_ask, task),
                 [*shared, *([] if about is None else [about])],
-                [seen, picture, status, *results],
+                [seen, image, status, *results],
                 api_name=task, concurrency_id="model", concurrency_limit=AT_ONCE, show_progress="minimal",
                 show_progress_on=[found],
             ))  # fmt: skip
         stop.click(lambda: "Stopped.", None, time, cancels=running, queue=False, api_visibility="private")
 
-        new_picture: dict[str, Any] = {
-            "outputs": [seen, picture, status, known_tags, tags, corners, box, *results],
+        new_image: dict[str, Any] = {
+            "outputs": [seen, image, status, known_tags, tags, corners, box, *results],
             "cancels": running, "show_progress": "minimal", "show_progress_on": [status],
         }  # fmt: skip
         model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": AT_ONCE}
         # without preprocessing, in which Gradio would open the file, and have its own words for those that are none
-        picture.upload(handlers.on_upload, picture, api_name="see", preprocess=False, **new_picture, **model)
-        picture.clear(handlers.on_clear, None, api_visibility="private", queue=False, **new_picture)
+        image.upload(handlers.on_upload, image, api_name="see", preprocess=False, **new_image, **model)
+        image.clear(handlers.on_clear, None, api_visibility="private", queue=False, **new_image)
         if gallery is not None:
-            gallery.select(handlers.on_example, None, api_visibility="private", **new_picture, **model)
+            gallery.select(handlers.on_example, None, api_visibility="private", **new_image, **model)
         new_tags.submit(
             handlers.on_tags,
             [new_tags, known_tags, tags],
@@ -342,8 +342,8 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
             api_name="add_tags",
             queue=False,
         )
-        picture.select(
-            handlers.on_click, [seen, corners], [corners, picture, box, tabs], api_visibility="private",
+        image.select(
+            handlers.on_click, [seen, corners], [corners, image, box, tabs], api_visibility="private",
             show_progress="hidden", trigger_mode="multiple",
         )  # fmt: skip
     return page.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=8)

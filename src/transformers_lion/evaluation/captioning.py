@@ -81,17 +81,17 @@ def _read_coco(document: Row, images: Path | None) -> list[Example]:
     captions: dict[str, list[str]] = {}
     for row in document.rows("annotations"):
         captions.setdefault(row.name("image_id"), []).extend(_read_captions(row))
-    pictures = {row.name("id"): row for row in document.rows("images")}
-    bare = [name for name in pictures if name not in captions]
-    unknown = [name for name in captions if name not in pictures]
+    rows = {row.name("id"): row for row in document.rows("images")}
+    bare = [name for name in rows if name not in captions]
+    unknown = [name for name in captions if name not in rows]
     if bare or unknown:
         raise document.error(
-            f"{len(pictures)} images and captions of {len(captions)} do not fit: {len(bare)} images have no caption, "
+            f"{len(rows)} images and captions of {len(captions)} do not fit: {len(bare)} images have no caption, "
             f"{len(unknown)} captioned images are not among images, such as {(bare + unknown)[0]}."
         )
     return [
         _make_example(name, row, read_image(row, images, ("file_name", "id")), captions[name])
-        for name, row in pictures.items()
+        for name, row in rows.items()
     ]
 
 

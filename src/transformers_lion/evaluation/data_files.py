@@ -241,7 +241,7 @@ def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES
     """The file of a record's image, relative to the folder of images.
 
     An id is looked for under the names that COCO, Visual Genome and others give to files, and a file in a folder, such
-    as TextCaps' `train/ID.jpg`, also where the pictures are published; see `_list_path_names`. Without a folder of
+    as TextCaps' `train/ID.jpg`, also where the images are published; see `_list_path_names`. Without a folder of
     images, it is the first of these names.
 
     Args:
@@ -251,7 +251,7 @@ def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES
         subset: of COCO, as in "val2014", where the data say it.
 
     Returns:
-        The file, or the name of a picture within a Parquet file, if there is no such file.
+        The file, or the name of an image within a Parquet file, if there is no such file.
     """
     inside = row.find(IN_FILE)
     if inside is not None and row.find(*names) is None:

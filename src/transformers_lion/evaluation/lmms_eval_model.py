@@ -96,19 +96,19 @@ class LionForLmmsEval(lmms):
         ]
 
     def make_request(self, context: str, doc_to_visual: Any, doc_id: Any, task: str, split: str) -> Request:
-        """The question of a document, with its picture.
+        """The question of a document, with its image.
 
         Raises:
             ValueError: if it has none or several.
         """
-        pictures = doc_to_visual(self.task_dict[task][split][doc_id])
-        if len(pictures) != 1:
-            raise ValueError(f"Document {doc_id} of {task} has {len(pictures)} pictures, but LION takes 1.")
+        images = doc_to_visual(self.task_dict[task][split][doc_id])
+        if len(images) != 1:
+            raise ValueError(f"Document {doc_id} of {task} has {len(images)} images, but LION takes 1.")
         question = context.replace("<image>", "").strip()
         phrase = next((match[1] for pattern in PHRASES if (match := pattern.search(question))), None)
         if self.locate and phrase:
             question = LOCATE_QUESTION.format(phrase=phrase.strip())
-        return Request(pictures[0], question, "region_level" if _wants_boxes(task) else "image_level")
+        return Request(images[0], question, "region_level" if _wants_boxes(task) else "image_level")
 
 
 def _wants_boxes(task: str) -> bool:

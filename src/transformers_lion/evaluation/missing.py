@@ -1,4 +1,4 @@
-"""What stands for an answer that could not be made, as where a picture is damaged: one that is wrong.
+"""What stands for an answer that could not be made, as where an image is damaged: one that is wrong.
 
 An empty text will not do for all tasks: POPE's official script takes it for "yes".
 """

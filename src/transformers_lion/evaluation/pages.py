@@ -1,4 +1,4 @@
-"""The worst cases of an evaluation, to look at: a page that needs no other file, and a picture.
+"""The worst cases of an evaluation, to look at: a page that needs no other file, and an image.
 
 A box of the answer is red, that of the reference green, with labels for those who do not see the difference.
 """
@@ -29,9 +29,9 @@ PAGE, SHEET = "worst.html", "worst.png"
 
 NUM_ON_PAGE, NUM_ON_SHEET = 48, 12
 PAGE_SIDE = 480
-"""Pixels of a picture's longer side on the page."""
+"""Pixels of an image's longer side on the page."""
 COLUMNS, TILE, MARGIN, LETTERS, NUM_LINES = 4, 320, 12, 13, 7
-"""Of the sheet: tiles in a row, their side, what is around them, the size of letters, and lines below a picture."""
+"""Of the sheet: tiles in a row, their side, what is around them, the size of letters, and lines below an image."""
 PAPER, INK, FAINT = "white", "#222222", "#dddddd"
 
 
@@ -61,16 +61,16 @@ class Case:
         return [("answer", (0, 0), own), ("reference", (0, 0), [right] if right else [])]
 
     def draw(self, folder: Path, side: int) -> Image.Image | None:
-        """The picture with boxes, with a longer side of `side` pixels; `None` if it cannot be read."""
+        """The image with boxes, with a longer side of `side` pixels; `None` if it cannot be read."""
         try:
-            picture = open_picture(self.example.image, folder)
+            image = open_picture(self.example.image, folder)
         except ValueError:
             return None
-        scale = side / max(picture.size)
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+        scale = side / max(image.size)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         return draw_entities(
-            picture,
-            [(name, span, [scale_box(box, picture.size) for box in boxes]) for name, span, boxes in self.entities],
+            image,
+            [(name, span, [scale_box(box, image.size) for box in boxes]) for name, span, boxes in self.entities],
         )
 
 
@@ -115,7 +115,7 @@ def write_pages(
     scores: Mapping[str, float],
     errors: Mapping[str, str],
 ) -> None:
-    """Write the page and the picture of the worst cases into the output folder."""
+    """Write the page and the image of the worst cases into the output folder."""
     cases = find_worst(examples, predictions, scores, errors, NUM_ON_PAGE)
     write_text(settings.output / PAGE, make_page(result, cases, settings.image_folder))
     with naming(settings.output / SHEET):
@@ -175,8 +175,8 @@ def _make_table(result: Result) -> str:
 
 def _make_card(case: Case, folder: Path) -> str:
     """One case on the page."""
-    picture = case.draw(folder, PAGE_SIDE)
-    shown = f'<div class="unread">{escape(case.error or "no picture")}</div>' if picture is None else embed(picture)
+    image = case.draw(folder, PAGE_SIDE)
+    shown = f'<div class="unread">{escape(case.error or "no picture")}</div>' if image is None else embed(image)
     score = "unknown" if case.score is None else f"{case.score:.2f}"
     fields = [
         ("question", case.example.question, ""),
@@ -189,14 +189,14 @@ def _make_card(case: Case, folder: Path) -> str:
     return f'<div class="case">{shown}<dl>{items}</dl></div>'
 
 
-def embed(picture: Image.Image) -> str:
-    """A picture within the page."""
+def embed(image: Image.Image) -> str:
+    """An image within the page."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=88)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-# --- the picture --------------------------------------------------------------------------------------------------
+# --- the image --------------------------------------------------------------------------------------------------
 
 
 def make_sheet(cases: Sequence[Case], folder: Path) -> Image.Image:
@@ -217,12 +217,12 @@ def make_sheet(cases: Sequence[Case], folder: Path) -> Image.Image:
 def _draw_tile(sheet: Image.Image, case: Case, folder: Path, corner: tuple[int, int], font: Any) -> None:
     """One case on the sheet."""
     draw, (left, top) = ImageDraw.Draw(sheet), corner
-    picture = case.draw(folder, TILE)
-    if picture is None:
+    image = case.draw(folder, TILE)
+    if image is None:
         draw.rectangle((left, top, left + TILE, top + TILE), fill=FAINT)
         _write_lines(draw, wrap(case.error or "no picture", font, TILE - 2 * MARGIN), left + MARGIN, top + MARGIN, font)
     else:
-        sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
+        sheet.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
     answer = case.answer if case.error is None else "none"
     score = "" if case.score is None else f" ({case.score:.1f})"
     lines = [

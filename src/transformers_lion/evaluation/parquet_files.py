@@ -1,6 +1,6 @@
-"""Parquet files -> their records, and the pictures that are in the files themselves, one row group at a time.
+"""Parquet files -> their records, and the images that are in the files themselves, one row group at a time.
 
-Pictures are columns of bytes and path, as `datasets` writes them. Source: Apache Parquet's format and pyarrow's reader.
+Images are columns of bytes and path, as `datasets` writes them. Source: Apache Parquet's format and pyarrow's reader.
 """
 
 import io
@@ -17,33 +17,33 @@ from ..image_loading import open_file
 PARQUET = ".parquet"
 
 IN_FILE = "picture_in_file"
-"""The field of a record in which the name of its picture within the Parquet file stands."""
+"""The field of a record in which the name of its image within the Parquet file stands."""
 MARK = f"{PARQUET}#"
-"""In the names of such pictures: `/data/val.parquet#image:17`, the column and the row from 0."""
+"""In the names of such images: `/data/val.parquet#image:17`, the column and the row from 0."""
 
 NUM_GROUPS = 4
-"""Row groups of pictures that are kept, since questions are not asked in the order of the file."""
+"""Row groups of images that are kept, since questions are not asked in the order of the file."""
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file. A picture becomes its path, if it has one, and its name within the file in `IN_FILE`.
+    """The rows of a file. An image becomes its path, if it has one, and its name within the file in `IN_FILE`.
 
     Raises:
         ValueError: if pyarrow is not installed, or the file cannot be read.
     """
     file = _open_parquet(path)
     schema = file.schema_arrow
-    pictures = [field.name for field in schema if _is_pictures(field.type)]
-    plain = [field.name for field in schema if field.name not in pictures and not _is_binary(field.type)]
-    rows: list[dict[str, Any]] = file.read(columns=[*plain, *(f"{name}.path" for name in pictures)]).to_pylist()
-    for name in pictures:
+    images = [field.name for field in schema if _is_image_column(field.type)]
+    plain = [field.name for field in schema if field.name not in images and not _is_binary(field.type)]
+    rows: list[dict[str, Any]] = file.read(columns=[*plain, *(f"{name}.path" for name in images)]).to_pylist()
+    for name in images:
         for number, row in enumerate(rows):
-            picture = row.pop(name)
-            if picture is None:
+            image = row.pop(name)
+            if image is None:
                 continue
             row.setdefault(IN_FILE, f"{path.resolve()}#{name}:{number}")
-            if picture["path"]:
-                row[name] = picture["path"]
+            if image["path"]:
+                row[name] = image["path"]
     return rows
 
 
@@ -64,8 +64,8 @@ def _open_parquet(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _is_pictures(kind: Any) -> bool:
-    """Whether a column's type is that of pictures as `datasets` writes them: bytes and path."""
+def _is_image_column(kind: Any) -> bool:
+    """Whether a column's type is that of images as `datasets` writes them: bytes and path."""
     import pyarrow
 
     return pyarrow.types.is_struct(kind) and {part.name for part in kind} == {"bytes", "path"}
@@ -79,25 +79,25 @@ def _is_binary(kind: Any) -> bool:
 
 
 def is_in_parquet(name: str) -> bool:
-    """Whether the name of a picture is one within a Parquet file."""
+    """Whether the name of an image is one within a Parquet file."""
     return MARK in name
 
 
 def open_in_parquet(name: str) -> Image.Image:
-    """The picture of such a name, not yet decoded.
+    """The image of such a name, not yet decoded.
 
     Raises:
         ValueError: if the file has no bytes of it.
-        OSError: if these are no picture.
+        OSError: if these are no image.
     """
     path, _, place = name.rpartition("#")
     column, _, row = place.rpartition(":")
     time = Path(path).stat().st_mtime_ns
     ends = list(accumulate(_count_rows(path, time)))
     group = bisect_right(ends, int(row))
-    content = _read_pictures(path, time, column, group)[int(row) - ends[group]]
+    content = _read_image_group(path, time, column, group)[int(row) - ends[group]]
     if content is None:
-        raise ValueError("the Parquet file has its path, but not the picture itself.")
+        raise ValueError("the Parquet file has its path, but not the image itself.")
     return open_file(io.BytesIO(content))
 
 
@@ -109,16 +109,16 @@ def _count_rows(path: str, time: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=NUM_GROUPS)
-def _read_pictures(path: str, time: int, column: str, group: int) -> list[bytes | None]:
-    """The pictures of a row group of such a file."""
+def _read_image_group(path: str, time: int, column: str, group: int) -> list[bytes | None]:
+    """The images of a row group of such a file."""
     found = _open_parquet(Path(path)).read_row_group(group, columns=[f"{column}.bytes"]).column(column).to_pylist()
-    return [None if picture is None else picture["bytes"] for picture in found]
+    return [None if image is None else image["bytes"] for image in found]
 
 
 def forget_pictures() -> None:
     """Keep no row groups any longer."""
     _count_rows.cache_clear()
-    _read_pictures.cache_clear()
+    _read_image_group.cache_clear()
 
 
 __all__ = ["IN_FILE", "PARQUET", "forget_pictures", "is_in_parquet", "open_in_parquet", "read_parquet"]

@@ -1,4 +1,4 @@
-"""POPE: whether a model says that things are in a picture that are not.
+"""POPE: whether a model says that things are in an image that are not.
 
 Source: POPE (arXiv:2305.10355) and its evaluate.py, which takes any answer for yes in whose first sentence neither "no"
 nor "not" stands. Those figures are given, and beside them how many answers said neither yes nor no.

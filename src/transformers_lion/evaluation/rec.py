@@ -65,8 +65,8 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 
-class _PictureSizeError(ValueError):
-    """A picture whose size is needed and cannot be read."""
+class _ImageSizeError(ValueError):
+    """An image whose size is needed and cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Target:
     """Where a phrase's thing is.
 
     Attributes:
-        box: fractions of the image, x1, y1, x2, y2; empty where the picture that they depend on cannot be read.
+        box: fractions of the image, x1, y1, x2, y2; empty where the image that they depend on cannot be read.
         image_size: that the record gives, if the box depends on it.
         error: why there is no box.
     """
@@ -116,11 +116,11 @@ def load_rec(
             and boxes that look like fractions are an error.
 
     Returns:
-        An example for each phrase. Where the size of a picture is needed and cannot be read, `error` says why, and the
+        An example for each phrase. Where the size of an image is needed and cannot be read, `error` says why, and the
         example has no references.
 
     Raises:
-        ValueError: if something is missing, no picture can be read, or a box does not fit its image or form.
+        ValueError: if something is missing, no image can be read, or a box does not fit its image or form.
     """
     for name, value, known in (("box_format", box_format, FORMATS), ("box_unit", box_unit, UNITS)):
         if value is not None and value not in known:
@@ -151,27 +151,27 @@ def _measure_image(images: Path | None, name: str) -> Size:
     """The size of an image as it is seen, from the header of its file.
 
     Raises:
-        PictureSizeError: if there is no such picture in the folder.
+        _ImageSizeError: if there is no such image in the folder.
         ValueError: if there is no folder.
     """
     if images is None and not is_in_parquet(name):
-        raise ValueError("with the folder of images they are read from the pictures.")
+        raise ValueError("with the folder of images they are read from the images.")
     path = (images or Path()) / name
     try:
-        with open_in_parquet(name) if is_in_parquet(name) else open_file(str(path)) as picture:
-            return measure(picture)
-    except Exception as error:  # decoders raise many kinds, such as that of a picture above Pillow's limit
-        raise _PictureSizeError(f"image {path} cannot be read: {error}") from error
+        with open_in_parquet(name) if is_in_parquet(name) else open_file(str(path)) as opened:
+            return measure(opened)
+    except Exception as error:  # decoders raise many kinds, such as that of an image above Pillow's limit
+        raise _ImageSizeError(f"image {path} cannot be read: {error}") from error
 
 
 FindSize = Callable[[str], Size]
 
 
 def _find_row_size(row: Row, image: str, find_size: FindSize) -> tuple[Size, bool]:
-    """An image's size, and whether its record has it, rather than its picture.
+    """An image's size, and whether its record has it, rather than its image.
 
     Raises:
-        PictureSizeError: if it stands in neither.
+        _ImageSizeError: if it stands in neither.
     """
     is_given = row.find("width") is not None and row.find("height") is not None and not _is_region(row)
     if is_given:
@@ -180,8 +180,8 @@ def _find_row_size(row: Row, image: str, find_size: FindSize) -> tuple[Size, boo
         missing = "its width and height are the region's" if _is_region(row) else "has no width and height"
         try:
             size = find_size(image)
-        except _PictureSizeError as error:
-            raise _PictureSizeError(f"{row.where}: {missing}, and {error}") from error
+        except _ImageSizeError as error:
+            raise _ImageSizeError(f"{row.where}: {missing}, and {error}") from error
         except ValueError as error:
             raise row.error(f"{missing}; {error}") from error
     if min(size) <= 0:
@@ -190,7 +190,7 @@ def _find_row_size(row: Row, image: str, find_size: FindSize) -> tuple[Size, boo
 
 
 def _is_region(row: Row) -> bool:
-    """Whether a record's width and height are those of its box, as in Visual Genome, rather than the picture's."""
+    """Whether a record's width and height are those of its box, as in Visual Genome, rather than the image's."""
     if any(row.find(name) is None for name in REGION_NAMES):
         return False
     x, y, width, height = (row.find(name) for name in REGION_NAMES)
@@ -218,7 +218,7 @@ def _find_target(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Ta
     """A record's box, or the reason why it is not known."""
     try:
         return read_box(row, image, find_size, form)
-    except _PictureSizeError as error:
+    except _ImageSizeError as error:
         return Target(error=" ".join(str(error).split()))
 
 
@@ -226,7 +226,7 @@ def read_box(row: Row, image: str, find_size: FindSize, form: BoxForm) -> Target
     """A record's box as fractions of its image.
 
     Raises:
-        PictureSizeError: if the size of the picture is needed and cannot be read.
+        _ImageSizeError: if the size of the image is needed and cannot be read.
         ValueError: if the box is none, or may be in another form.
     """
     if row.find(*BOX_NAMES) is None and _is_region(row):
@@ -314,13 +314,13 @@ def _read_references(rows: Sequence[Row], data: Path, images: Path | None, find_
     instances = read_document(data.with_name("instances.json"))
     if isinstance(instances, list):
         raise instances[0].error("expected an object with images and annotations, not a list.")
-    pictures = _index_rows(instances, "images")
+    image_rows = _index_rows(instances, "images")
     annotations = _index_rows(instances, "annotations")
     for row in rows:
         annotation = _pick(annotations, row, "ann_id")
-        picture = _pick(pictures, annotation, "image_id")
-        image = read_image(picture, images)
-        target = _find_target(_with_size(annotation, picture), image, find_size, COCO_FORM)
+        image_row = _pick(image_rows, annotation, "image_id")
+        image = read_image(image_row, images)
+        target = _find_target(_with_size(annotation, image_row), image, find_size, COCO_FORM)
         for sentence, phrase in zip(row.list("sentences"), _read_phrases(row), strict=True):
             name = Row(sentence, row.where).name("sent_id") if isinstance(sentence, dict) else row.name("ref_id")
             yield _make_example(name, image, phrase, target, row.find("split") or "", row.tags)
@@ -339,9 +339,9 @@ def _pick(rows: Mapping[str, Row], row: Row, name: str) -> Row:
     return rows[key]
 
 
-def _with_size(annotation: Row, picture: Row) -> Row:
-    """An annotation with the size of its picture."""
-    size = {name: picture.find(name) for name in ("width", "height")}
+def _with_size(annotation: Row, image_row: Row) -> Row:
+    """An annotation with the size of its image."""
+    size = {name: image_row.find(name) for name in ("width", "height")}
     return Row({**annotation.fields, **size}, annotation.where)
 
 
@@ -352,29 +352,29 @@ def _read_coco(document: Row, images: Path | None, find_size: FindSize) -> Itera
     Where the phrase is the category, only those are taken that are alone of their kind in their image. Ids are those
     of the annotations.
     """
-    pictures = _index_rows(document, "images")
+    image_rows = _index_rows(document, "images")
     categories = _index_rows(document, "categories") if document.find("categories") else {}
     annotations = list(document.rows("annotations"))
     counts = Counter((row.name("image_id"), str(row.find("category_id"))) for row in annotations)
     totals = Counter(row.name("image_id") for row in annotations)
     left_out = 0
     for row in annotations:
-        picture = _pick(pictures, row, "image_id")
+        image_row = _pick(image_rows, row, "image_id")
         phrase = row.find(*PHRASE_NAMES) or None
         if phrase is None and totals[row.name("image_id")] == 1:
-            phrase = picture.find(*PHRASE_NAMES) or None
+            phrase = image_row.find(*PHRASE_NAMES) or None
         if phrase is None:
             is_alone = counts[row.name("image_id"), str(row.find("category_id"))] == 1 and not row.find("iscrowd")
-            if not is_alone or (not categories and picture.find(*PHRASE_NAMES)):
+            if not is_alone or (not categories and image_row.find(*PHRASE_NAMES)):
                 left_out += 1
                 continue
             phrase = _pick(categories, row, "category_id").text("name")
-        image = read_image(picture, images)
-        target = _find_target(_with_size(row, picture), image, find_size, COCO_FORM)
+        image = read_image(image_row, images)
+        target = _find_target(_with_size(row, image_row), image, find_size, COCO_FORM)
         phrases = _read_phrases(Row({"phrase": phrase}, row.where))
         for number, text in enumerate(phrases, 1):
             name = row.name("id") if len(phrases) == 1 else f"{row.name('id')}-{number}"
-            yield _make_example(name, image, text, target, picture.find("split") or "", picture.tags)
+            yield _make_example(name, image, text, target, image_row.find("split") or "", image_row.tags)
     if left_out:
         logger.warning(
             "%s: %d of %d annotations are not the only ones of their category in their image and have no phrase of "

@@ -1,4 +1,4 @@
-"""VisDial: rank the answers to a question in a dialogue about a picture by their likelihood.
+"""VisDial: rank the answers to a question in a dialogue about an image by their likelihood.
 
 Source: Visual Dialog (arXiv:1611.08669), and the metrics of its challenge (visdial-challenge-starter-pytorch). Where
 candidates are equally likely, figures are what they would be on average if equals were put in a random order; there

@@ -38,7 +38,7 @@ ANSWER_NAMES = ("answers", "direct_answers", "answer")
 CHOICE_NAMES = ("choices", "options", "candidates")
 
 TEXT_CHOICE = "choose_txt"
-"""IconQA's questions with texts to choose from; its others have pictures, or none."""
+"""IconQA's questions with texts to choose from; its others have images, or none."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 NUM_AGREEING = 3

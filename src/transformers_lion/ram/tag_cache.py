@@ -1,7 +1,7 @@
-"""Tags of pictures that were seen before: the last ones in memory, and all of them in a folder if there is one.
+"""Tags of images that were seen before: the last ones in memory, and all of them in a folder if there is one.
 
-Tags belong to the picture's content and to everything else they depend on: the weights, the configuration, the
-preprocessing and how tags are selected. A section holds the pictures for one such state; in a folder it is a JSON Lines
+Tags belong to the image's content and to everything else they depend on: the weights, the configuration, the
+preprocessing and how tags are selected. A section holds the images for one such state; in a folder it is a JSON Lines
 file of its own, so a folder can serve any number of taggers, and a run that was stopped goes on where it was.
 """
 
@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 Tags = list[dict[str, Any]]
 
 KEPT = 10_000
-"""Pictures whose tags stay in memory; those of a picture with twenty tags take some 3 KB."""
+"""Images whose tags stay in memory; those of an image with twenty tags take some 3 KB."""
 
 SAMPLES = 4096
 """About so many numbers of a tensor are looked at to see whether it changed."""
 
 ROWS = 256
-"""Of a picture, that are copied at a time for its digest."""
+"""Of an image, that are copied at a time for its digest."""
 
 
 class TagCache:
-    """Sections of tags by picture.
+    """Sections of tags by image.
 
     A copy, also one in another process, has the same folder and begins with nothing in memory.
 
     Args:
         directory: where sections are kept across runs; in memory only by default.
-        size: the number of pictures of a section whose tags stay in memory.
+        size: the number of images of a section whose tags stay in memory.
 
     Raises:
         ValueError: if the size is negative.
@@ -88,10 +88,10 @@ class TagCache:
 
 
 class Section:
-    """Tags by picture: the last that were used in memory, and all in a file if there is one.
+    """Tags by image: the last that were used in memory, and all in a file if there is one.
 
     Args:
-        size: pictures in memory.
+        size: images in memory.
         file: JSON Lines, which need not be there yet.
 
     Raises:
@@ -106,7 +106,7 @@ class Section:
         self._places = {} if file is None else _read_places(file)
 
     def get(self, image: str) -> Tags | None:
-        """The tags of a picture, by its digest; `None` if they are not known."""
+        """The tags of an image, by its digest; `None` if they are not known."""
         with self._lock:
             found = self._kept.get(image)
             if found is None and _image_key(image) in self._places:
@@ -116,7 +116,7 @@ class Section:
             return found
 
     def store(self, tags: Mapping[str, Tags]) -> None:
-        """Keep tags of pictures, by their digests."""
+        """Keep tags of images, by their digests."""
         with self._lock:
             for image, found in tags.items():
                 self._keep(image, found)
@@ -124,14 +124,14 @@ class Section:
                 self._append(self.file, tags)
 
     def _keep(self, image: str, tags: Tags) -> None:
-        """Have a picture's tags in memory as the last that were used."""
+        """Have an image's tags in memory as the last that were used."""
         self._kept[image] = tags
         self._kept.move_to_end(image)
         while len(self._kept) > self.size:
             self._kept.popitem(last=False)
 
     def _read(self, image: str) -> Tags | None:
-        """A picture's tags from the file; `None` if another stands there, as where two runs wrote at once."""
+        """An image's tags from the file; `None` if another stands there, as where two runs wrote at once."""
         assert self.file is not None
         try:
             with self.file.open("rb") as file:
@@ -157,12 +157,12 @@ class Section:
 
 
 def _image_key(image: str) -> bytes:
-    """A digest as it is kept for each picture in a file."""
+    """A digest as it is kept for each image in a file."""
     return image.encode()[:32]
 
 
 def _read_places(path: Path) -> dict[bytes, int]:
-    """Where each picture's line begins in a file.
+    """Where each image's line begins in a file.
 
     Raises:
         ValueError: if it is no text.
@@ -175,13 +175,13 @@ def _read_places(path: Path) -> dict[bytes, int]:
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path}, line {number}: this tag cache is damaged: {error.reason} at byte {place + error.start}. "
-                "Delete the line or the file; its pictures are then tagged again."
+                "Delete the line or the file; its images are then tagged again."
             ) from error
         except (ValueError, KeyError, TypeError):  # a line that was cut off when a run was stopped
             skipped += 1
         place += len(line)
     if skipped:
-        logger.warning("%s: skipped %d lines that are no records; their pictures are tagged again.", path, skipped)
+        logger.warning("%s: skipped %d lines that are no records; their images are tagged again.", path, skipped)
     return places
 
 
@@ -193,7 +193,7 @@ def _read_lines(path: Path) -> Iterator[bytes]:
 
 
 def _parse_line(line: bytes) -> tuple[str, Tags]:
-    """A picture's digest and its tags.
+    """An image's digest and its tags.
 
     Raises:
         ValueError, KeyError, TypeError: if this is no record; `UnicodeDecodeError` if it is no text.
@@ -206,13 +206,13 @@ def _parse_line(line: bytes) -> tuple[str, Tags]:
     return image, tags
 
 
-def digest_picture(picture: Image.Image) -> str:
-    """A digest of a picture's pixels, with their layout."""
-    channels = len(picture.getbands())
-    shape = (picture.height, picture.width) + ((channels,) if channels > 1 else ())
+def digest_picture(image: Image.Image) -> str:
+    """A digest of an image's pixels, with their layout."""
+    channels = len(image.getbands())
+    shape = (image.height, image.width) + ((channels,) if channels > 1 else ())
     digest = hashlib.sha256(f"uint8 {shape}".encode())
-    for top in range(0, picture.height, ROWS):
-        digest.update(picture.crop((0, top, picture.width, min(top + ROWS, picture.height))).tobytes())
+    for top in range(0, image.height, ROWS):
+        digest.update(image.crop((0, top, image.width, min(top + ROWS, image.height))).tobytes())
     return digest.hexdigest()
 
 
