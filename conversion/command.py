@@ -1,4 +1,4 @@
-"""What all commands here do alike: one sentence on stderr and an exit code instead of a traceback."""
+"""Shared by all commands: report errors as one sentence on stderr and an exit code instead of a traceback."""
 
 import signal
 import sys
@@ -10,15 +10,15 @@ from safetensors import SafetensorError
 from transformers_lion.cli.common import INTERRUPTED, sentence
 
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code, as shells count it, beside `INTERRUPTED`."""
+"""Exit code after SIGTERM, following the convention of shells."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM, raised where it arrives, so that what is unfinished is removed."""
+    """Raised where SIGTERM arrives, so that unfinished output is removed."""
 
 
 def run_command(action: Callable[[], bool]) -> int:
-    """Run a command's action.
+    """Run the action of a command.
 
     Returns:
         The exit code: 0 only if the action returned `True`.
@@ -40,5 +40,4 @@ def run_command(action: Callable[[], bool]) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """The handler of SIGTERM."""
     raise _Terminated

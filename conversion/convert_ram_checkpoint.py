@@ -1,12 +1,13 @@
-"""Convert RAM's original file and its two text files into a tagger's folder.
+"""Convert RAM's original file and its two text files to the folder of a tagger.
 
     python conversion/convert_ram_checkpoint.py --ram ram_swin_large_14m.pth --tags ram_tag_list.txt \
         --thresholds ram_tag_list_threshold.txt --output DIR [--overrides FILE.json] [--overwrite]
 
-`DIR` then loads with `from_pretrained`. Sizes come from the tensors' shapes; what shapes cannot tell (image size, the
-head's number of attention heads) is the released model's or comes from `--overrides`, a JSON object of `RamConfig`
-fields such as `{"vision_config": {"image_size": 224}}`. Every tensor of the file is used, or is on the list of those
-that tagging does not need (`ram_keys.DROPPABLE`), or is an error. Nothing is written if anything is wrong.
+`from_pretrained` then loads `DIR`. Sizes are inferred from the shapes of the tensors. Fields that shapes do not define
+(the image size and the number of attention heads of the head) default to those of the released model. Set them with
+`--overrides`, a JSON file with `RamConfig` fields such as `{"vision_config": {"image_size": 224}}`. A tensor that is
+neither used nor listed as unnecessary for tagging (`ram_keys.DROPPABLE`) is an error. Nothing is written if anything is
+wrong.
 """
 
 import argparse
@@ -32,10 +33,10 @@ BIAS_TABLE = "relative_position_bias_table"
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without the blanks around them.
+    """Read the lines of a text file, stripped of surrounding whitespace.
 
     Raises:
-        SourceError: if it is missing, is not UTF-8, is empty, or has an empty line.
+        SourceError: If the file is missing, is not UTF-8, is empty, or has an empty line.
     """
     check_file(path)
     try:
@@ -51,24 +52,24 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_tags(path: Path) -> list[str]:
-    """The tag names.
+    """Read the tag names.
 
     Raises:
-        SourceError: if the file cannot be used, or names a tag twice.
+        SourceError: If the file cannot be used or contains a duplicate tag.
     """
     names = _read_lines(path)
     first: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
         if first.setdefault(name, line) != line:
-            raise SourceError(f"{path}, line {line}: the tag {name!r} is there already, in line {first[name]}.")
+            raise SourceError(f"{path}, line {line}: duplicate tag {name!r}, first found in line {first[name]}.")
     return names
 
 
 def _read_thresholds(path: Path) -> list[float]:
-    """The thresholds.
+    """Read the thresholds.
 
     Raises:
-        SourceError: if the file cannot be used, or a line is no number between 0 and 1.
+        SourceError: If the file cannot be used or a line is not a number between 0 and 1.
     """
     thresholds = []
     for line, text in enumerate(_read_lines(path), start=1):
@@ -83,10 +84,10 @@ def _read_thresholds(path: Path) -> list[float]:
 
 
 def _read_tag_files(tags: Path, thresholds: Path) -> tuple[list[str], list[float]]:
-    """The tag names and their thresholds.
+    """Read the tag names and their thresholds.
 
     Raises:
-        SourceError: as of both files, and if they are of different lengths.
+        SourceError: If a file cannot be used or their lengths differ.
     """
     names, limits = _read_tags(tags), _read_thresholds(thresholds)
     if len(names) != len(limits):
@@ -94,16 +95,16 @@ def _read_tag_files(tags: Path, thresholds: Path) -> tuple[list[str], list[float
         longer, shorter = (tags, thresholds) if len(names) > len(limits) else (thresholds, tags)
         raise SourceError(
             f"{tags} has {len(names)} lines but {thresholds} has {len(limits)}: line {line} of {longer} has no "
-            f"partner in {shorter}."
+            f"counterpart in {shorter}."
         )
     return names, limits
 
 
 def infer_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The fields of `RamConfig` that the tensors' shapes tell.
+    """Infer the fields of `RamConfig` from the shapes of the tensors.
 
     Raises:
-        KeyMapError: if a tensor that tells a size is missing.
+        KeyMapError: If a tensor that defines a size is missing.
     """
     shapes = Shapes(tensors)
     layer = "tagging_head.encoder.layer."
@@ -119,7 +120,7 @@ def infer_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def _infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
-    """The fields of `SwinConfig` that the tensors' shapes tell."""
+    """Infer the fields of `SwinConfig` from the shapes of the tensors."""
     width, channels, patch_size, _ = shapes.sizes("visual_encoder.patch_embed.proj.weight", 4)
     stages = [f"visual_encoder.layers.{stage}." for stage in range(shapes.count("visual_encoder.layers."))]
     tables = [shapes.sizes(f"{stage}blocks.0.attn.{BIAS_TABLE}", 2) for stage in stages]
@@ -136,29 +137,29 @@ def _infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
 
 
 def _window_of(num_biases: int) -> int:
-    """The window size of a bias table of (2w - 1)^2 rows.
+    """Compute the window size w from the (2w - 1)^2 rows of a bias table.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is no such w.
     """
     side = math.isqrt(num_biases)
     if side**2 != num_biases or side % 2 == 0:
-        raise ValueError(f"a bias table has {num_biases} rows, which is no (2w - 1)^2 of any window size w.")
+        raise ValueError(f"a bias table has {num_biases} rows, which is not (2w - 1)^2 for any window size w.")
     return (side + 1) // 2
 
 
 def _convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> dict[str, torch.Tensor]:
-    """Tensors in the reference's names to this package's, in float32.
+    """Convert the reference's tensors to this package's names, in float32.
 
     Raises:
-        KeyMapError: if a tensor is missing or unexpected.
-        ValueError: if a tensor is of another shape than the configuration says.
+        KeyMapError: If a tensor is missing or unexpected.
+        ValueError: If the shape of a tensor does not match the configuration.
     """
     with torch.device("meta"):
         expected = RamForImageTagging(config).state_dict()
-    entries = RAM_KEYS.from_converted(tensors)  # refuses what no row of the map knows
+    entries = RAM_KEYS.from_converted(tensors)  # raises on names that are not in the map
     wanted = {entry.converted for entry in RAM_KEYS.from_originals(expected)}
-    for problem, names in (("missing", wanted - set(tensors)), ("not expected", set(tensors) - wanted)):
+    for problem, names in (("missing", wanted - set(tensors)), ("unexpected", set(tensors) - wanted)):
         if names:
             raise KeyMapError(f"{len(names)} tensors are {problem}: {enumerated(sorted(names))}")
 
@@ -171,14 +172,14 @@ def _convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> 
         for name in entry.originals:
             if converted[name].shape != expected[name].shape:
                 raise ValueError(
-                    f"the tensor {entry.converted} makes {name} {tuple(converted[name].shape)}, but the configuration "
-                    f"needs {tuple(expected[name].shape)}."
+                    f"{entry.converted} is converted to {name} of shape {tuple(converted[name].shape)}, but the "
+                    f"configuration expects {tuple(expected[name].shape)}."
                 )
     return converted
 
 
 def save(model: RamForImageTagging, folder: Path) -> None:
-    """Write the tagger's folder."""
+    """Save the model and its image processor."""
     height, width = model.config.image_size
     model.save_pretrained(folder)
     RamImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
@@ -192,21 +193,21 @@ def convert(
     overrides: str | Path | None = None,
     overwrite: bool = False,
 ) -> RamForImageTagging:
-    """Convert the three files and write the tagger's folder.
+    """Convert the three files and write the folder of the tagger.
 
     Args:
         ram: RAM's original file.
-        tags: the tag names, one a line.
-        thresholds: their thresholds, one a line.
-        output: folder to write.
-        overrides: JSON file with fields of `RamConfig` to use instead of what shapes and defaults say.
-        overwrite: whether a folder that exists is replaced.
+        tags: File with one tag name per line.
+        thresholds: File with one threshold per line, in the order of the tags.
+        output: Folder to write.
+        overrides: JSON file with `RamConfig` fields that replace inferred values and defaults.
+        overwrite: Whether to replace an existing folder.
 
     Returns:
         The model that was written.
 
     Raises:
-        ValueError: if anything is wrong; nothing is written then.
+        ValueError: If anything is wrong. Nothing is written in that case.
     """
     ram, tags, thresholds = Path(ram), Path(tags), Path(thresholds)
     sources = [ram, tags, thresholds, *([Path(overrides)] if overrides else [])]
@@ -220,10 +221,10 @@ def convert(
 
 
 def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[str, Any]) -> RamForImageTagging:
-    """The model of RAM's file.
+    """Load the model from RAM's file.
 
     Raises:
-        SourceError: if the file does not fit the tags, or cannot be used.
+        SourceError: If the file cannot be used or does not match the tags.
     """
     content = load_file(ram)
     try:
@@ -232,11 +233,9 @@ def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[st
         for name, tensor in tensors.items():
             check_weight(name, tensor)
             if count_nonfinite(tensor):
-                raise ValueError(f"{name} holds {count_nonfinite(tensor)} NaN or infinite values.")
+                raise ValueError(f"{name} contains {count_nonfinite(tensor)} NaN or infinite values.")
         if len(names) != tensors["label_embed"].shape[0]:
-            raise ValueError(
-                f"it knows {tensors['label_embed'].shape[0]} tags, but there are {len(names)} lines of tags."
-            )
+            raise ValueError(f"it has {tensors['label_embed'].shape[0]} tags, but the list has {len(names)} lines.")
         config = build_config(RamConfig, {"id2label": dict(enumerate(names)), "thresholds": limits} | fields)
         converted = _convert_tensors(tensors, config)
     except ValueError as error:
@@ -245,14 +244,14 @@ def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[st
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--ram", type=Path, required=True, help="RAM's original file, such as ram_swin_large_14m.pth")
-    parser.add_argument("--tags", type=Path, required=True, help="the tag names, one a line")
-    parser.add_argument("--thresholds", type=Path, required=True, help="their thresholds, one a line")
+    parser.add_argument("--tags", type=Path, required=True, help="file with one tag name per line")
+    parser.add_argument("--thresholds", type=Path, required=True, help="file with one threshold per line")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--overrides", type=Path, help="JSON file with fields of RamConfig")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     arguments = parser.parse_args(argv)
 
     def action() -> bool:

@@ -1,8 +1,8 @@
-"""Swin's relative position biases for another window size, as RAM's reference code resizes them.
+"""Resize Swin's relative position biases to another window size, like RAM's reference code.
 
-Source: `interpolate_relative_pos_embed` of the reference, after BEiT. The old offsets are laid out in growing
-distances, so that a larger window spans the same range of biases; between them runs a cubic spline (not-a-knot at its
-ends). Outside of the old range the border value is taken.
+Source: `interpolate_relative_pos_embed` of the reference, after BEiT. The old offsets are placed at growing distances,
+so that a larger window spans the same range of biases. A cubic spline (not-a-knot) interpolates between them. Outside
+the old range, the border value is used.
 """
 
 import math
@@ -12,18 +12,18 @@ import torch
 
 SPLINE_DEGREE = 3
 RATIO_LOW, RATIO_HIGH, RATIO_TOLERANCE = 1.01, 1.5, 1e-6
-"""Where the ratio of the growing distances is looked for, by bisection."""
+"""Search interval and tolerance of the bisection for the growth ratio."""
 
 
 def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
-    """A table of another window size.
+    """Resize a table to another window size.
 
     Args:
-        table: ((2w - 1)^2, heads), of a window of w.
-        window_size: the new w.
+        table: Table of shape ((2w - 1)^2, heads) for windows of size w.
+        window_size: New window size.
 
     Returns:
-        The table for the new window; the same object if it fits already.
+        The table for the new window size, or the same object if it already has that size.
     """
     old, new = math.isqrt(table.shape[0]), 2 * window_size - 1
     if old == new:
@@ -35,7 +35,7 @@ def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
 
 
 def _growing_offsets(old: int, new: int) -> np.ndarray:
-    """2 * `old` + 1 symmetric positions around 0, whose steps grow by a ratio that makes the last one about `new`."""
+    """Return 2 * `old` + 1 positions, symmetric around 0, whose steps grow so that the last one is about `new`."""
     low, high, ratio = RATIO_LOW, RATIO_HIGH, RATIO_LOW
     while high - low > RATIO_TOLERANCE:
         ratio = (low + high) / 2
@@ -48,7 +48,7 @@ def _growing_offsets(old: int, new: int) -> np.ndarray:
 
 
 def _spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(points, nodes): the weights by which a spline through values at `nodes` takes its values at `points`."""
+    """Return the weights (points, nodes) that interpolate values at `nodes` with a spline at `points`."""
     if len(nodes) == 1:
         return np.ones((len(points), 1))
     degree = min(SPLINE_DEGREE, len(nodes) - 1)
@@ -60,7 +60,7 @@ def _spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _basis(knots: np.ndarray, degree: int, points: np.ndarray) -> np.ndarray:
-    """(points, functions): the B-splines of `degree` on `knots`, by the recursion of Cox and de Boor."""
+    """Evaluate the B-splines of `degree` on `knots` as (points, functions), with the Cox-de Boor recursion."""
     intervals = len(knots) - 1
     last = np.flatnonzero(knots[:-1] < knots[1:])[-1]
     index = np.minimum(np.searchsorted(knots, points, side="right") - 1, last)

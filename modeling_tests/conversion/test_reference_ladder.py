@@ -24,8 +24,8 @@ from output_ladder import (
     compare_output,
     compare_outputs,
     folder_outputs,
+    images,
     output_table,
-    pictures,
     write_request,
 )
 from reference_outputs import load_weights, read_tensors
@@ -110,7 +110,7 @@ def stored(lion_files: Path, lion_folder: Path) -> Outputs:
     """What the converted folder computes, to be given out as the reference's."""
     request = write_request(lion_folder, LionConfig.from_pretrained(lion_folder), {"lion": lion_files / "lion.pth"})
     processor = LionProcessor.from_pretrained(lion_folder)
-    pixels = processor.image_processor(pictures(), return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(images(), return_tensors="pt")["pixel_values"]
     return folder_outputs(lion_folder, request, pixels)
 
 

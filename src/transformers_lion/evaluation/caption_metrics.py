@@ -1,8 +1,8 @@
-"""CIDEr-D, BLEU and ROUGE-L of words, as COCO's caption evaluation computes them.
+"""Compute CIDEr-D, BLEU and ROUGE-L from words, like COCO's caption evaluation.
 
-Source: CIDEr (arXiv:1411.5726, section 3 and the "D" of 4), BLEU (Papineni et al., 2002) and ROUGE-L (Lin, 2004), in
-the variants of pycocoevalcap 1.2, to whose figures these are equal for equal words. It is no dependency because it
-brings 100 MB of Java programs, and because no other package has all three.
+Sources: CIDEr (arXiv:1411.5726, section 3 and the "D" of section 4), BLEU (Papineni et al., 2002) and ROUGE-L (Lin,
+2004), in the variants of pycocoevalcap 1.2. The metrics are identical to those of pycocoevalcap for the same words. It
+is not a dependency because it includes 100 MB of Java programs, and no other package has all three metrics.
 """
 
 import math
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 
 Words = Sequence[str]
 Grams = Counter[tuple[str, ...]]
-"""How often each n-gram occurs, of all lengths together."""
+"""Counts of n-grams of all lengths."""
 
 MAX_LENGTH = 4
-"""Of n-grams."""
+"""Maximum length of n-grams."""
 
 CIDER_SIGMA = 6.0
-"""By so many words may a caption be longer or shorter before that costs much."""
+"""Standard deviation of the Gaussian penalty on differences in length."""
 CIDER_SCALE = 10.0
 
 ROUGE_BETA = 1.2
-"""How much more recall counts than precision."""
+"""Weight of recall relative to precision."""
 
 
 def _count_grams(words: Words) -> Grams:
-    """The n-grams of up to `MAX_LENGTH` words."""
+    """Count the n-grams of up to `MAX_LENGTH` words."""
     return Counter(
         tuple(words[start : start + length])
         for length in range(1, MAX_LENGTH + 1)
@@ -39,9 +39,9 @@ class _Vector:
     """A caption as weights of its n-grams.
 
     Attributes:
-        weights: for each length of n-grams.
-        norms: of those.
-        size: how many pairs of words the caption has.
+        weights: Weights for each length of n-grams.
+        norms: Norm of the weights for each length.
+        size: Number of bigrams in the caption.
     """
 
     weights: list[dict[tuple[str, ...], float]]
@@ -50,11 +50,11 @@ class _Vector:
 
 
 def compute_cider(answers: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
-    """CIDEr-D of each caption, 0 to 10. The weights of n-grams come from these references alone.
+    """Compute CIDEr-D of each caption, from 0 to 10. The n-gram weights are derived from these references alone.
 
     Args:
-        answers: one for each image.
-        references: one or more for each image.
+        answers: One caption for each image.
+        references: One or more captions for each image.
     """
     grams = [[_count_grams(words) for words in group] for group in references]
     frequencies: Grams = Counter()
@@ -76,7 +76,7 @@ def compute_cider(answers: Sequence[Words], references: Sequence[Sequence[Words]
 
 
 def compare(answer: _Vector, reference: _Vector) -> float:
-    """The mean over the lengths of n-grams of two captions' cosine, with weights clipped to the reference's."""
+    """Average the cosine similarity over n-gram lengths, with weights clipped to those of the reference."""
     cosines = []
     for length in range(MAX_LENGTH):
         wanted = reference.weights[length]
@@ -92,7 +92,7 @@ def compare(answer: _Vector, reference: _Vector) -> float:
 
 
 def compute_bleu(answers: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[float]:
-    """BLEU-1 to BLEU-4 of all captions together, 0 to 1; the length that is wanted is that of the closest reference."""
+    """Compute BLEU-1 to BLEU-4 of the whole corpus, from 0 to 1. The target length is that of the closest reference."""
     found, right = [0] * MAX_LENGTH, [0] * MAX_LENGTH
     length = wanted = 0
     for words, group in zip(answers, references, strict=True):
@@ -110,7 +110,7 @@ def compute_bleu(answers: Sequence[Words], references: Sequence[Sequence[Words]]
 
 
 def compute_rouge(answer: Words, references: Sequence[Words]) -> float:
-    """ROUGE-L of a caption, 0 to 1, from the best precision and the best recall of all references."""
+    """Compute ROUGE-L of a caption, from 0 to 1, with the best precision and the best recall over all references."""
     shared = [_count_common(answer, reference) for reference in references]
     precision = max(shared) / max(len(answer), 1)
     recall = max(common / max(len(reference), 1) for common, reference in zip(shared, references, strict=True))
@@ -120,7 +120,7 @@ def compute_rouge(answer: Words, references: Sequence[Words]) -> float:
 
 
 def _count_common(first: Words, second: Words) -> int:
-    """The length of the longest common subsequence."""
+    """Compute the length of the longest common subsequence."""
     lengths = [0] * (len(second) + 1)
     for word in first:
         diagonal = 0

@@ -1,6 +1,7 @@
-"""Parquet files -> their records, and the images that are in the files themselves, one row group at a time.
+"""Read the records of Parquet files, and images that the files contain, one row group at a time.
 
-Images are columns of bytes and path, as `datasets` writes them. Source: Apache Parquet's format and pyarrow's reader.
+Images are columns with the fields bytes and path, as `datasets` writes them. Sources: the Apache Parquet format and
+pyarrow's reader.
 """
 
 import io
@@ -17,19 +18,20 @@ from ..image_loading import open_file
 PARQUET = ".parquet"
 
 IN_FILE = "picture_in_file"
-"""The field of a record in which the name of its image within the Parquet file stands."""
+"""Field of a record with the name of its image within the Parquet file."""
 MARK = f"{PARQUET}#"
-"""In the names of such images: `/data/val.parquet#image:17`, the column and the row from 0."""
+"""Marker in these names: `/data/val.parquet#image:17` has the column and the row, counted from 0."""
 
 NUM_GROUPS = 4
-"""Row groups of images that are kept, since questions are not asked in the order of the file."""
+"""Number of row groups of images to cache, because questions are not asked in the order of the file."""
 
 
 def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file. An image becomes its path, if it has one, and its name within the file in `IN_FILE`.
+    """Read the rows of a file. An image is replaced by its path, if it has one, and its name within the file in
+    `IN_FILE`.
 
     Raises:
-        ValueError: if pyarrow is not installed, or the file cannot be read.
+        ValueError: If pyarrow is not installed, or the file cannot be read.
     """
     file = _open_parquet(path)
     schema = file.schema_arrow
@@ -48,16 +50,13 @@ def read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _open_parquet(path: Path) -> Any:
-    """A file that is open.
-
-    Raises:
-        ValueError: as of `read_parquet`.
-    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow); JSON Lines do not.") from error
+        raise ValueError(
+            f"{path}: reading Parquet requires pyarrow (pip install pyarrow), but reading JSON Lines does not."
+        ) from error
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -65,30 +64,30 @@ def _open_parquet(path: Path) -> Any:
 
 
 def _is_image_column(kind: Any) -> bool:
-    """Whether a column's type is that of images as `datasets` writes them: bytes and path."""
+    """Whether a column has images as `datasets` writes them: bytes and path."""
     import pyarrow
 
     return pyarrow.types.is_struct(kind) and {part.name for part in kind} == {"bytes", "path"}
 
 
 def _is_binary(kind: Any) -> bool:
-    """Whether a column's type is bytes, which no record of an evaluation has."""
+    """Whether a column has bytes, which evaluation records never contain."""
     import pyarrow
 
     return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
 
 def is_in_parquet(name: str) -> bool:
-    """Whether the name of an image is one within a Parquet file."""
+    """Whether a name refers to an image within a Parquet file."""
     return MARK in name
 
 
 def open_in_parquet(name: str) -> Image.Image:
-    """The image of such a name, not yet decoded.
+    """Open an image by its name within a Parquet file, without decoding it.
 
     Raises:
-        ValueError: if the file has no bytes of it.
-        OSError: if these are no image.
+        ValueError: If the file does not contain the bytes.
+        OSError: If the bytes are not an image.
     """
     path, _, place = name.rpartition("#")
     column, _, row = place.rpartition(":")
@@ -97,26 +96,28 @@ def open_in_parquet(name: str) -> Image.Image:
     group = bisect_right(ends, int(row))
     content = _read_image_group(path, time, column, group)[int(row) - ends[group]]
     if content is None:
-        raise ValueError("the Parquet file has its path, but not the image itself.")
+        raise ValueError("the Parquet file contains its path but not the image itself.")
     return open_file(io.BytesIO(content))
 
 
 @lru_cache(maxsize=NUM_GROUPS)
 def _count_rows(path: str, time: int) -> tuple[int, ...]:
-    """How many rows each row group of a file has, which was written at some time."""
+    """Return the number of rows in each row group. `time` is the modification time, so that changed files are read
+    again.
+    """
     metadata = _open_parquet(Path(path)).metadata
     return tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
 
 
 @lru_cache(maxsize=NUM_GROUPS)
 def _read_image_group(path: str, time: int, column: str, group: int) -> list[bytes | None]:
-    """The images of a row group of such a file."""
+    """Return the images of a row group."""
     found = _open_parquet(Path(path)).read_row_group(group, columns=[f"{column}.bytes"]).column(column).to_pylist()
     return [None if image is None else image["bytes"] for image in found]
 
 
 def forget_pictures() -> None:
-    """Keep no row groups any longer."""
+    """Clear the cache of row groups."""
     _count_rows.cache_clear()
     _read_image_group.cache_clear()
 

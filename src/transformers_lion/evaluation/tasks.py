@@ -1,6 +1,6 @@
-"""All tasks by name, with what the paper says of them, and figures of a file of predictions without any model.
+"""All tasks by name with the paper's results, and metrics for a file of predictions without a model.
 
-Source: the figures are those of LION (arXiv:2311.11860), tables 2 to 5, all in percent.
+Source: LION (arXiv:2311.11860), tables 2 to 5. All values are in percent.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ MODELS = ("LION-4B", "LION-12B")
 
 
 def _list_paper(figures: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Figures of both models by data set."""
+    """Pair the values with the two models, by dataset."""
     return {name: dict(zip(MODELS, values, strict=True)) for name, values in figures.items()}
 
 
 AOKVQA = {"A-OKVQA": (59.98, 60.87)}
-"""The paper does not say whether it means direct answers or multiple choice; it stands beside both."""
+"""The paper does not say whether this is for direct answers or multiple choice, so it is listed for both."""
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -107,25 +107,25 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
-"""By the name on the command line."""
+"""Tasks by their name on the command line."""
 
 
 def evaluate_predictions(
     task: str, data: Path, predictions: Path | Sequence[Prediction], images: Path | None = None
 ) -> Scores:
-    """What predictions for a file of data are worth.
+    """Score predictions for a data file.
 
     Args:
-        task: one of `TASKS`.
-        data: in a form that the task reads.
-        predictions: of all its examples, or a file of them.
-        images: the folder of images, where the data need it.
+        task: One of `TASKS`.
+        data: Data file in a format that the task reads.
+        predictions: Predictions for all examples, or a file with predictions.
+        images: Image folder, if the data require it.
 
     Raises:
-        ValueError: if there is no such task, a file cannot be read, or predictions do not fit the data.
+        ValueError: If the task is unknown, a file cannot be read, or the predictions do not match the data.
     """
     if task not in TASKS:
-        raise ValueError(f"{task!r} is no task; there are {', '.join(TASKS)}.")
+        raise ValueError(f"Unknown task {task!r}; use one of {', '.join(TASKS)}.")
     chosen = TASKS[task]
     examples = chosen.load(Path(data), images)
     found = read_predictions(predictions) if isinstance(predictions, str | Path) else predictions

@@ -149,7 +149,7 @@ def _draw_label(
 def best_place(
     box: Box, bar: tuple[float, float], image_size: tuple[int, int], taken: Sequence[Box]
 ) -> tuple[float, float]:
-    """Choose the upper-left corner of a bar above, below, inside or beside its box, where it overlaps other bars least."""
+    """Choose the upper-left corner of a bar around or inside its box, where it overlaps other bars least."""
     x1, y1, x2, y2 = box
     width, height = bar
     corners = [(x1, y1 - height), (x1, y2), (x1, y1), (x2 - width, y1 - height), (x2 - width, y2), (x1, y2 - height),
