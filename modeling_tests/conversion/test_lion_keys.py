@@ -72,7 +72,7 @@ def test_no_name_fits_two_rules() -> None:
 
 
 def test_unknown_and_missing_keys_are_named() -> None:
-    with pytest.raises(KeyMapError, match=re.escape("1 keys that nothing expects: visual_encoder.surprise")):
+    with pytest.raises(KeyMapError, match=re.escape("1 unexpected keys: visual_encoder.surprise")):
         LION_KEYS.from_originals(["visual_encoder.surprise", "visual_encoder.cls_token"])
     with pytest.raises(KeyMapError, match=re.escape("1 keys are missing: visual_encoder.blocks.0.attn.v_bias")):
         LION_KEYS.from_originals(["visual_encoder.blocks.0.attn.q_bias"])

@@ -100,7 +100,7 @@ def test_a_small_model_has_no_name_of_a_large_one(lion_folder: Path) -> None:
     assert size_of(LionConfig.from_pretrained(lion_folder)) is None
     card = model_card(lion_folder)
     assert "FlanT5-X" not in card
-    assert "paper's numbers" not in card
+    assert "Results of the paper" not in card
 
 
 def test_parameters_are_counted_in_the_files(
@@ -142,7 +142,7 @@ def test_the_visual_branch_is_named(folder: Path) -> None:
 
 
 def test_a_tagger_is_shown_where_there_is_one(folder: Path, tmp_path: Path) -> None:
-    assert "holds no tagger" in model_card(folder)
+    assert "has no tagger" in model_card(folder)
     assert "RAM (the tagger" not in model_card(folder)
     assert convert_ram(write_ram_files(tmp_path / "ram"), folder / "tagger") == 0
     card = model_card(folder)

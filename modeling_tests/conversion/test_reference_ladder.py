@@ -176,7 +176,7 @@ def test_ids_are_compared_row_by_row_without_the_padding_behind_them() -> None:
 def test_tensors_of_other_shapes_and_outputs_on_one_side_only_do_not_pass(stored: Outputs) -> None:
     assert not compare_output("loss", torch.ones(2, 3), torch.ones(2, 1), pad_token_id=0).holds
     fewer = {name: tensor for name, tensor in stored.items() if name != "aggregator"}
-    with pytest.raises(ValueError, match="1 outputs are on one side only: aggregator"):
+    with pytest.raises(ValueError, match="1 outputs exist on one side only: aggregator"):
         compare_outputs(stored, fewer, pad_token_id=0)
 
 
@@ -207,7 +207,7 @@ ERRORS: dict[str, tuple[Case, str]] = {
     ),
     "other outputs": (
         lambda checkout, tmp_path: (checkout, python_with("4.42.4", tmp_path, COPY)),
-        "outputs are on one side only: ",
+        "outputs exist on one side only: ",
     ),
 }
 

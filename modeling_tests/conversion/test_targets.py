@@ -76,7 +76,7 @@ def test_a_second_run_is_refused_while_the_first_goes_on_and_does_not_disturb_it
 
 def test_a_target_that_appears_during_a_run_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(TargetError, match="exists already"):
+    with pytest.raises(TargetError, match="already exists"):
         write(target, during=target.mkdir)
     assert names(target) == []
 
@@ -103,7 +103,7 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
 def test_a_folder_that_holds_no_model_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine").touch()
-    with pytest.raises(TargetError, match=r"photos: holds no model"):
+    with pytest.raises(TargetError, match=r"photos: not a model folder"):
         write(tmp_path / "photos", overwrite=True)
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", overwrite=True)
@@ -124,7 +124,7 @@ def test_what_is_no_folder_is_never_replaced(kind: str, tmp_path: Path) -> None:
 def test_the_root_and_the_folder_that_one_is_in_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for output in ("/", ".", ""):
-        with pytest.raises(TargetError, match="exists already"):
+        with pytest.raises(TargetError, match="already exists"):
             write(Path(output))
 
 

@@ -18,7 +18,7 @@ SHOWN = """() => {
     const images = [...document.querySelectorAll('#picture img')];
     return images.length > 0 && images.every(image => image.complete && image.naturalWidth > 0);
 }"""
-"""Whether the picture is there with its size."""
+"""Whether the image is there with its size."""
 
 
 @contextmanager
@@ -75,7 +75,7 @@ class Visitor:
         self.page.get_by_role("tab", name=name).click()
 
     def ask(self, task: str, count: int, words: str | None = None) -> str:
-        """Ask, and wait for the answer, which is the picture's `count`th."""
+        """Ask, and wait for the answer, which is the image's `count`th."""
         if words is not None:
             self.page.fill(f"#{task}-text :is(textarea, input)", words)
         self.page.click(f"#{task}-button")
@@ -84,7 +84,7 @@ class Visitor:
         return self.answer
 
     def settle(self) -> None:
-        """Give the picture time to be shown."""
+        """Give the image time to be shown."""
         self.page.wait_for_timeout(400)
         self.page.wait_for_function(SHOWN)
 
@@ -99,7 +99,7 @@ class Visitor:
         return self.page.locator("#tags label:has(input:checked)").all_inner_texts()
 
     def place(self) -> tuple[float, float, float]:
-        """Where the picture's upper left corner is on the page, and how large its pixels are there."""
+        """Where the image's upper left corner is on the page, and how large its pixels are there."""
         self.page.wait_for_function(SHOWN)
         found = self.page.evaluate(
             """() => {
@@ -111,8 +111,8 @@ class Visitor:
         )
         return found[0], found[1], found[2]
 
-    def click_picture(self, x: float, y: float) -> None:
-        """Click a pixel of the picture."""
+    def click_image(self, x: float, y: float) -> None:
+        """Click a pixel of the image."""
         left, top, scale = self.place()
         self.page.mouse.click(left + x * scale, top + y * scale)
         self.page.wait_for_timeout(300)

@@ -17,14 +17,14 @@ def lion() -> Lion:
 
 @pytest.fixture(scope="session")
 def sketch_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "sketch.png"
+    path = tmp_path_factory.mktemp("images") / "sketch.png"
     sketch().save(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def no_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("no picture") / "photo.png"
+def no_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("no image") / "photo.png"
     path.write_text("This is text.")
     return path
 

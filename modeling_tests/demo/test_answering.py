@@ -1,4 +1,4 @@
-"""Behind the page: pictures are encoded once, answers are those of `Lion` and can be stopped, users do not mix."""
+"""Behind the page: images are encoded once, answers are those of `Lion` and can be stopped, users do not mix."""
 
 import threading
 import time
@@ -47,7 +47,7 @@ def encoded(lion: Lion) -> Iterator[list[int]]:
     hook.remove()
 
 
-def test_several_questions_encode_the_picture_once(lion: Lion, encoded: list[int]) -> None:
+def test_several_questions_encode_the_image_once(lion: Lion, encoded: list[int]) -> None:
     seen = see(lion, sketch())
     for task, about in (("caption", ""), ("ask", "How many objects are there?"), ("locate", "the red circle")):
         question = make_question(lion, seen, task, about)  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def test_users_with_different_tasks_do_not_mix(lion: Lion) -> None:
         assert list(pool.map(run, jobs * 2)) == alone * 2
 
 
-def test_a_picture_without_a_tagger_has_no_tags(lion: Lion) -> None:
+def test_an_image_without_a_tagger_has_no_tags(lion: Lion) -> None:
     assert see(Lion(lion.model, lion.processor), sketch()).tags is None
 
 

@@ -36,7 +36,7 @@ def test_by_default_the_page_is_local_and_of_the_example(served: list[dict[str, 
     (options,) = served
     assert (options["host"], options["port"], options["share"]) == ("127.0.0.1", None, False)
     assert options["lion"].tagger is not None
-    assert len(options["examples"].pictures) == 4
+    assert len(options["examples"].images) == 4
 
 
 def test_options_reach_the_server(served: list[dict[str, Any]], lion_folder: Path, image: Path) -> None:
@@ -45,12 +45,12 @@ def test_options_reach_the_server(served: list[dict[str, Any]], lion_folder: Pat
     assert "no tagger" in ran.errors[0]
     (options,) = served
     assert (options["host"], options["port"], options["share"]) == ("0.0.0.0", 81, True)
-    assert [name for _, name in options["examples"].pictures] == ["photo"]
+    assert [name for _, name in options["examples"].images] == ["photo"]
     assert str(lion_folder.parent) not in options["name"]
 
 
-def test_a_folder_without_pictures_is_refused(served: list[dict[str, Any]], tmp_path: Path) -> None:
-    assert refusal("demo", "--examples", tmp_path).startswith(f"{tmp_path}: there is no picture")
+def test_a_folder_without_images_is_refused(served: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert refusal("demo", "--examples", tmp_path).startswith(f"{tmp_path}: no images (")
 
 
 def test_a_model_that_is_none_is_refused(served: list[dict[str, Any]], tmp_path: Path) -> None:

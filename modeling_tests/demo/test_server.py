@@ -26,12 +26,12 @@ def connect(address: str) -> Any:
 
 
 def send(client: Any, file: Path) -> str:
-    """Send a file as a picture; the line below the picture."""
+    """Send a file as an image; the line below the image."""
     return client.predict(gradio_client.handle_file(str(file)), api_name="/see")[1]
 
 
 def ask(client: Any, task: str, *about: str) -> tuple[str, str]:
-    """The line below the picture, and the answer."""
+    """The line below the image, and the answer."""
     _, status, found, *_ = client.predict(*SETTINGS, *about, api_name=f"/{task}")
     return status, found
 
@@ -44,7 +44,7 @@ def fetch(url: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def test_a_picture_is_encoded_once_for_all_questions_of_a_user(address: str, sketch_file: Path) -> None:
+def test_an_image_is_encoded_once_for_all_questions_of_a_user(address: str, sketch_file: Path) -> None:
     client = connect(address)
     assert "640 x 480" in send(client, sketch_file)
     assert "1 question" in ask(client, "caption")[0]
@@ -70,14 +70,14 @@ def test_two_users_at_once_get_the_answers_to_their_own_questions(address: str, 
     assert ":" not in captioned[1]
 
 
-def test_a_file_that_is_no_picture_is_refused_in_a_sentence(address: str, no_picture: Path, sketch_file: Path) -> None:
+def test_a_file_that_is_no_image_is_refused_in_a_sentence(address: str, no_image: Path, sketch_file: Path) -> None:
     client = connect(address)
-    assert "not a picture" in send(client, no_picture)
+    assert "not an image" in send(client, no_image)
     assert "640 x 480" in send(client, sketch_file)
 
 
-def test_a_question_without_a_picture_is_refused_in_a_sentence(address: str) -> None:
-    with pytest.raises(gradio_client.exceptions.AppError, match="Choose a picture first"):
+def test_a_question_without_an_image_is_refused_in_a_sentence(address: str) -> None:
+    with pytest.raises(gradio_client.exceptions.AppError, match="Choose an image first"):
         ask(connect(address), "caption")
 
 
@@ -119,12 +119,12 @@ def test_no_file_of_the_machine_is_handed_out(address: str, path: str) -> None:
 def test_what_was_sent_is_handed_out(address: str, sketch_file: Path) -> None:
     """So that the test above is about the path, and not about an address that is never right."""
     client = connect(address)
-    picture = client.predict(gradio_client.handle_file(str(sketch_file)), api_name="/see")[0]
-    assert Path(picture["path"] if isinstance(picture, dict) else picture).stat().st_size > 1000
+    image = client.predict(gradio_client.handle_file(str(sketch_file)), api_name="/see")[0]
+    assert Path(image["path"] if isinstance(image, dict) else image).stat().st_size > 1000
 
 
-def post_picture(address: str, path: str) -> str:
-    """Ask for a picture by a path that was not sent; all that comes back."""
+def post_image(address: str, path: str) -> str:
+    """Ask for an image by a path that was not sent; all that comes back."""
     functions = json.loads(fetch(f"{address}config")[1])["dependencies"]
     index = next(function["id"] for function in functions if function["api_name"] == "see")
     body = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}], "fn_index": index, "session_hash": "x"}
@@ -138,7 +138,7 @@ def post_picture(address: str, path: str) -> str:
 
 @pytest.mark.parametrize("path", ["/etc/passwd", __file__, "https://example.com/photo.png"])
 def test_neither_files_nor_addresses_can_be_named_in_the_place_of_an_upload(address: str, path: str) -> None:
-    answer = post_picture(address, path)
+    answer = post_image(address, path)
     assert '"success":false' in answer
     assert "Traceback" not in answer
     assert "root:" not in answer

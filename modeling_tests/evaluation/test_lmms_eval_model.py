@@ -86,9 +86,9 @@ def build(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     def build(lion: FakeLion, **options: Any) -> Any:
         monkeypatch.setattr(module.Lion, "from_pretrained", lambda *arguments, **more: lion)
         model = module.LionForLmmsEval(**options)
-        pictures = [Image.new("RGB", (20 + index, 16)) for index in range(9)]
+        images = [Image.new("RGB", (20 + index, 16)) for index in range(9)]
         tasks = ("refcoco_bbox_rec_val", "refcoco_grounding_test", "gqa", "seedbench_ppl")
-        model.task_dict = {task: {"val": [{"images": [picture]} for picture in pictures]} for task in tasks}
+        model.task_dict = {task: {"val": [{"images": [image]} for image in images]} for task in tasks}
         return model
 
     return build
@@ -142,10 +142,10 @@ def test_the_likeliest_continuation_has_the_least_loss(build: Any) -> None:
     assert build(Speaker("red")).loglikelihood(asked) == [(4.5, True), (3.0, False)]
 
 
-def test_a_document_without_one_picture_is_an_error_that_counts_them(build: Any) -> None:
+def test_a_document_without_exactly_one_image_is_an_error(build: Any) -> None:
     model = build(FakeLion())
     model.task_dict["gqa"]["val"][0]["images"] *= 2
-    with pytest.raises(ValueError, match="Document 0 of gqa has 2 pictures, but LION takes 1"):
+    with pytest.raises(ValueError, match="Document 0 of gqa has 2 images, but LION accepts 1"):
         model.generate_until([instance("What?", {}, "gqa")])
     with pytest.raises(NotImplementedError, match="one question at a time"):
         model.generate_until_multi_round([])

@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers(fields: dict[str, Any], 
 
 
 def test_gaps_in_the_tag_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="no number 1"):
+    with pytest.raises(ValueError, match="no id 1"):
         RamConfig(id2label={0: "a", 2: "b"})
 
 

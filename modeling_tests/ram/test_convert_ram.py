@@ -297,7 +297,7 @@ def test_an_output_that_holds_a_source_is_refused(
     (tmp_path / "config.json").touch()
     Path(tmp_path / "tags.txt").write_text((ram_files / "tag_list.txt").read_text())
     assert convert_ram(ram_files, tmp_path, tags=tmp_path / "tags.txt", overwrite=True) == 1
-    assert "tags.txt, which is read" in capsys.readouterr().err
+    assert "tags.txt, which is an input" in capsys.readouterr().err
     assert (tmp_path / "tags.txt").exists()
 
 
