@@ -39,7 +39,7 @@ def check_sizes(part: str, config: Any, names: Sequence[str], largest: int = MAX
         value = getattr(config, name)
         for size in value if isinstance(value, list | tuple) else [value]:
             if size is not None and not 1 <= size <= largest:
-                raise ValueError(f"{part}: {name} is {value}, but must be between 1 and {largest}.")
+                raise ValueError(f"{part}: {name} is {value}, but must be from 1 to {largest}.")
 
 
 def check_divides(heads: int, width: int, part: str) -> None:
@@ -219,7 +219,7 @@ class LionT5Config(T5Config):
             setattr(self, name, value)
         if not 1 <= self.num_adapters <= MAX_NUM_ADAPTERS:
             raise ValueError(
-                f"text_config: num_adapters is {self.num_adapters}, but must be between 1 and {MAX_NUM_ADAPTERS}."
+                f"text_config: num_adapters is {self.num_adapters}, but must be from 1 to {MAX_NUM_ADAPTERS}."
             )
         names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "adapter_hidden_size", "num_task_types")
         buckets = ("relative_attention_num_buckets", "relative_attention_max_distance")

@@ -41,7 +41,7 @@ class LionImageProcessor(BlipImageProcessorPil):
             shrink = self._shrinker(kwargs)
             images = [shrink(to_rgb(image, timeout)) for image in flatten(images)]
             if not images:
-                raise ValueError("Expected at least one image, but got an empty batch.")
+                raise ValueError("There are no images: the batch is empty.")
         return super().preprocess(images, *args, **kwargs)
 
     def _shrinker(self, options: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
