@@ -134,7 +134,7 @@ def test_a_section_whose_sides_differ_is_left_out_and_the_run_fails(
 
 def test_a_page_without_a_place_for_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("# Page\n")
-    with pytest.raises(ValueError, match="no place for results"):
+    with pytest.raises(ValueError, match="must contain the markers"):
         Results(tmp_path).update_page(tmp_path / "page.md")
 
 
