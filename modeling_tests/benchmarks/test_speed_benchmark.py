@@ -92,7 +92,7 @@ def test_both_train_the_parts_of_the_stage() -> None:
     assert all(name.startswith("qformer.encoder.layer.1.") for name in ours - expected)
 
 
-def test_a_step_changes_what_trains_and_nothing_else() -> None:
+def test_a_step_changes_only_trained_parameters() -> None:
     [side] = build_sides(TINY, ("composed",))
     before = {name: value.clone() for name, value in side.model.state_dict().items()}
     step = training_step(side, make_inputs(TINY, 2), make_labels(TINY, 2))
@@ -104,7 +104,7 @@ def test_a_step_changes_what_trains_and_nothing_else() -> None:
     assert all(torch.equal(before[name], after[name]) for name in frozen)
 
 
-def test_a_run_that_breaks_off_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(bench: Bench) -> list[Row]:
         raise KeyboardInterrupt
 
@@ -115,12 +115,12 @@ def test_a_run_that_breaks_off_keeps_what_it_had(tmp_path: Path, monkeypatch: py
     assert HEADINGS["encode"] in (tmp_path / "speed.md").read_text()
 
 
-def test_the_page_shows_the_results_that_are_kept() -> None:
+def test_the_page_shows_the_stored_results() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     assert page.split(BEGIN)[1].split(END)[0].strip() == Results(ROOT / command.RESULTS).markdown().strip()
 
 
-def test_a_section_whose_sides_differ_is_left_out_and_the_run_fails(
+def test_a_section_with_differing_sides_is_dropped_and_the_run_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def differ(bench: Bench) -> list[Row]:
@@ -132,7 +132,7 @@ def test_a_section_whose_sides_differ_is_left_out_and_the_run_fails(
     assert list(json.loads((tmp_path / "speed.json").read_text())) == ["encode"]
 
 
-def test_a_page_without_a_place_for_results_is_refused(tmp_path: Path) -> None:
+def test_a_page_without_markers_for_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("# Page\n")
     with pytest.raises(ValueError, match="must contain the markers"):
         Results(tmp_path).update_page(tmp_path / "page.md")
@@ -180,6 +180,6 @@ def test_targets_are_ratios_of_turns() -> None:
     assert not Target("answer", "floor", most=1).is_met(1.1)
 
 
-def test_a_straight_line_is_found() -> None:
+def test_a_line_is_fitted() -> None:
     assert fit_line([1, 2, 4], [5, 7, 11]) == pytest.approx((2, 3, 1))
     assert fit_line([1, 2, 3], [1, 3, 2])[2] == pytest.approx(0.25)

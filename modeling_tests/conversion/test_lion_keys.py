@@ -28,7 +28,7 @@ def expected_names(keys: dict[str, list[int]]) -> list[str]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_key_of_the_reference_becomes_a_parameter_of_its_shape_and_back(size: str) -> None:
+def test_each_reference_key_maps_to_a_parameter_of_its_shape_and_back(size: str) -> None:
     keys = reference_keys(size)
     assert len(keys) == 2040
     with torch.device("meta"):
@@ -44,7 +44,7 @@ def test_every_key_of_the_reference_becomes_a_parameter_of_its_shape_and_back(si
     assert original == set(names)
 
 
-def test_reverting_a_conversion_gives_back_every_bit() -> None:
+def test_reverting_a_conversion_restores_every_bit() -> None:
     originals = {
         "query_tokens": torch.randn(1, 5, 8),
         "soft_prompt_hint": torch.randn(8),
@@ -80,13 +80,13 @@ def test_unknown_and_missing_keys_are_named() -> None:
         LION_KEYS.from_converted(["language_model.surprise"])
 
 
-def test_the_bias_of_query_key_and_value_splits_only_where_the_key_has_none() -> None:
+def test_the_qkv_bias_splits_only_if_the_key_has_no_bias() -> None:
     q_bias, v_bias = torch.randn(4), torch.randn(4)
     joined = join_qkv_bias(q_bias, v_bias)
     assert torch.equal(joined[4:8], torch.zeros(4))
     assert all(torch.equal(a, b) for a, b in zip(split_qkv_bias(joined), (q_bias, v_bias), strict=True))
     joined[5] = 1
-    with pytest.raises(ValueError, match="1 values that are not 0"):
+    with pytest.raises(ValueError, match="has 1 nonzero values"):
         split_qkv_bias(joined)
 
 

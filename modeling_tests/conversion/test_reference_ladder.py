@@ -138,7 +138,7 @@ def test_one_wrong_output_fails_in_its_rung_alone(
     assert float(rows["aggregator"]) > 0.1
 
 
-def test_the_reference_is_asked_for_the_folders_sizes_files_and_dtypes(lion_files: Path, tmp_path: Path) -> None:
+def test_the_request_has_the_folders_sizes_files_and_dtypes(lion_files: Path, tmp_path: Path) -> None:
     folder = convert_lion(lion_files, tmp_path / "lion")
     model = LionForConditionalGeneration.from_pretrained(folder)
     model.vision_model.to(torch.bfloat16)
@@ -166,7 +166,7 @@ def test_the_tolerance_is_relative_to_the_largest_value(factor: float, holds: bo
     assert {rung.name for rung in rungs if not rung.holds} == (set() if holds else {name})
 
 
-def test_ids_are_compared_row_by_row_without_the_padding_behind_them() -> None:
+def test_ids_are_compared_row_by_row_without_padding() -> None:
     ours = torch.tensor([[0, 5, 1, 0], [0, 6, 7, 1], [0, 8, 1, 1]])
     theirs = torch.tensor([[0, 5, 1, 0, 0], [0, 6, 7, 1, 0], [0, 8, 1, 0, 0]])
     rung = compare_output("ids", ours, theirs, pad_token_id=0)
@@ -180,7 +180,7 @@ def test_tensors_of_other_shapes_and_outputs_on_one_side_only_do_not_pass(stored
         compare_outputs(stored, fewer, pad_token_id=0)
 
 
-def test_the_known_difference_is_named_only_where_nothing_but_beams_differ() -> None:
+def test_the_known_difference_is_named_only_if_nothing_but_beam_search_differs() -> None:
     beams = OutputRung(f"image level, tags: {BEAM_SEARCH}", num_equal=2, num_rows=3)
     logits = OutputRung("image level, tags: logits", 1.0)
     assert EARLIER_STOP in output_table([beams])
@@ -190,8 +190,8 @@ def test_the_known_difference_is_named_only_where_nothing_but_beams_differ() -> 
 
 Case = Callable[[Path, Path], tuple[Path, Path | str]]
 ERRORS: dict[str, tuple[Case, str]] = {
-    "no checkout": (lambda checkout, tmp_path: (tmp_path / "none", sys.executable), "none: no such checkout"),
-    "no Python": (lambda checkout, tmp_path: (checkout, tmp_path / "none"), "none: no such Python"),
+    "no checkout": (lambda checkout, tmp_path: (tmp_path / "none", sys.executable), "none: not a checkout"),
+    "no Python": (lambda checkout, tmp_path: (checkout, tmp_path / "none"), "none: cannot be started"),
     "no transformers": (
         lambda checkout, tmp_path: (checkout, program(tmp_path / "python", "#!/bin/sh\nexit 1\n")),
         "python has no transformers; --reference-python needs one with transformers 4.42.",
@@ -213,7 +213,7 @@ ERRORS: dict[str, tuple[Case, str]] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_goes_wrong_is_said_in_one_sentence(
+def test_errors_are_one_sentence(
     name: str, lion_files: Path, lion_folder: Path, checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file({"loss": torch.zeros(())}, checkout / "stored")
@@ -236,11 +236,11 @@ def test_code_in_the_users_files_is_not_run_for_the_reference_either(tmp_path: P
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tensor_that_no_file_has_is_not_left_as_the_reference_began_it(tmp_path: Path) -> None:
+def test_a_tensor_missing_from_all_files_does_not_stay_initialized(tmp_path: Path) -> None:
     model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("visual_encoder", "t5_proj", "t5_model")})
     names = [name for name in model.state_dict() if not name.startswith("t5_")]
     save_file({name: torch.zeros_like(model.state_dict()[name]) for name in names}, tmp_path / "lion.safetensors")
-    with pytest.raises(ValueError, match=r"2 tensors of the reference's model are in no file: t5_proj\.weight"):
+    with pytest.raises(ValueError, match=r"2 tensors of the reference's model are not in any file: t5_proj\.weight"):
         load_weights(model, {"lion": str(tmp_path / "lion.safetensors"), "vision": None}, lambda tower, tensors: None)
 
 
@@ -271,7 +271,7 @@ def test_a_folder_in_bfloat16_is_compared_with_the_reference_in_bfloat16(lion_fi
 
 
 @needs_reference
-def test_a_folder_with_equal_tensors_that_computes_something_else_is_told_from_the_reference(
+def test_a_folder_with_equal_tensors_but_other_outputs_is_detected(
     lion_files: Path, lion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(lion_folder, tmp_path / "lion")

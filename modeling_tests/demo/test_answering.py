@@ -69,7 +69,7 @@ def test_answers_are_those_of_lion(lion: Lion, seen: Seen, tags: list[str] | Non
     assert region.text == lion.describe_region(sketch(), (51, 57, 268, 264), tags=given, **GREEDY)
 
 
-def test_beams_answer_as_lion_does(lion: Lion, seen: Seen) -> None:
+def test_beam_search_answers_match_lion(lion: Lion, seen: Seen) -> None:
     found = last(lion, seen, make_question(lion, seen, "caption", ""), seen.tags, Options(3, 20))
     assert found.text == lion.caption(sketch(), num_beams=3, max_new_tokens=20)
     assert found.first is None
@@ -81,7 +81,7 @@ def test_an_answer_grows_word_by_word(lion: Lion, seen: Seen) -> None:
     assert all(texts[-1].startswith(text) for text in texts)
 
 
-def test_who_closes_an_answer_stops_the_model(lion: Lion, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_an_answer_stops_the_model(lion: Lion, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     put, steps = answering.TextSoFar.put, []
 
     def slow(self: Any, value: Any) -> None:
@@ -148,7 +148,7 @@ def test_an_image_without_a_tagger_has_no_tags(lion: Lion) -> None:
         ("ask", "a" * (MAX_CHARACTERS + 1), f"{MAX_CHARACTERS + 1} characters"),
     ],
 )
-def test_a_question_that_is_none_is_refused(lion: Lion, seen: Seen, task: Any, about: str, said: str) -> None:
+def test_an_invalid_question_is_refused(lion: Lion, seen: Seen, task: Any, about: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make_question(lion, seen, task, about)
 
@@ -157,7 +157,7 @@ def test_a_box_may_be_typed_from_any_corner() -> None:
     assert read_box("30 40, 10,20") == (10, 20, 30, 40)
 
 
-def test_tags_are_typed_with_commas_and_come_once() -> None:
+def test_typed_tags_are_split_at_commas_and_deduplicated() -> None:
     assert read_tags(" red, big  dog,red,, blue", ["blue"]) == ["red", "big dog"]
 
 

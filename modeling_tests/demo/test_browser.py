@@ -72,7 +72,7 @@ def test_an_image_is_sent_tagged_and_described(visitor: Visitor, sketch_file: Pa
     assert f'"{first}"' not in raw
 
 
-def test_a_box_is_seen_at_its_place(visitor: Visitor) -> None:
+def test_a_box_is_drawn_at_its_place(visitor: Visitor) -> None:
     visitor.take_example(0)
     visitor.open_tab("Locate")
     (box,) = boxes_in(visitor.ask("locate", 1, "the blue triangle"))
@@ -81,7 +81,7 @@ def test_a_box_is_seen_at_its_place(visitor: Visitor) -> None:
     assert not shows_box(visitor, (x1 + 12, y1 + 12, x2 - 12, y2 - 12))
 
 
-def test_two_clicks_choose_the_region_that_is_described(visitor: Visitor) -> None:
+def test_two_clicks_select_the_region_to_describe(visitor: Visitor) -> None:
     visitor.take_example(0)
     visitor.click_image(320, 80)
     visitor.click_image(590, 300)
@@ -94,7 +94,9 @@ def test_two_clicks_choose_the_region_that_is_described(visitor: Visitor) -> Non
     assert shows_box(visitor, box)
 
 
-def test_a_file_that_is_no_image_is_refused_on_the_page(visitor: Visitor, no_image: Path, sketch_file: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_on_the_page(
+    visitor: Visitor, no_image: Path, sketch_file: Path
+) -> None:
     visitor.upload(no_image)
     visitor.wait_for("#status", "not an image")
     assert "Traceback" not in visitor.page.locator("body").inner_text()

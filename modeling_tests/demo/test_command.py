@@ -31,7 +31,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_by_default_the_page_is_local_and_of_the_example(served: list[dict[str, Any]]) -> None:
+def test_by_default_the_page_is_local_and_uses_the_example(served: list[dict[str, Any]]) -> None:
     assert lion("demo").code == 0
     (options,) = served
     assert (options["host"], options["port"], options["share"]) == ("127.0.0.1", None, False)
@@ -53,6 +53,6 @@ def test_a_folder_without_images_is_refused(served: list[dict[str, Any]], tmp_pa
     assert refusal("demo", "--examples", tmp_path).startswith(f"{tmp_path}: no images (")
 
 
-def test_a_model_that_is_none_is_refused(served: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_an_invalid_model_is_refused(served: list[dict[str, Any]], tmp_path: Path) -> None:
     assert str(tmp_path) in refusal("demo", "--model", tmp_path)
     assert checkpoints.load_lion  # the command uses the loader of the others

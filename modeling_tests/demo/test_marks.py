@@ -40,5 +40,5 @@ def test_one_corner_is_a_cross_and_two_are_a_region(seen: Seen) -> None:
     assert (two.getpixel((150, 60)), two.getpixel((100, 60))) == (RED, (0, 0, 0))
 
 
-def test_corners_become_a_box_of_the_image_that_was_sent(seen: Seen) -> None:
+def test_corners_become_a_box_in_the_uploaded_image(seen: Seen) -> None:
     assert box_as_text(to_box([(150, 80), (50, 40)], seen)) == "100, 80, 300, 160"

@@ -70,7 +70,7 @@ def test_two_users_at_once_get_the_answers_to_their_own_questions(address: str, 
     assert ":" not in captioned[1]
 
 
-def test_a_file_that_is_no_image_is_refused_in_a_sentence(address: str, no_image: Path, sketch_file: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_in_a_sentence(address: str, no_image: Path, sketch_file: Path) -> None:
     client = connect(address)
     assert "not an image" in send(client, no_image)
     assert "640 x 480" in send(client, sketch_file)
@@ -81,7 +81,7 @@ def test_a_question_without_an_image_is_refused_in_a_sentence(address: str) -> N
         ask(connect(address), "caption")
 
 
-def test_tags_that_are_typed_can_be_ticked(address: str, sketch_file: Path) -> None:
+def test_typed_tags_can_be_selected(address: str, sketch_file: Path) -> None:
     client = connect(address)
     send(client, sketch_file)
     offered, emptied = client.predict("sky, red", [], api_name="/add_tags")
@@ -108,7 +108,7 @@ def test_a_file_above_the_limit_is_refused(address: str, tmp_path: Path) -> None
         "/proc/self/environ",
     ],
 )
-def test_no_file_of_the_machine_is_handed_out(address: str, path: str) -> None:
+def test_no_file_of_the_server_is_served(address: str, path: str) -> None:
     for prefix in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "theme.css/", ""):
         code, content = fetch(f"{address}{prefix}{path}")
         assert code != 200 or b"<!doctype html>" in content[:200].lower(), prefix
@@ -116,7 +116,7 @@ def test_no_file_of_the_machine_is_handed_out(address: str, path: str) -> None:
         assert b"[project]" not in content
 
 
-def test_what_was_sent_is_handed_out(address: str, sketch_file: Path) -> None:
+def test_uploaded_files_are_served(address: str, sketch_file: Path) -> None:
     """So that the test above is about the path, and not about an address that is never right."""
     client = connect(address)
     image = client.predict(gradio_client.handle_file(str(sketch_file)), api_name="/see")[0]
@@ -137,7 +137,7 @@ def post_image(address: str, path: str) -> str:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", __file__, "https://example.com/photo.png"])
-def test_neither_files_nor_addresses_can_be_named_in_the_place_of_an_upload(address: str, path: str) -> None:
+def test_paths_and_urls_are_refused_instead_of_an_upload(address: str, path: str) -> None:
     answer = post_image(address, path)
     assert '"success":false' in answer
     assert "Traceback" not in answer
@@ -151,7 +151,7 @@ def test_the_server_downloads_nothing(address: str) -> None:
         asyncio.run(processing_utils.async_ssrf_protected_download("https://example.com/photo.png"))
 
 
-def test_the_page_names_no_address_but_its_own(address: str) -> None:
+def test_the_page_refers_to_no_other_server(address: str) -> None:
     page = fetch(address)[1].decode() + fetch(f"{address}theme.css")[1].decode()
     assert "fonts.googleapis.com/css" not in page
     assert '"analytics_enabled":false' in page.replace(" ", "")
@@ -183,7 +183,7 @@ def post_file(address: str, size: int, headers: dict[str, str] | None = None) ->
         return error.code
 
 
-def test_what_is_sent_never_fills_the_disk(
+def test_uploads_never_fill_the_disk(
     lion: Lion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sketch_file: Path
 ) -> None:
     monkeypatch.setattr(server, "MAX_FOLDER_SIZE", 1_000_000)

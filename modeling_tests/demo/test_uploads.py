@@ -26,7 +26,7 @@ def refusal(file: Path) -> str:
     return str(caught.value)
 
 
-def test_an_image_comes_upright_and_in_rgb(tmp_path: Path) -> None:
+def test_an_image_is_opened_upright_and_in_rgb(tmp_path: Path) -> None:
     image = Image.new("RGBA", (30, 20), (255, 0, 0, 255))
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
@@ -36,7 +36,7 @@ def test_an_image_comes_upright_and_in_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"This is text.", b"GIF89a", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "photo.png").write_bytes(content)
     assert "image" in refusal(tmp_path / "photo.png")
 
@@ -55,7 +55,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path: Path, size: tuple[int, int], 
     assert f"{MAX_MEGAPIXELS} megapixels" in message
 
 
-def test_an_image_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_image_is_refused(tmp_path: Path) -> None:
     noise = np.random.RandomState(0).randint(0, 255, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")
     content = (tmp_path / "whole.png").read_bytes()
@@ -82,6 +82,6 @@ def test_the_oldest_files_make_room_for_new_ones(tmp_path: Path) -> None:
     assert make_room(tmp_path / "not there", 1, 450)
 
 
-def test_an_image_that_is_shown_as_it_is_is_not_copied() -> None:
+def test_an_image_shown_at_its_own_size_is_not_copied() -> None:
     image = Image.new("RGB", (SHOWN_SIDE, 10))
     assert for_page(image) is image

@@ -209,7 +209,7 @@ def test_records_are_read(tmp_path: Path, record: dict[str, Any], form: str) -> 
     [
         ("train_images/a.jpg", ".", "train_images/a.jpg"),
         ("train_images/a.jpg", "train_images", "a.jpg"),
-        ("images/a.jpg", "pictures", "a.jpg"),
+        ("images/a.jpg", "images", "a.jpg"),
         ("train/a.jpg", ".", "train/a.jpg"),
         ("elsewhere/a.jpg", ".", "train/a.jpg"),
     ],

@@ -100,7 +100,7 @@ def test_boxes_in_another_form_are_told_so_on_the_line(place: Path) -> None:
     lion("rec", "thousandths", *options, "--box-unit", "thousandths")
     lion("rec", "rec", *options, "--limit", "3", output="pixels")
     assert read("result.json")["figures"] == pytest.approx(read("result.json", "pixels")["figures"], abs=0.1)
-    assert "leaves its image" in refusal("rec", "thousandths", *options, "--box-unit", "pixels", output="wrong")
+    assert "extends beyond its image" in refusal("rec", "thousandths", *options, "--box-unit", "pixels", output="wrong")
 
 
 def test_short_answers_are_scored(place: Path) -> None:

@@ -238,7 +238,7 @@ def test_duplicate_ids_are_named(tmp_path: Path) -> None:
         ('{"id": 1, "image": "a.jpg", "question": "?", "answer": ["a", 1]}', "a string or a list of strings in"),
         (
             '{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "tag": ["b"]}',
-            "record 1: tag is not read: tags",
+            "record 1: tag is not read: use tags",
         ),
         (
             '{"data": [{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "prompt": "b"}]}',

@@ -175,7 +175,7 @@ def load_vqa(data: Path, images: Path | None = None) -> list[Example]:
     asked = [row for row in rows if row.find("difficult_direct_answer") is not True]
     if len(asked) < len(rows):
         logger.info(
-            "%s: skipped %d of %d questions, which are marked as too difficult.",
+            "%s: skipped %d of %d questions marked as too difficult.",
             data,
             len(rows) - len(asked),
             len(rows),
