@@ -52,7 +52,7 @@ def _spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
     if len(nodes) == 1:
         return np.ones((len(points), 1))
     degree = min(SPLINE_DEGREE, len(nodes) - 1)
-    skipped = (degree + 1) // 2  # not-a-knot: the nodes next to the ends are no knots
+    skipped = (degree + 1) // 2  # not-a-knot: the nodes next to the ends are not knots
     inner = nodes[skipped : len(nodes) - skipped] if degree == SPLINE_DEGREE else nodes[:0]
     knots = np.concatenate([[nodes[0]] * (degree + 1), inner, [nodes[-1]] * (degree + 1)])
     clipped = points.clip(nodes[0], nodes[-1])

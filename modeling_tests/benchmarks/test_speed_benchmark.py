@@ -1,4 +1,4 @@
-"""The benchmark of speed at its smallest size: everything is measured, and what it compares is the same model.
+"""The speed benchmark at its smallest size: all sections run, and the compared models are the same.
 
 This folder is no package: `benchmarks` is the one that is tested.
 """
@@ -30,14 +30,14 @@ from benchmarks.speed.targets import Target  # noqa: E402
 from transformers_lion.training.stages import STAGES, trainable_parameters  # noqa: E402
 
 ALONE = "memory"
-"""The section that starts processes."""
+"""The section that starts new processes."""
 SMALL = Settings(size="tiny", threads=1, repeats=1, new_tokens=4, num_questions=2, quick=True)
 COMMAND = ["--quick", "--size", "tiny", "--threads", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
-    """What the command says to transformers is taken back."""
+    """Restore the logging settings that the command changes."""
     with restored_logging():
         yield
 
@@ -88,7 +88,7 @@ def test_both_train_the_parts_of_the_stage() -> None:
     theirs = {name for name, value in composed.model.named_parameters() if value.requires_grad}
     ours = {name.replace("layer.1.adapter", "feed_forward.adapter").replace("layer.2.adapter", "feed_forward.adapter")
             for name in theirs}  # fmt: skip
-    assert expected < ours  # the reference also trains what reaches no output
+    assert expected < ours  # the reference also trains parameters that affect no output
     assert all(name.startswith("qformer.encoder.layer.1.") for name in ours - expected)
 
 
@@ -150,7 +150,7 @@ def test_the_floor_has_the_matrix_products_of_the_model() -> None:
         first_token(composed, prepared)
     bottleneck = lion_config(TINY).text_config.adapter_hidden_size
     counted = sum(product.count * product.flops for product in prefill_products(TINY, bottleneck))
-    assert 0.95 < counted / prefill.get_total_flops() < 1  # the first token itself is left out
+    assert 0.95 < counted / prefill.get_total_flops() < 1  # without the first token itself
 
 
 def test_the_bytes_of_a_step_are_the_decoders_without_what_it_reads_once() -> None:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Files:
-    """A user's files, copied so that a test may damage them, and the command on them."""
+    """A copy of the user's files that a test may damage, and the command that converts them."""
 
     def __init__(self, source: Path, folder: Path):
         self.folder = folder / "files"
@@ -392,7 +392,7 @@ def test_an_index_of_missing_shards_is_refused_by_name(
 
 
 def in_shards(folder: Path, more: dict[str, torch.Tensor]) -> None:
-    """Put a folder's weights in one shard, `more` in another, and an index beside them that names a copy, too."""
+    """Move a folder's weights to one shard and `more` to another, and write an index that also lists an alias."""
     names = load_file(folder / "model.safetensors").keys()
     (folder / "model.safetensors").rename(folder / "first.safetensors")
     save_file(more, folder / "second.safetensors")
@@ -575,7 +575,7 @@ def test_a_missing_tokenizer_is_refused_by_folder(part: str, files: Files, capsy
 def test_a_broken_tokenizer_is_refused_by_folder(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     (files.folder / "llm" / "spiece.model").write_bytes(b"no model")
     assert_refused(files, ["llm", "tokenizer cannot be loaded"], capsys)
-    (files.folder / "llm" / "spiece.model").write_bytes(b"")  # of which transformers makes one without a vocabulary
+    (files.folder / "llm" / "spiece.model").write_bytes(b"")  # transformers would load it without a vocabulary
     assert_refused(files, ["spiece.model", "is empty"], capsys)
 
 
@@ -620,7 +620,7 @@ def test_a_tensor_that_is_written_wrongly_is_noticed(
 def test_killed_runs_leave_the_target_unchanged_and_can_be_restarted(
     files: Files, lion_model: LionForConditionalGeneration
 ) -> None:
-    """Killed at ten moments from the start to behind the end; a target is there already, and is to be replaced."""
+    """Kill the run at ten moments from start to end, while it replaces an existing target."""
     assert files.convert() == 0
     before = (files.output / "model.safetensors").read_bytes()
     command = [sys.executable, str(ROOT / "conversion" / "convert_lion_checkpoint.py"), "--overwrite"]
@@ -661,7 +661,7 @@ def test_a_terminated_run_removes_its_output_and_reports_it(number: signal.Signa
 def test_a_target_moved_away_by_a_killed_run_is_restored(files: Files) -> None:
     assert files.convert() == 0
     files.output.rename(files.output.with_name(".lion.replaced"))
-    assert files.convert() == 1  # it exists already
+    assert files.convert() == 1  # it already exists
     assert (files.output / "model.safetensors").is_file()
 
 

@@ -13,7 +13,7 @@ SIZES = {"xl": {}, "xxl": {"d_model": 4096, "d_ff": 10240, "num_heads": 64}}
 
 
 def reference_keys(size: str) -> dict[str, list[int]]:
-    """Every key of the reference model with its shape; the stored rows stand for ranges of layers."""
+    """All keys of the reference model with their shapes. Each stored row represents a range of layers."""
     keys = {}
     for template, shape, _, layers in json.loads((GOLDENS / "keys" / f"lion_{size}.json").read_text()):
         for layer in range(*layers) if layers else [None]:

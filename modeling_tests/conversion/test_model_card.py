@@ -1,4 +1,4 @@
-"""What the model card says of a folder, and that its examples run."""
+"""The content of model cards, and that their examples run."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def run(card: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The names that each Python block of a card leaves behind."""
+    """The variables that each Python block of a card defines."""
     Image.radial_gradient("L").convert("RGB").resize((64, 43)).save(where / "photo.jpg")
     monkeypatch.chdir(where)
     namespaces: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Uploads to a small Hub on this machine, and what comes back from it."""
+"""Uploads to a small local Hub, and downloads from it."""
 
 import shutil
 import socket
@@ -27,7 +27,7 @@ def hub() -> Iterator[HubServer]:
 
 
 def environment(hub: HubServer, token: str = TOKEN) -> dict[str, str]:
-    """Of a process that knows no Hub but this one; large files go by LFS, since this Hub has no Xet."""
+    """Environment of a process that only uses this Hub. Large files use LFS, because this Hub has no Xet."""
     return {
         "HF_ENDPOINT": hub.endpoint,
         "HF_TOKEN": token,
@@ -39,7 +39,7 @@ def environment(hub: HubServer, token: str = TOKEN) -> dict[str, str]:
 
 @pytest.fixture
 def online(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """This process as one with that environment."""
+    """Use that environment in this process."""
     for name, value in environment(hub).items():
         monkeypatch.setenv(name, value)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
@@ -52,7 +52,7 @@ def online(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def private_repo(hub: HubServer, lion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Uploaded by the command, in a process of its own."""
+    """A repository uploaded by the command in a new process."""
     repo = "someone/private-lion"
     home = tmp_path_factory.mktemp("upload") / "process"
     process = run_python(SCRIPT, lion_folder, "--repo", repo, "--private", home=home, **environment(hub))
@@ -332,22 +332,22 @@ def broken_tagger(folder: Path) -> None:
 
 BROKEN = {
     "no configuration": (remove("config.json"), "config.json: no such file"),
-    "a part that is none": (
+    "an invalid part": (
         rewrite("config.json", '{"model_type": "lion", "text_config": 3}'),
         "config.json: not a valid configuration",
     ),
     "another size": (rewrite("config.json", '{"model_type": "lion"}'), "do not match its configuration"),
-    "a configuration that is cut off": (rewrite("config.json", "{"), "config.json: not valid JSON"),
+    "a truncated configuration": (rewrite("config.json", "{"), "config.json: not valid JSON"),
     "another model": (rewrite("config.json", '{"model_type": "t5"}'), "expected a model of type 'lion', not 't5'"),
     "no weights": (remove("model.safetensors"), "model.safetensors: no such file"),
-    "weights that are cut off": (cut_off, "model.safetensors: not a readable safetensors file"),
-    "an index that is none": (rewrite("model.safetensors.index.json", "{}"), "has no weight_map"),
+    "truncated weights": (cut_off, "model.safetensors: not a readable safetensors file"),
+    "an invalid index": (rewrite("model.safetensors.index.json", "{}"), "has no weight_map"),
     "a processor without prompts": (rewrite("processor_config.json", "{}"), "caption_prompt is missing"),
     "no processor": (remove("processor_config.json"), "processor_config.json: no such file"),
     "no T5 tokenizer": (remove("tokenizer_config.json"), "tokenizer_config.json: no such file"),
     "no T5 vocabulary": (remove("tokenizer.json"), "the T5 tokenizer has no vocabulary"),
     "no Q-Former vocabulary": (remove("qformer_tokenizer/tokenizer.json"), "the Q-Former's tokenizer has no vocab"),
-    "a tagger that is none": (broken_tagger, "expected a model of type 'ram', not 'lion'"),
+    "an invalid tagger": (broken_tagger, "expected a model of type 'ram', not 'lion'"),
 }
 
 

@@ -72,7 +72,7 @@ def options(files: Path, checkout: str | Path, python: str | Path, lion: str = "
 
 
 def output_rows(printed: str) -> dict[str, str]:
-    """What the ladder of outputs says of each rung."""
+    """The result of each rung."""
     lines = printed.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("output "))
     return {line[:40].strip(): line[40:].strip() for line in lines[start + 1 :] if ". " not in line}
@@ -85,7 +85,7 @@ def program(path: Path, text: str) -> Path:
 
 
 def python_with(version: str, folder: Path, script: str = "") -> Path:
-    """A Python that says it has this version of transformers, and runs `script` whatever it is asked to run."""
+    """A fake Python that reports this version of transformers, and runs `script` instead of any other."""
     fake = ""
     if script:
         (folder / "fake.py").write_text(script)
@@ -98,7 +98,7 @@ def python_with(version: str, folder: Path, script: str = "") -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What looks like a checkout of the reference, and cannot be imported."""
+    """A fake checkout of the reference that cannot be imported."""
     folder = tmp_path / "checkout"
     (folder / "models").mkdir(parents=True)
     (folder / "models" / "lion_t5.py").write_text("raise RuntimeError('no model\\nhere')")
@@ -107,7 +107,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stored(lion_files: Path, lion_folder: Path) -> Outputs:
-    """What the converted folder computes, to be given out as the reference's."""
+    """The outputs of the converted folder, to use as those of the reference."""
     request = write_request(lion_folder, LionConfig.from_pretrained(lion_folder), {"lion": lion_files / "lion.pth"})
     processor = LionProcessor.from_pretrained(lion_folder)
     pixels = processor.image_processor(images(), return_tensors="pt")["pixel_values"]
@@ -153,7 +153,7 @@ def test_the_request_has_the_folders_sizes_files_and_dtypes(lion_files: Path, tm
 
 
 def further(outputs: Outputs, name: str, amount: float) -> Outputs:
-    """`outputs` with the largest value of one of them grown by `amount` of itself."""
+    """`outputs` with the largest value of one of them increased by the fraction `amount`."""
     moved = outputs[name].clone()
     moved.view(-1)[moved.abs().argmax()] *= 1 + amount
     return {**outputs, name: moved}

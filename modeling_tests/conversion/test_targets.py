@@ -1,4 +1,4 @@
-"""Never half a result: what is at a target before, during and after a run, whatever happens to the run."""
+"""No incomplete output: the state of a target before, during and after a run, even if the run fails."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def test_a_failure_leaves_only_the_old_folder(error: type[BaseException], target
 
 def test_a_failed_rename_restores_the_old_folder(target: Path) -> None:
     with pytest.raises(OSError, match="unfinished"), replacing(target, overwrite=True):
-        pass  # there is nothing that could take the place
+        pass  # nothing was written that could replace it
     assert (target / "config.json").read_text() == "old"
     assert names(target.parent) == ["out"]
 

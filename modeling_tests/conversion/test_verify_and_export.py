@@ -86,13 +86,13 @@ def cut_off(folder: Path) -> None:
 
 BROKEN = {
     "integers": (lambda folder: edit(folder, lambda tensors: tensors.update({BIAS: tensors[BIAS].int()})), [BIAS]),
-    "weights that are cut off": (cut_off, ["model.safetensors", "truncated"]),
+    "truncated weights": (cut_off, ["model.safetensors", "truncated"]),
     "an index of nothing": (write("model.safetensors.index.json", "[]"), ["index.json", "list"]),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), ["config.json", "no such file"]),
     "another configuration": (
         rewrite("config.json", '"hidden_act": "gelu"', '"hidden_act": "relu"'), ["hidden_act", "'relu'", "'gelu'"]
     ),
-    "another tokenizer": (rewrite("tokenizer.json", "extra_id_7", "extra_id_x"), ["vocabulary of the tokenizer differs"]),
+    "another tokenizer": (rewrite("tokenizer.json", "extra_id_7", "extra_id_x"), ["the vocabulary of the tokenizer"]),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["no tokenizer found"]),
 }  # fmt: skip
 
@@ -159,7 +159,7 @@ def test_an_export_overwrites_nothing_and_names_foreign_tensors(
 
 
 INCOMPLETE = {
-    "a part that is missing": (lambda tensors: tensors.pop(BIAS), [BIAS, "missing"]),
+    "a missing part": (lambda tensors: tensors.pop(BIAS), [BIAS, "missing"]),
     "another shape": (lambda tensors: tensors.update({BIAS: torch.ones(5)}), [BIAS, "(5,)", "(32,)"]),
     "NaN": (lambda tensors: tensors[BIAS].fill_(torch.nan), [BIAS, "32 NaN"]),
     "integers": (lambda tensors: tensors.update({BIAS: tensors[BIAS].int()}), [BIAS, "int32"]),

@@ -1,4 +1,4 @@
-"""The example checkpoint behind the page, and a server of it on a free port."""
+"""The example checkpoint for the page, and its server on a free port."""
 
 import socket
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def no_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(lion: Lion, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a running demo."""
+    """The address of a running demo."""
     pytest.importorskip("gradio", reason="the extra [demo] is not installed")
     from transformers_lion.demo.server import start
 

@@ -1,4 +1,4 @@
-"""Behind the page: images are encoded once, answers are those of `Lion` and can be stopped, users do not mix."""
+"""Behind the page: images are encoded once, answers match `Lion` and can be stopped, users are independent."""
 
 import threading
 import time
@@ -40,7 +40,7 @@ def last(lion: Lion, seen: Seen, question: Question, tags: Any, options: Options
 
 @pytest.fixture
 def encoded(lion: Lion) -> Iterator[list[int]]:
-    """Grows when an image goes through the vision tower."""
+    """A list that grows whenever the vision tower encodes an image."""
     calls: list[int] = []
     hook = lion.model.vision_model.register_forward_pre_hook(lambda *_: calls.append(1))
     yield calls

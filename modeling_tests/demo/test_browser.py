@@ -1,4 +1,4 @@
-"""The page in a real browser: as its users load, fill, click and see it."""
+"""The page in a real browser, used like a user would."""
 
 import time
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ def visitor(browser: Any, address: str) -> Iterator[Visitor]:
 
 
 def is_red_near(screen: Image.Image, x: float, y: float, reach: int = 2) -> bool:
-    """Whether a pixel has the colour of the first box, though the browser scales the image."""
+    """Whether a pixel has the color of the first box, even if the browser scales the image."""
     area = screen.crop((round(x) - reach, round(y) - reach, round(x) + reach + 1, round(y) + reach + 1))
     pixels = [area.getpixel((i, j)) for i in range(area.width) for j in range(area.height)]
     return any(sum(abs(a - b) for a, b in zip(pixel, RED, strict=True)) < 60 for pixel in pixels)  # type: ignore[arg-type]
 
 
 def shows_box(visitor: Visitor, box: tuple[float, float, float, float]) -> bool:
-    """Whether all four edges of a box are seen on the page, at their places."""
+    """Whether all four edges of a box are visible on the page at their positions."""
     (left, top, scale), screen = visitor.place(), visitor.screenshot()
     x1, y1, x2, y2 = box
     middle = ((x1 + x2) / 2, (y1 + y2) / 2)
@@ -100,7 +100,7 @@ def test_a_file_that_is_not_an_image_is_refused_on_the_page(
     visitor.upload(no_image)
     visitor.wait_for("#status", "not an image")
     assert "Traceback" not in visitor.page.locator("body").inner_text()
-    visitor.upload(sketch_file)  # the field is free again
+    visitor.upload(sketch_file)  # the field accepts another file
     visitor.wait_for("#status", "640 x 480")
 
 

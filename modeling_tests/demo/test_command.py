@@ -1,4 +1,4 @@
-"""The command: what it says without Gradio, and what it hands on."""
+"""The command: its message without Gradio, and the options that it passes on."""
 
 import importlib.util
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers_lion.demo import server
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the server would be started with, where Gradio seems to be installed."""
+    """The arguments for starting the server, with a fake Gradio."""
     calls: list[dict[str, Any]] = []
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gradio" else find(name))
@@ -55,4 +55,4 @@ def test_a_folder_without_images_is_refused(served: list[dict[str, Any]], tmp_pa
 
 def test_an_invalid_model_is_refused(served: list[dict[str, Any]], tmp_path: Path) -> None:
     assert str(tmp_path) in refusal("demo", "--model", tmp_path)
-    assert checkpoints.load_lion  # the command uses the loader of the others
+    assert checkpoints.load_lion  # the command uses the same loader as the others

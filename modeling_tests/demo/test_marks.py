@@ -1,4 +1,4 @@
-"""What is drawn on the page's image, in its own pixels."""
+"""Drawings on the image of the page, in its own pixels."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ RED = ImageColor.getrgb(PALETTE[0])
 
 @pytest.fixture
 def seen() -> Seen:
-    """An image that is shown at half its size."""
+    """An image that is displayed at half its size."""
     features = LionImageFeatures(last_hidden_state=torch.zeros(1, 1, 1))
     return Seen(Image.new("RGB", (200, 100), "black"), (400, 200), features, None, 0.0)
 

@@ -1,4 +1,4 @@
-"""A running server, asked by programs: sessions, wrong files, limits, and what it does not hand out."""
+"""A running server, queried by programs: sessions, invalid files, limits, and files that it does not serve."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ gradio = pytest.importorskip("gradio", reason="the extra [demo] is not installed
 gradio_client = pytest.importorskip("gradio_client", reason="the extra [demo] is not installed")
 
 SETTINGS = (True, [], 1, 64)
-"""Tell the tags, the ticked ones, beams, length."""
+"""Use tags, selected tags, beams, length."""
 
 
 def connect(address: str) -> Any:
@@ -26,12 +26,12 @@ def connect(address: str) -> Any:
 
 
 def send(client: Any, file: Path) -> str:
-    """Send a file as an image; the line below the image."""
+    """Upload a file as an image, and return the status."""
     return client.predict(gradio_client.handle_file(str(file)), api_name="/see")[1]
 
 
 def ask(client: Any, task: str, *about: str) -> tuple[str, str]:
-    """The line below the image, and the answer."""
+    """Return the status and the answer."""
     _, status, found, *_ = client.predict(*SETTINGS, *about, api_name=f"/{task}")
     return status, found
 
@@ -117,14 +117,14 @@ def test_no_file_of_the_server_is_served(address: str, path: str) -> None:
 
 
 def test_uploaded_files_are_served(address: str, sketch_file: Path) -> None:
-    """So that the test above is about the path, and not about an address that is never right."""
+    """Show that the test above fails because of the path, not because of a wrong URL."""
     client = connect(address)
     image = client.predict(gradio_client.handle_file(str(sketch_file)), api_name="/see")[0]
     assert Path(image["path"] if isinstance(image, dict) else image).stat().st_size > 1000
 
 
 def post_image(address: str, path: str) -> str:
-    """Ask for an image by a path that was not sent; all that comes back."""
+    """Request an image by a path that was not uploaded, and return the response."""
     functions = json.loads(fetch(f"{address}config")[1])["dependencies"]
     index = next(function["id"] for function in functions if function["api_name"] == "see")
     body = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}], "fn_index": index, "session_hash": "x"}
@@ -167,7 +167,7 @@ def test_nothing_is_opened_unless_asked(lion: Lion, tmp_path: Path, monkeypatch:
 
 
 def post_file(address: str, size: int, headers: dict[str, str] | None = None) -> int:
-    """Send a file by itself, as no page does; the status of the answer."""
+    """Upload a file without a page, and return the status code."""
     body = (
         b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         + bytes(size)

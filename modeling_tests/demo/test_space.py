@@ -1,4 +1,4 @@
-"""The folder of the Space: it starts the demo with what the tests run on."""
+"""The folder of the Space starts the demo with the versions that the tests use."""
 
 import re
 import runpy

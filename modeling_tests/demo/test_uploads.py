@@ -1,4 +1,4 @@
-"""Files that strangers send: images come upright and in RGB, all else is refused in a sentence."""
+"""Uploaded files: images are opened upright and in RGB, everything else is refused in a sentence."""
 
 import os
 import struct
@@ -13,7 +13,7 @@ from transformers_lion.demo.uploads import MAX_MEGAPIXELS, SHOWN_SIDE, for_page,
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of an image of any size, which takes no memory."""
+    """The header of an image of any size, which takes no memory."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return start + struct.pack(">I", 9) + b"IDAT"
@@ -29,7 +29,7 @@ def refusal(file: Path) -> str:
 def test_an_image_is_opened_upright_and_in_rgb(tmp_path: Path) -> None:
     image = Image.new("RGBA", (30, 20), (255, 0, 0, 255))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "a.png", exif=exif)
     opened = open_upload(tmp_path / "a.png")
     assert (opened.mode, opened.size, opened.getpixel((0, 0))) == ("RGB", (20, 30), (255, 0, 0))

@@ -1,4 +1,4 @@
-"""A model that needs no weights: what it answers follows from the image's size and the question."""
+"""A model without weights, whose answers are derived from the size of the image and the question."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from transformers_lion.inference import Answer, Request
 
 
 class FakeLion:
-    """As much of `Lion` as an evaluation uses.
+    """The part of `Lion` that an evaluation uses.
 
     Args:
         leaky: have answers tell how many others were in the batch.

@@ -1,4 +1,4 @@
-"""Captions: words, figures against pycocoevalcap with Java, and the forms of data."""
+"""Captions: words, metrics compared with pycocoevalcap and Java, and data formats."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""`lion eval` on the example checkpoint and scenes, as a person would drive it; killed, and on two processes."""
+"""`lion eval` on the example checkpoint and scenes, run by a user, interrupted, and with two processes."""
 
 import json
 import os

@@ -26,7 +26,7 @@ TASK_REGEX = re.compile(r"\[\s*(-?\d+(?:\.\d+)?),\s*(-?\d+(?:\.\d+)?),\s*(-?\d+(
 
 
 class StandIn:
-    """As much of `lmms_eval.api.model.lmms` as a model uses: a constructor, and the documents of tasks."""
+    """The part of `lmms_eval.api.model.lmms` that a model uses: a constructor, and the documents of tasks."""
 
     def __init__(self) -> None:
         self.task_dict: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Speaker(FakeLion):
-    """Says what it is told to."""
+    """Returns predefined answers."""
 
     def __init__(self, *texts: str):
         super().__init__()
@@ -76,7 +76,7 @@ class Speaker(FakeLion):
 
 @dataclass
 class Instance:
-    """What lmms-eval hands to a model: `args` are the context, options or a continuation, and where the document is."""
+    """A request of lmms-eval: `args` are the context, options or a continuation, and the location of the document."""
 
     args: tuple[Any, ...]
 

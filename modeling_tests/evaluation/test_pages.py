@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Tags(HTMLParser):
-    """What a browser finds in a page."""
+    """The content that a browser finds in a page."""
 
     def __init__(self, page: str):
         super().__init__()

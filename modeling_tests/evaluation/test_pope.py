@@ -1,4 +1,4 @@
-"""POPE: figures against its official script, splits, and answers that are neither yes nor no."""
+"""POPE: metrics compared with its official script, splits, and answers that are neither yes nor no."""
 
 import json
 from pathlib import Path

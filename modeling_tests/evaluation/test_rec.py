@@ -1,4 +1,4 @@
-"""Referring expressions: figures by hand, the forms of data, and boxes that are not what they seem."""
+"""Referring expressions: metrics computed by hand, data formats, and ambiguous boxes."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from transformers_lion.grounding import format_boxes
 from transformers_lion.image_pixels import ORIENTATION
 
 BOX = [0.1, 0.2, 0.5, 0.8]
-"""All forms below have this one, in an image of 200 by 100 pixels."""
+"""The box in all formats below, in an image of 200 by 100 pixels."""
 XYXY, XYWH = [20, 20, 100, 80], [20, 20, 80, 60]
 SIZE = {"width": 200, "height": 100}
 RECORD = {"image": "a.jpg", "phrase": "the dog", **SIZE}

@@ -1,4 +1,4 @@
-"""All tasks: from files of data and predictions to figures, without any model."""
+"""All tasks: metrics from files of data and predictions, without a model."""
 
 import json
 import sys

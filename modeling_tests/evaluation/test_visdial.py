@@ -1,4 +1,4 @@
-"""VisDial: figures against the challenge's code, ties, and its form of data."""
+"""VisDial: metrics compared with the challenge's code, ties, and the data format."""
 
 import json
 from pathlib import Path

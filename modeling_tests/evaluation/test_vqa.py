@@ -1,4 +1,4 @@
-"""Short answers: figures against VQA's official script, exact match, choices, and the forms of data."""
+"""Short answers: metrics compared with VQA's official script, exact match, choices, and data formats."""
 
 import json
 import logging
