@@ -284,7 +284,7 @@ def test_an_output_that_exists_is_replaced_on_request_only(
     assert convert_ram(ram_files, tmp_path / "out") == 0
     (tmp_path / "out" / "mine").touch()
     assert convert_ram(ram_files, tmp_path / "out") == 1
-    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert "pass --overwrite to replace it" in capsys.readouterr().err
     assert (tmp_path / "out" / "mine").exists()
     assert convert_ram(ram_files, tmp_path / "out", overwrite=True) == 0
     assert not (tmp_path / "out" / "mine").exists()
