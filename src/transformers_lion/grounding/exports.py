@@ -71,7 +71,9 @@ def to_supervision(
     try:
         import supervision
     except ImportError as error:
-        raise ImportError('to_supervision requires supervision: pip install "transformers-lion[supervision]".') from error
+        raise ImportError(
+            'to_supervision requires supervision: pip install "transformers-lion[supervision]".'
+        ) from error
     rows = _collect_boxes(found, scores)
     names = [_find_class_name(row.phrase, class_names) for row in rows]
     ids = _list_ids(class_names)
