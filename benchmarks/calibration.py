@@ -1,10 +1,10 @@
-"""How well the score of a box tells whether it is right: the example checkpoint on scenes that no training saw.
+"""How well box scores predict correctness: the example checkpoint on scenes that were not used for training.
 
     python benchmarks/calibration.py [CHECKPOINT] [--scenes 500] [--beams 1] [--output benchmarks/calibration.md]
 
-Each scene is asked for one of its objects, without tags. A box is right if its IoU with the object's is 0.5 or more.
-The score is that of `transformers_lion.grounding.score_boxes`: the geometric mean of the probabilities of the tokens
-that wrote the box's digits. Besides the table a picture of the same name is written.
+The model locates one object in each scene, without tags. A box is right if its IoU with the object's box is at least
+0.5. The score is that of `transformers_lion.grounding.score_boxes`: the geometric mean of the probabilities of the
+tokens with the digits of the box. The output is a table and an image with the same name.
 """
 
 import argparse
@@ -22,24 +22,24 @@ from transformers_lion.training.small_world.scenes import render, sample_scene
 
 NUM_BINS = 10
 BATCH_SIZE = 16
-PICTURE_SIZE = 200
+IMAGE_SIZE = 200
 SEED = 1
 
 
 def ask(
     model: LionForConditionalGeneration, processor: LionProcessor, num_scenes: int, num_beams: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """The score and the IoU of the first box of each answer, and the number of answers without a box."""
+    """Return the score and IoU of the first box in each answer, and the number of answers without a box."""
     scores, ious, without = [], [], 0
     for low in range(0, num_scenes, BATCH_SIZE):
-        samples, pictures = [], []
+        samples, images = [], []
         for index in range(low, min(low + BATCH_SIZE, num_scenes)):
             scene = sample_scene("test", index, SEED)
             sample = ASKERS["locate"](np.random.default_rng([9, SEED, index]), scene)
             if sample is not None:
                 samples.append(sample)
-                pictures.append(render(scene, PICTURE_SIZE))
-        for sample, result in zip(samples, locate(model, processor, samples, pictures, num_beams), strict=True):
+                images.append(render(scene, IMAGE_SIZE))
+        for sample, result in zip(samples, locate(model, processor, samples, images, num_beams), strict=True):
             if not len(result["boxes"]):
                 without += 1
                 continue
@@ -50,12 +50,12 @@ def ask(
 
 @torch.no_grad()
 def locate(
-    model: LionForConditionalGeneration, processor: LionProcessor, samples: list[Sample], pictures: list, num_beams: int
+    model: LionForConditionalGeneration, processor: LionProcessor, samples: list[Sample], images: list, num_beams: int
 ) -> list[dict]:
-    """The boxes of each answer, with their scores."""
+    """Return the boxes of each answer with their scores."""
     if not samples:
         return []
-    inputs = processor(pictures, [sample.question for sample in samples], task_type="region_level", return_tensors="pt")
+    inputs = processor(images, [sample.question for sample in samples], task_type="region_level", return_tensors="pt")
     generated = model.generate(
         **inputs, num_beams=num_beams, max_new_tokens=64, do_sample=False, return_dict_in_generate=True,
         output_logits=True,
@@ -66,7 +66,7 @@ def locate(
 
 
 def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
-    """Expected calibration error: over bins of equal width, the mean distance of the score from the share of right."""
+    """Compute the expected calibration error: the mean distance of score and accuracy over bins of equal width."""
     bins = np.minimum((scores * NUM_BINS).astype(int), NUM_BINS - 1)
     return sum(
         (bins == b).mean() * abs(scores[bins == b].mean() - right[bins == b].mean()) for b in np.unique(bins).tolist()
@@ -74,7 +74,7 @@ def calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
 
 
 def auroc(scores: np.ndarray, right: np.ndarray) -> float:
-    """How often a right box has a higher score than a wrong one; `nan` if there are not both."""
+    """Compute how often a right box has a higher score than a wrong one. Return `nan` if either kind is missing."""
     if right.all() or not right.any():
         return math.nan
     difference = scores[right][:, None] - scores[~right][None]
@@ -82,7 +82,7 @@ def auroc(scores: np.ndarray, right: np.ndarray) -> float:
 
 
 def logistic_map(scores: np.ndarray, right: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The share of right boxes at the scores `at`, by a logistic function of the score's logarithm fitted to others."""
+    """Fit a logistic function of the log score, and return the expected share of right boxes at the scores `at`."""
 
     def columns(values: np.ndarray) -> np.ndarray:
         return np.stack([np.ones_like(values), np.log(np.maximum(values, 1e-9))], axis=1)
@@ -96,7 +96,7 @@ def logistic_map(scores: np.ndarray, right: np.ndarray, at: np.ndarray) -> np.nd
 
 
 def mapped(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Each half of the scores through the map that the other half gave."""
+    """Map each half of the scores with the function that was fitted to the other half."""
     even = np.arange(len(scores)) % 2 == 0
     shares = np.empty_like(scores)
     for half in (even, ~even):
@@ -107,7 +107,9 @@ def mapped(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
 def rows(
     scores: np.ndarray, right: np.ndarray, ious: np.ndarray
 ) -> list[tuple[float, float, float, int, float, float]]:
-    """Of bins with about as many boxes each: least, greatest and mean score, boxes, share of right, and mean IoU."""
+    """Split scores into bins of similar counts. Return lowest, highest and mean score, count, accuracy and mean IoU of
+    each.
+    """
     order = np.argsort(scores, kind="stable")
     return [
         (scores[part[0]], scores[part[-1]], scores[part].mean(), len(part), right[part].mean(), ious[part].mean())
@@ -117,7 +119,7 @@ def rows(
 
 
 def table(name: str, options: argparse.Namespace, scores: np.ndarray, ious: np.ndarray, without: int) -> str:
-    """The results in Markdown."""
+    """Format the results in Markdown."""
     right = ious >= 0.5
     lines = [
         "# Calibration of box scores",
@@ -156,7 +158,7 @@ def table(name: str, options: argparse.Namespace, scores: np.ndarray, ious: np.n
 
 
 def draw(file: Path, scores: np.ndarray, ious: np.ndarray) -> None:
-    """The share of right boxes in each bin of scores, and the scores of right and wrong boxes."""
+    """Plot the share of right boxes by score, and a histogram of the scores of right and wrong boxes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -185,7 +187,7 @@ def main() -> None:
     parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="write the table there, and a picture beside it")
+    parser.add_argument("--output", type=Path, help="write the table there, and an image beside it")
     options = parser.parse_args()
     checkpoint = options.checkpoint or Path(example_checkpoint())
     model = LionForConditionalGeneration.from_pretrained(checkpoint).eval()

@@ -1,4 +1,4 @@
-"""The paper's claims in small: runs of equal budget in the small world, compared over several seeds.
+"""The paper's claims at small scale: runs with the same budget in the small world, compared over several seeds.
 
     python -m transformers_lion.training.small_world.pretrain tower FOLDER
     python -m transformers_lion.training.small_world.pretrain language FOLDER
@@ -6,11 +6,11 @@
     python -m transformers_lion.training.small_world.stage_training alignment FOLDER
     python benchmarks/claims.py FOLDER [--seeds 0 1 2] [--steps 150] [--scenes 200] [--only CLAIM ...]
 
-All runs start from the same stage 0 and aligned aggregator, where they have one, and see the same scenes in the same
-order; a seed decides on the other new parts' first values and on the data. `--steps` is the budget of a run in batches
-of 96 questions. A run that is done is kept in FOLDER/claims and not repeated; one that was killed goes on. The table
-goes to `benchmarks/claims.md`, with a plot beside it, from whatever runs are there; it says how many seeds each row
-has.
+All runs start from the same stage 0 and, if they have an aggregator, from the same aligned one. They see the same
+scenes in the same order. The seed determines the initialization of the other new parts and the data. `--steps` is the
+budget of a run in batches of 96 questions. Finished runs are kept in FOLDER/claims and not repeated, and interrupted
+ones are resumed. The table in `benchmarks/claims.md` and its plot are generated from the runs that exist. The table
+lists the number of seeds in each row.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from transformers_lion.training.stages import AGGREGATOR_PARTS, BASE_PARTS, part
 
 RATE, AGGREGATOR_LR_MULTIPLIER = 2e-3, 0.05
 REUSED = (*BASE_PARTS, *AGGREGATOR_PARTS, "soft_prompt")
-"""Parts that every run begins with as stage 0 and the alignment left them."""
+"""Parts that every run takes from stage 0 and the alignment."""
 
 FIRST_SCENE = 10_000_000
 HERE = Path(__file__).parent
@@ -47,14 +47,14 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Run:
-    """What one run trains and how it is looked at.
+    """What one run trains and how it is evaluated.
 
     Attributes:
-        claim: the claim that it belongs to.
-        name: the side of the comparison.
-        train: from the folder of a seed, the seed, the budget and the output folder; saves the model.
-        tags: of the evaluation, by the names of their columns: `None`, or the share that is wrong.
-        kinds: of the questions that are asked.
+        claim: Claim that the run belongs to.
+        name: Side of the comparison.
+        train: Function of the folder, the seed, the budget and the output folder that trains and saves the model.
+        tags: Evaluations by column name, each with `None` for no tags or the share of wrong tags.
+        kinds: Kinds of questions to ask.
     """
 
     claim: str
@@ -65,7 +65,7 @@ class Run:
 
 
 def records(kinds: tuple[str, ...], steps: int, seed: int, offset: int = 0, **options: Any) -> SceneRecords:
-    """The data of a run: the same scenes for all runs of a seed that start at the same `offset` of batches."""
+    """Create the data of a run. All runs with the same seed and `offset` (in batches) see the same scenes."""
     start = FIRST_SCENE + seed * 1_000_000 + offset * BATCH_IMAGES
     return SceneRecords("train", BATCH_IMAGES * steps, kinds, NUM_QUESTIONS, start, seed, **options)
 
@@ -73,13 +73,13 @@ def records(kinds: tuple[str, ...], steps: int, seed: int, offset: int = 0, **op
 def one_run(
     stage: str, fields: dict[str, Any] | None = None, kinds: str = "mixture", **options: Any
 ) -> Callable[[Path, int, int, Path], None]:
-    """A run in one go.
+    """Create a run with a single stage.
 
     Args:
-        stage: whose parts are trained.
-        fields: of the configuration that differ from the stage's own model.
-        kinds: of questions, a key of `KINDS`.
-        **options: of `SceneRecords`.
+        stage: Stage whose parts are trained.
+        fields: Configuration fields that differ from those of the stage.
+        kinds: Kinds of questions, a key of `KINDS`.
+        **options: Options of `SceneRecords`.
     """
 
     def run(folder: Path, seed: int, steps: int, output: Path) -> None:
@@ -91,7 +91,7 @@ def one_run(
 
 
 def build(folder: Path, seed: int, stage: Stage, fields: dict[str, Any]) -> tuple[LionForConditionalGeneration, Stage]:
-    """A model of a stage on the base, all but `REUSED` new, with some fields of its configuration changed."""
+    """Build the model of a stage, with only `REUSED` parts taken from the base and some fields changed."""
     base = make_base(folder, seed)
     config = base.config.to_dict()
     num_adapters = fields.get("num_adapters", stage.num_adapters)
@@ -113,7 +113,7 @@ def build(folder: Path, seed: int, stage: Stage, fields: dict[str, Any]) -> tupl
 
 
 def stage_wise(folder: Path, seed: int, steps: int, output: Path) -> None:
-    """A third of the budget for each stage."""
+    """Spend a third of the budget on each stage."""
     third = steps // 3
     for place, stage in enumerate(("image_level", "region_level", "mixture")):
         target = output if stage == "mixture" else output.with_name(f"{output.name}-{stage}")
@@ -147,17 +147,17 @@ RUNS = (
         NOISY, KINDS["image_level"]),
 )  # fmt: skip
 SAME = {("training", "all at once"): ("aggregator", "with"), ("adapters", "two with a router"): ("aggregator", "with")}
-"""Runs that are another one under a second name."""
+"""Runs that are identical to another run."""
 
 
 def file_of(folder: Path, run: Run, seed: int, steps: int) -> Path:
-    """Where the figures of a run are kept."""
+    """Return the file for the metrics of a run."""
     claim, name = SAME.get((run.claim, run.name), (run.claim, run.name))
     return folder / "claims" / f"{claim}-{name.replace(' ', '-')}-{steps}-{seed}.json"
 
 
 def do(folder: Path, run: Run, seed: int, steps: int, num_scenes: int) -> None:
-    """Train and evaluate, unless that was done before."""
+    """Train and evaluate, unless the run is already done."""
     file = file_of(folder, run, seed, steps)
     if file.exists():
         return
@@ -178,7 +178,7 @@ FIGURES = {"rec": "REC, IoU 0.5", "caption_f1": "caption F1", "questions": "ques
 
 
 def table(folder: Path, seeds: list[int], steps: int, num_scenes: int) -> tuple[str, list[Any]]:
-    """The table in Markdown, and its rows."""
+    """Return the table in Markdown, and its rows."""
     lines = [f"| claim | run | tags | seeds | {' | '.join(FIGURES.values())} |", "|" + "---|" * (4 + len(FIGURES))]
     rows = []
     for run in RUNS:
@@ -193,7 +193,7 @@ def table(folder: Path, seeds: list[int], steps: int, num_scenes: int) -> tuple[
 
 
 def spread(values: list[float]) -> str:
-    """Mean and the range of the seeds, in percent."""
+    """Format the mean and range over seeds in percent."""
     if not values:
         return ""
     mean, low, high = (100 * float(f(values)) for f in (np.mean, np.min, np.max))
@@ -201,7 +201,7 @@ def spread(values: list[float]) -> str:
 
 
 def plot(rows: list[Any], file: Path) -> None:
-    """A dot for each seed, a bar for each mean."""
+    """Plot a dot for each seed and a bar for each mean."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -222,7 +222,7 @@ def plot(rows: list[Any], file: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, and write table and plot."""
+    """Execute missing runs, and write the table and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

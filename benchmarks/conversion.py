@@ -1,10 +1,10 @@
-"""Memory and time of converting a checkpoint of full size.
+"""Memory and time of converting a full-size checkpoint.
 
     python benchmarks/conversion.py --size xl --folder /somewhere/with/room
 
-Makes the files of a LION-FlanT5-XL or -XXL, with every key, shape and dtype of the real ones. Their tensors repeat one
-number (and the language model's file is sparse), so they take little disk; what the conversion reads, converts, writes
-and compares is of full size. Prints the peak of the anonymous and of the whole resident memory of the process.
+Creates the files of LION-FlanT5-XL or -XXL with all keys, shapes and dtypes of the real ones. They take little disk
+space, because their tensors repeat one number and the files of the language model are sparse, but the conversion reads,
+converts, writes and compares the full size. Prints the peaks of anonymous and total resident memory of the process.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ALIASES = ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_token
 
 
 def keys_of(size: str) -> dict[str, tuple[list[int], bool]]:
-    """Every key of the reference model: its shape, and whether it is trained."""
+    """Return all keys of the reference model with their shape and whether they are trained."""
     keys = {}
     for template, shape, trained, layers in json.loads((GOLDENS / "keys" / f"lion_{size}.json").read_text()):
         for layer in range(*layers) if layers else [None]:
@@ -36,12 +36,12 @@ def keys_of(size: str) -> dict[str, tuple[list[int], bool]]:
 
 
 def repeated(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of zeros that stores one of them."""
+    """Create a tensor of zeros that stores a single element."""
     return torch.zeros(1, dtype=dtype).expand(shape)
 
 
 def write_pickles(keys: dict[str, tuple[list[int], bool]], folder: Path) -> None:
-    """`lion.pth` in the released layout, with its optimizer, and `eva_vit_g.pth`."""
+    """Write `lion.pth` in the released layout, with optimizer state, and `eva_vit_g.pth`."""
     trained = {key: repeated(shape, torch.float32) for key, (shape, is_trained) in keys.items() if is_trained}
     model = {**trained, **{key: repeated(keys[key][0], torch.bfloat16) for key in ALIASES}}
     model["Qformer.bert.embeddings.position_ids"] = torch.arange(512).reshape(1, -1)
@@ -53,7 +53,7 @@ def write_pickles(keys: dict[str, tuple[list[int], bool]], folder: Path) -> None
 
 
 def write_language_model(keys: dict[str, tuple[list[int], bool]], folder: Path) -> None:
-    """FlanT5's folder, with sparse files of float32 of up to 10 GB."""
+    """Write FlanT5's folder with sparse float32 files of up to 10 GB."""
     shutil.copytree(GOLDENS / "lion" / "llm", folder)
     slots = {
         key.removeprefix("t5_model."): Slot(tuple(shape), torch.float32)
@@ -71,7 +71,7 @@ def write_language_model(keys: dict[str, tuple[list[int], bool]], folder: Path) 
 
 
 def write_bert_tokenizer(folder: Path) -> None:
-    """A tokenizer with as many tokens as bert-base-uncased's."""
+    """Write a tokenizer with the vocabulary size of bert-base-uncased."""
     folder.mkdir()
     tokens = (GOLDENS / "lion" / "bert" / "vocab.txt").read_text().split()
     tokens += [f"filler{index}" for index in range(30522 - len(tokens))]
@@ -79,7 +79,7 @@ def write_bert_tokenizer(folder: Path) -> None:
 
 
 def watch(process: subprocess.Popen) -> tuple[float, float]:
-    """Peaks of anonymous and of all resident memory of a process, in GB, until it ends."""
+    """Watch a process until it ends, and return its peak anonymous and total resident memory in GB."""
     anonymous = resident = 0
     while process.poll() is None:
         status = dict(

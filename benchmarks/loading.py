@@ -1,13 +1,12 @@
-"""Memory and answers of loading: from shards, with a memory limit and the disk, and quantised.
+"""Memory and answers of loading: from shards, with a memory limit and disk offload, and quantized.
 
     python benchmarks/loading.py --folder /somewhere/with/room
 
-Makes a LION of 0.72 billion random numbers, 1.4 GB of bfloat16 in 8 shards, and loads it
-in a process of its own for each row of the tables that it prints. A row whose package is not installed says so.
+Creates a LION with 0.72 billion random parameters, 1.4 GB of bfloat16 in 8 shards, and loads it in a new process for
+each row of the printed tables. Rows whose package is not installed say so.
 
-Memory is sampled every 2 ms, and counted from before the loading. Weights whose stored dtype is the wanted one are
-mapped from the files: they take no anonymous memory, and the system drops them from memory when it is short. Seconds
-are processor time, on one thread.
+Memory is sampled every 2 ms, relative to its value before loading. Weights that are stored in the requested dtype are
+memory-mapped: they take no anonymous memory, and the system can evict them. Seconds are processor time on one thread.
 """
 
 import argparse
@@ -37,7 +36,9 @@ CONFIG: dict[str, Any] = {
 
 
 def build(folder: Path) -> None:
-    """Save the seeded model as shards; the adapters get values that matter, since fresh ones add nothing."""
+    """Save the seeded model as shards. The adapters get nonzero weights, because freshly initialized ones have no
+    effect.
+    """
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = LionForConditionalGeneration(LionConfig(**CONFIG))
@@ -50,7 +51,7 @@ def build(folder: Path) -> None:
 
 
 def make_inputs(dtype: torch.dtype, num_samples: int = NUM_SAMPLES) -> dict[str, torch.Tensor]:
-    """Seeded pixels and questions of both tasks."""
+    """Create seeded pixels and questions for both tasks."""
     generator = torch.Generator().manual_seed(0)
     return {
         "pixel_values": torch.randn(num_samples, 3, 224, 224, generator=generator).to(dtype),
@@ -61,14 +62,14 @@ def make_inputs(dtype: torch.dtype, num_samples: int = NUM_SAMPLES) -> dict[str,
 
 
 def memory() -> dict[str, int]:
-    """Anonymous and all resident memory of this process, in bytes."""
+    """Return the anonymous and the total resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines if ":" in line)
     return {"anonymous": int(status["RssAnon"].split()[0]) * 1024, "resident": int(status["VmRSS"].split()[0]) * 1024}
 
 
 class Growth:
-    """Growth of this process's memory inside the `with` block: its `peak`, what is left at the `end`, in bytes."""
+    """Measures the growth of this process's memory in a `with` block, in bytes: its `peak`, and at the `end`."""
 
     def __enter__(self) -> "Growth":
         self.start, self.peak, self.running = memory(), dict.fromkeys(memory(), 0), True
@@ -88,7 +89,7 @@ class Growth:
 
 
 def load(folder: Path, **kwargs: Any) -> tuple[LionForConditionalGeneration, Growth, float]:
-    """The model, what its loading took, and the seconds."""
+    """Load the model, and return it with its memory growth and the time in seconds."""
     start = time.process_time()
     with Growth() as growth:
         model = LionForConditionalGeneration.from_pretrained(folder, **kwargs).eval()
@@ -96,12 +97,12 @@ def load(folder: Path, **kwargs: Any) -> tuple[LionForConditionalGeneration, Gro
 
 
 def answer(model: LionForConditionalGeneration, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Greedy answers of exactly `NUM_TOKENS` tokens."""
+    """Generate exactly `NUM_TOKENS` tokens with greedy decoding."""
     return model.generate(**inputs, num_beams=1, min_new_tokens=NUM_TOKENS, max_new_tokens=NUM_TOKENS)
 
 
 def seconds_per_answer(model: LionForConditionalGeneration, dtype: torch.dtype) -> float:
-    """The best of two greedy answers to one question."""
+    """Return the faster of two greedy answers to one question, in seconds."""
     inputs, seconds = make_inputs(dtype, num_samples=1), []
     for _ in range(2):
         start = time.process_time()
@@ -119,7 +120,7 @@ def saved_bytes(folder: Path) -> int:
 
 
 def run_dtype(folder: Path, dtype: str) -> dict[str, Any]:
-    """Load in a dtype and read every weight."""
+    """Load the model in a dtype and read all weights."""
     start = memory()
     model, growth, seconds = load(folder, dtype=dtype)
     answer(model, make_inputs(model.dtype))
@@ -133,7 +134,7 @@ def run_dtype(folder: Path, dtype: str) -> dict[str, Any]:
 
 
 def run_offload(folder: Path, dtype: str, share: float) -> dict[str, Any]:
-    """`device_map="auto"` with a limit of `share` of the weights, against the plain ids."""
+    """Load with `device_map="auto"`, limited to a `share` of the weights, and return the generated ids."""
     size = saved_bytes(folder) * (2 if dtype == "float32" else 1)
     limits = {"device_map": "auto", "max_memory": {"cpu": int(share * size)}} if share < 1 else {}
     with Growth() as growth:
@@ -189,7 +190,7 @@ QUANTIZATIONS: dict[str, Callable[[], Any]] = {
 
 
 def run_quantization(folder: Path, name: str, output: Path) -> dict[str, Any]:
-    """Quantise while loading, save, and answer."""
+    """Quantize while loading, save, and answer."""
     try:
         config = QUANTIZATIONS[name]()
     except ImportError as error:
@@ -206,7 +207,7 @@ def run_quantization(folder: Path, name: str, output: Path) -> dict[str, Any]:
 
 
 def run_reload(folder: Path, ids: torch.Tensor) -> dict[str, Any]:
-    """Load what was saved, answer, and predict each next token of `ids` from those before it."""
+    """Load the saved model, answer, and predict each token of `ids` from the preceding ones."""
     start = memory()
     model, growth, seconds = load(folder)
     inputs = make_inputs(torch.bfloat16)
@@ -223,7 +224,7 @@ def run_reload(folder: Path, ids: torch.Tensor) -> dict[str, Any]:
 
 
 def in_process(*arguments: object) -> dict[str, Any]:
-    """The result of one case, computed by a fresh process."""
+    """Compute one case in a new process and return its result."""
     command = [sys.executable, __file__, "--case", *map(str, arguments)]
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
@@ -302,7 +303,7 @@ def main() -> None:
         in_process("build", model)
     print_dtypes(model)
     print_offloads(model)
-    print_quantizations(model, arguments.folder / "quantised")
+    print_quantizations(model, arguments.folder / "quantized")
 
 
 if __name__ == "__main__":

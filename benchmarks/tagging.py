@@ -1,10 +1,10 @@
-"""Tagging at full size on the CPU.
+"""Full-size tagging on the CPU.
 
     python benchmarks/tagging.py [--repeats 3] [--threads 1] [--output benchmarks/tagging.md]
 
 The weights are random (Swin-L, 4585 tags). The best time is reported. Times are processor time over all threads, which
-other work on the machine hardly moves: with one thread, images per second of one undisturbed core. Peak memory is that
-of a process that does nothing else.
+other processes on the machine hardly affect: with one thread, they give the images per second of one idle core. Peak
+memory is that of a separate process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BATCH_SIZES = (1, 8)
 
 
 def head(model: RamForImageTagging, image_embeds: torch.Tensor) -> torch.Tensor:
-    """What `forward` does behind the vision tower."""
+    """Run the part of `forward` after the vision tower."""
     queries = model.get_label_queries(image_embeds.device).expand(len(image_embeds), -1, -1)
     return model.classifier(model.head(queries, image_embeds).last_hidden_state).squeeze(-1)
 
@@ -48,7 +48,8 @@ def seconds(function: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def measure_times(dtype: str, batch_size: int, repeats: int) -> None:
-    """Print the best seconds of the tagger, of its head alone, and of what `ImageTagger` does in addition."""
+    """Print the best times of the tagger, of its head alone, and of the additional work of `ImageTagger`, in "
+    "seconds."""
     model, pixels = build(dtype, batch_size)
     image_embeds = torch.randn(batch_size, 145, 512).to(DTYPES[dtype])
     whole = min(seconds(partial(model, pixels)) for _ in range(repeats))
@@ -65,13 +66,13 @@ def measure_memory(dtype: str, batch_size: int) -> None:
 
 
 def in_process(*arguments: object) -> list[float]:
-    """The numbers that a fresh process prints."""
+    """Return the numbers that a new process prints."""
     command = [sys.executable, __file__, *map(str, arguments)]
     return [float(word) for word in subprocess.check_output(command, text=True).split()]
 
 
 def table(repeats: int, threads: int) -> str:
-    """The results in Markdown."""
+    """Format the results in Markdown."""
     lines = [
         "# Tagging",
         "",
@@ -94,7 +95,7 @@ def table(repeats: int, threads: int) -> str:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """Return the name of the processor."""
     try:
         names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     except OSError:

@@ -1,10 +1,10 @@
-"""What a training needs in memory: computed for the paper's models, and computed beside measured for a small one.
+"""Memory for training: computed for the paper's models, and computed and measured for a small model.
 
     python benchmarks/training_memory.py
 
-The small model has 0.15 billion random numbers and trains on a CPU, in one process or in two of them (gloo), each row
-in processes of its own. What is measured is the growth of the first process's resident memory from before the model
-was made to the highest moment of the second step.
+The small model has 0.15 billion random parameters and trains on a CPU, in one process or in two (gloo), with new
+processes for each row. The measurement is the growth of the first process's resident memory, from before building the
+model to the peak of the second step.
 """
 
 import argparse
@@ -36,7 +36,7 @@ PAPER_STEPS = [(16, False), (16, True), (1, True)]
 
 
 def small_config(width: int) -> LionConfig:
-    """Eight blocks and layers of a width, four in the Q-Former."""
+    """Create a configuration with eight layers of the given width in each part, and four in the Q-Former."""
     heads = {"num_attention_heads": 8}
     return LionConfig(
         vision_config={"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 8, **heads},
@@ -52,17 +52,17 @@ SMALL_METHODS = [("one process", "float32"), ("ddp", "float32"), ("fsdp2", "floa
 SMALL_ROWS = [(method, checkpointing, dtype) for method, dtype in SMALL_METHODS for checkpointing in (False, True)]
 
 UNMAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Have the C library give freed tensors back to the system."""
+"""Make the C library return the memory of freed tensors to the system."""
 
 
 def status(key: str) -> int:
-    """A number of this process's status, in bytes."""
+    """Return a value from this process's status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(key)).split()[1]) * 1024
 
 
 def make_batch(config: LionConfig) -> dict[str, torch.Tensor]:
-    """Random inputs of `LENGTHS`."""
+    """Create random inputs with the sizes in `LENGTHS`."""
     size, batch_size = config.vision_config.image_size, LENGTHS["batch_size"]
     shapes = {"input_ids": "prompt_length", "qformer_input_ids": "question_length", "labels": "answer_length"}
     batch = {name: torch.randint(3, 90, (batch_size, LENGTHS[length])) for name, length in shapes.items()}
@@ -72,7 +72,7 @@ def make_batch(config: LionConfig) -> dict[str, torch.Tensor]:
 
 
 def step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], dtype: str) -> None:
-    """One step of training."""
+    """Run one training step."""
     with torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext():
         loss = model(**batch).loss
     loss.backward()
@@ -81,7 +81,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Te
 
 
 def measure(config: LionConfig, method: str, checkpointing: bool, dtype: str) -> int:
-    """The growth of this process's memory to the highest moment of a second step."""
+    """Measure the growth of this process's memory up to the peak of a second step."""
     batch = make_batch(config)
     before = status("VmRSS")
     torch.manual_seed(0)
@@ -95,13 +95,13 @@ def measure(config: LionConfig, method: str, checkpointing: bool, dtype: str) ->
         model = shard_model(model, init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad])
     step(model, optimizer, batch, dtype)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the highest moment to now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     step(model, optimizer, batch, dtype)
     return status("VmHWM") - before
 
 
 def measure_here(method: str, checkpointing: bool, dtype: str) -> None:
-    """Measure in this process, after a small step that loads all libraries; the first of several prints."""
+    """Measure in this process, after a small step that loads all libraries. Only the first process prints."""
     torch.set_num_threads(1)
     if method != "one process":
         dist.init_process_group("gloo")
@@ -114,7 +114,7 @@ def measure_here(method: str, checkpointing: bool, dtype: str) -> None:
 
 
 def measure_apart(method: str, checkpointing: bool, dtype: str) -> int:
-    """Measure in processes of their own."""
+    """Measure in new processes."""
     launcher = (
         [] if method == "one process" else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     )
@@ -126,7 +126,7 @@ def measure_apart(method: str, checkpointing: bool, dtype: str) -> int:
 
 
 def computed_small(method: str, checkpointing: bool, dtype: str) -> int:
-    """What `training_memory` says of a row."""
+    """Compute a row with `training_memory`."""
     parallel = "ddp" if method == "one process" else method
     found = training_memory(
         SMALL,
@@ -145,7 +145,7 @@ def gigabytes(count: float) -> str:
 
 
 def paper_row(name: str, method: str, num_devices: int) -> str:
-    """A row of the table of the paper's models: what stays, and the whole for three kinds of steps."""
+    """Format a row for a model of the paper: persistent memory, and the total for three kinds of steps."""
     cells = [name, method, str(num_devices)]
     for batch_size, checkpointing in PAPER_STEPS:
         options = {"batch_size": batch_size, "activation_checkpointing": checkpointing}
@@ -176,7 +176,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--row", help="for one row of the small model, in this process")
+    parser.add_argument("--row", help="measure one row of the small model in this process")
     options = parser.parse_args()
     if options.row:
         measure_here(*json.loads(options.row))

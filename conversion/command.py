@@ -1,4 +1,4 @@
-"""What all commands here do alike: one sentence on stderr and an exit code instead of a traceback."""
+"""Shared by all commands: report errors as one sentence on stderr and an exit code instead of a traceback."""
 
 import signal
 import sys
@@ -10,20 +10,20 @@ from safetensors import SafetensorError
 from transformers_lion.cli.common import INTERRUPTED, sentence
 
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code, as shells count it, beside `INTERRUPTED`."""
+"""Exit code after SIGTERM, following the convention of shells."""
 
 
-class Terminated(BaseException):
-    """SIGTERM, raised where it arrives, so that what is unfinished is removed."""
+class _Terminated(BaseException):
+    """Raised where SIGTERM arrives, so that unfinished output is removed."""
 
 
 def run_command(action: Callable[[], bool]) -> int:
-    """Run a command's action.
+    """Run the action of a command.
 
     Returns:
         The exit code: 0 only if the action returned `True`.
     """
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return 0 if action() else 1
     except (ValueError, OSError, SafetensorError) as error:
@@ -32,13 +32,12 @@ def run_command(action: Callable[[], bool]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except Terminated:
+    except _Terminated:
         print("error: terminated.", file=sys.stderr)
         return TERMINATED
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
-    """The handler of SIGTERM."""
-    raise Terminated
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated

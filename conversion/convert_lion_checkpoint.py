@@ -3,9 +3,9 @@
     python conversion/convert_lion_checkpoint.py --lion lion.pth --vision eva_vit_g.pth --language-model flan-t5-xl \
         --qformer-tokenizer bert-base-uncased --output lion-flant5-xl
 
-What is in the files is described in `docs/checkpoint.md`. Nothing is guessed: every key has its place, is on the list
-of droppable ones, or is an error; so is every key that is missing. Tensors are read, converted and written one at a
-time, and at the end read back and compared; the output appears when all of that is done.
+`docs/checkpoint.md` describes the contents of the files. The conversion never guesses: a key that is neither mapped nor
+listed as droppable is an error, and so is a missing key. Tensors are read, converted and written one at a time, then
+read back and compared. The output folder appears only when all of this has succeeded.
 """
 
 import argparse
@@ -41,13 +41,13 @@ from transformers_lion.processing_lion import LionProcessor
 from transformers_lion.ram import RamConfig
 
 GENERATION_DEFAULTS = {"num_beams": 5, "max_new_tokens": 256, "min_length": 1, "repetition_penalty": 1.5}
-"""The reference's defaults; what it leaves at 1 or off is off in transformers too."""
+"""Generation defaults of the reference. Options that it leaves at 1 or off are also off in transformers."""
 
 LARGE = 10**9
-"""Numbers from which on `--dtype auto` is bfloat16, in which the reference itself runs its language model."""
+"""Number of parameters from which `--dtype auto` selects bfloat16, which the reference uses for its language model."""
 
 FROZEN = re.compile(r"vision_model\.(?!post_layernorm)|language_model\.(?!.*\.adapter\.)")
-"""Parameters that LION's training leaves as they are, by their converted name."""
+"""Parameters that LION's training does not change, by their converted names."""
 
 POSITION_TABLE = "vision_model.embeddings.position_embedding"
 LANGUAGE_MODEL_FILES = ("*.json", "*.safetensors", "*.model")
@@ -56,16 +56,16 @@ VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt")
 
 
 class Conversion:
-    """The converted model's tensors, made one at a time from the original ones.
+    """Converts the original tensors one at a time.
 
     Args:
-        found: the original tensors.
-        config: of the converted model.
-        dtype: of the weights; `None` for the default.
-        trained_in_float32: whether what LION's training changed stays in float32.
+        found: Original tensors.
+        config: Configuration of the converted model.
+        dtype: Dtype of the weights. `None` selects the default for the size of the model.
+        trained_in_float32: Whether to keep the weights that LION's training changed in float32.
 
     Raises:
-        ValueError: naming keys without a place, missing keys, and shapes that differ.
+        ValueError: If keys are unknown or missing, or shapes differ. The message names them.
     """
 
     def __init__(
@@ -91,18 +91,20 @@ class Conversion:
         for entry in self.entries.values():
             partners = {key: tuple(self.tensors[key].shape) for key in entry.originals}
             if len(partners) > 1 and (len(set(partners.values())) > 1 or () in partners.values()):
-                raise ValueError(f"{', '.join(partners)} belong together, but have shapes {[*partners.values()]}.")
+                raise ValueError(
+                    f"{', '.join(partners)} are joined into one tensor, but have shapes {[*partners.values()]}."
+                )
         made = convert(self.entries.values(), lambda key: self.tensors[key].to("meta"))
         found = {name: tuple(tensor.shape) for name, tensor in made}
-        if len(found.get(POSITION_TABLE, ())) == 3:  # another grid is resized
+        if len(found.get(POSITION_TABLE, ())) == 3:  # a table for another grid is resized
             first, _, width = found[POSITION_TABLE]
             found[POSITION_TABLE] = (first, shapes[POSITION_TABLE][1], width)
         problems = differences(found, shapes)
         if problems:
-            raise ValueError(f"The files do not make up one model: {problems}.")
+            raise ValueError(f"The files do not belong to one model: {problems}.")
 
     def make(self, name: str, slot: Slot) -> torch.Tensor:
-        """One converted tensor."""
+        """Convert one tensor."""
         entry = self.entries[name]
         tensor = entry.rule.forward(*(self.tensors[key] for key in entry.originals))
         if name == POSITION_TABLE:
@@ -110,7 +112,8 @@ class Conversion:
         return tensor.to(slot.dtype)
 
     def check_finite(self, name: str, made: torch.Tensor) -> None:
-        """Raise `ValueError` if a converted tensor holds NaN or infinity, naming the source, or the dtype."""
+        """Raise `ValueError` if a converted tensor contains NaN or infinity. The message names the source or the "
+        "dtype."""
         found = count_nonfinite(made)
         if not found:
             return
@@ -118,15 +121,17 @@ class Conversion:
         for key in keys:
             count = count_nonfinite(self.tensors[key])
             if count:
-                raise ValueError(f"{key} holds {count} NaN or infinite values; --allow-nonfinite lets them be.")
+                raise ValueError(f"{key} contains {count} NaN or infinite values; pass --allow-nonfinite to keep them.")
         raise ValueError(
             f"{', '.join(keys)}: {found} values are too large for {short_name(made.dtype)}; choose another --dtype, or "
-            "--allow-nonfinite makes them infinite."
+            "pass --allow-nonfinite to make them infinite."
         )
 
 
 def resize_positions(table: torch.Tensor, num_positions: int) -> torch.Tensor:
-    """(1, P, V) -> (1, `num_positions`, V), bicubic over the grid; the row of CLS stays."""
+    """Resize (1, P, V) to (1, `num_positions`, V) with bicubic interpolation over the grid. The row of the CLS token is
+    kept.
+    """
     if table.shape[1] == num_positions:
         return table
     old, new = round((table.shape[1] - 1) ** 0.5), round((num_positions - 1) ** 0.5)
@@ -135,55 +140,57 @@ def resize_positions(table: torch.Tensor, num_positions: int) -> torch.Tensor:
     return torch.cat([table[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)], dim=1)
 
 
-def build_processor(language_model: Path, qformer_tokenizer: Path) -> LionProcessor:
-    """The processor from the two tokenizers' folders.
+def _build_processor(language_model: Path, qformer_tokenizer: Path) -> LionProcessor:
+    """Build the processor from the folders of the two tokenizers.
 
     Raises:
-        SourceError: if a folder holds no tokenizer.
+        SourceError: If a folder has no tokenizer.
     """
     bert = load_tokenizer(BertTokenizer, qformer_tokenizer)
     bert.add_special_tokens({"bos_token": "[DEC]"})
-    # the reference's version of transformers tidies the spaces of decoded text by default
+    # the reference's version of transformers cleans up tokenization spaces by default
     t5 = load_tokenizer(AutoTokenizer, language_model, clean_up_tokenization_spaces=True)
     return LionProcessor(LionImageProcessor(), t5, bert)
 
 
 def load_tokenizer(tokenizer_class: Any, folder: Path, **options: Any) -> Any:
-    """The tokenizer of a folder.
+    """Load the tokenizer in a folder.
 
     Raises:
-        SourceError: if there is none.
+        SourceError: If there is none.
     """
     found = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
     if not found:
-        raise SourceError(f"{folder}: holds no tokenizer ({' or '.join(VOCABULARIES)}).")
+        raise SourceError(f"{folder}: no tokenizer found ({' or '.join(VOCABULARIES)}).")
     for path in found:
         check_file(path)
     try:
         return tokenizer_class.from_pretrained(folder, trust_remote_code=False, **options)
-    except Exception as error:  # transformers and tokenizers raise many kinds
+    except Exception as error:  # transformers and tokenizers raise many kinds of errors
         raise SourceError(f"{folder}: its tokenizer cannot be loaded ({reason_of(error)}).") from error
 
 
-def check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
-    """Raise `ValueError` if a tokenizer does not belong to its embedding table."""
+def _check_vocabularies(config: LionConfig, processor: LionProcessor) -> None:
+    """Raise `ValueError` if a tokenizer does not match its embedding table."""
     tokens, rows = len(processor.tokenizer), config.text_config.vocab_size
-    if tokens > rows:  # FlanT5's table has rows to spare
-        raise ValueError(f"The language model's tokenizer has {tokens} tokens, but its embedding {rows} rows.")
+    if tokens > rows:  # FlanT5's table has unused rows
+        raise ValueError(f"The language model's tokenizer has {tokens} tokens, but its embedding has only {rows} rows.")
     for role in ("pad_token_id", "eos_token_id"):
         theirs, ours = getattr(processor.tokenizer, role), getattr(config.text_config, role)
         if theirs != ours:
-            raise ValueError(f"The language model's tokenizer has {role} {theirs}, but its configuration {ours}.")
+            raise ValueError(f"The language model's tokenizer has {role} {theirs}, but its configuration has {ours}.")
     if processor.soft_prompt_token not in processor.tokenizer.get_vocab():
         raise ValueError(f"The language model's tokenizer has no {processor.soft_prompt_token}, so it is not FlanT5's.")
     tokens, rows = len(processor.qformer_tokenizer), config.qformer_config.vocab_size
     if config.uses_qformer and tokens != rows:
-        raise ValueError(f"The Q-Former's tokenizer has {tokens} tokens with [DEC], but its embedding {rows} rows.")
+        raise ValueError(
+            f"The Q-Former's tokenizer has {tokens} tokens including [DEC], but its embedding has {rows} rows."
+        )
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; see `parse_arguments`."""
+    """Command-line options; see `_parse_arguments`."""
 
     lion: Path
     vision: Path | None
@@ -199,17 +206,17 @@ class Options:
     overwrite: bool = False
 
 
-def convert_checkpoint(options: Options) -> None:
-    """Convert the files, write the folder, compare it with the files, and print what was done.
+def _convert_checkpoint(options: Options) -> None:
+    """Convert the files, write the folder, compare it with the files, and print a report.
 
     Raises:
-        ValueError: with one sentence that names what is wrong; nothing is written then.
-        OSError: if the disk refuses.
+        ValueError: If anything is wrong. Nothing is written in that case.
+        OSError: If the folder cannot be written.
     """
     start = time.monotonic()
-    with replacing(options.output, options.overwrite, source_paths(options)) as folder:
+    with replacing(options.output, options.overwrite, _source_paths(options)) as folder:
         if options.tagger is not None:
-            check_tagger(options.tagger)
+            _check_tagger(options.tagger)
         config, processor, found = read(options)
         conversion = Conversion(
             found,
@@ -223,27 +230,27 @@ def convert_checkpoint(options: Options) -> None:
         room = sum(shard.num_bytes for shard in shards) + sum(path.stat().st_size for path in tagger)
         check_room(options.output, room)
         folder.mkdir()
-        digests = write_weights(folder, shards, conversion, options.allow_nonfinite)
-        write_settings(folder, config, processor)
+        digests = _write_weights(folder, shards, conversion, options.allow_nonfinite)
+        _write_settings(folder, config, processor)
         if options.tagger is not None:
             shutil.copytree(options.tagger, folder / TAGGER_FOLDER)
         compare(folder, conversion)
     print(report(options.output, found, conversion, shards, digests, time.monotonic() - start))
 
 
-def source_paths(options: Options) -> list[Path]:
-    """What is read; Hub repositories are among it, and are no paths."""
+def _source_paths(options: Options) -> list[Path]:
+    """List everything that is read. Hub repositories are included, although they are not paths."""
     given = (options.lion, options.vision, options.language_model, options.qformer_tokenizer)
     return [Path(path) for path in (*given, options.overrides, options.tagger) if path is not None]
 
 
 def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
-    """The configuration, the processor and the tensors that the files make up."""
+    """Read the configuration, the processor and the tensors from the original files."""
     language_model = resolve_folder(options.language_model, LANGUAGE_MODEL_FILES)
     qformer_tokenizer = resolve_folder(options.qformer_tokenizer, TOKENIZER_FILES)
     overrides = load_json(options.overrides) if options.overrides else {}
     language_model_config = load_config(language_model, "t5")
-    processor = build_processor(language_model, qformer_tokenizer)
+    processor = _build_processor(language_model, qformer_tokenizer)
     check_overrides(LionConfig, overrides)
     num_blocks = overrides.get("vision_config", {}).get("num_hidden_layers", NUM_VISION_BLOCKS)
     if type(num_blocks) is not int:
@@ -258,17 +265,17 @@ def read(options: Options) -> tuple[LionConfig, LionProcessor, LionTensors]:
         overrides,
     )
     config.architectures = [LionForConditionalGeneration.__name__]
-    check_vocabularies(config, processor)
+    _check_vocabularies(config, processor)
     image_size = config.vision_config.image_size
     processor.image_processor.size = {"height": image_size, "width": image_size}
     return config, processor, found
 
 
-def write_weights(folder: Path, shards: list[Shard], conversion: Conversion, allow_nonfinite: bool) -> dict[str, str]:
-    """Write the shards and, if there are several, their index; the sha256 of each file.
+def _write_weights(folder: Path, shards: list[Shard], conversion: Conversion, allow_nonfinite: bool) -> dict[str, str]:
+    """Write the shards and, if there are several, their index. Return the SHA-256 of each file.
 
     Raises:
-        ValueError: if a tensor holds NaN or infinity and that is not allowed.
+        ValueError: If a tensor contains NaN or infinity and `allow_nonfinite` is not set.
     """
     with tqdm(total=sum(shard.num_bytes for shard in shards), unit="B", unit_scale=True, desc="writing") as progress:
 
@@ -285,8 +292,7 @@ def write_weights(folder: Path, shards: list[Shard], conversion: Conversion, all
     return digests
 
 
-def write_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
-    """Write everything but the weights."""
+def _write_settings(folder: Path, config: LionConfig, processor: LionProcessor) -> None:
     config.save_pretrained(folder)
     GenerationConfig(
         **GENERATION_DEFAULTS,
@@ -296,7 +302,7 @@ def write_settings(folder: Path, config: LionConfig, processor: LionProcessor) -
     ).save_pretrained(folder)
     try:
         processor.save_pretrained(folder)
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers raises no narrower class
         raise TargetError(f"{folder}: the processor cannot be written ({reason_of(error)}).") from error
 
 
@@ -304,7 +310,7 @@ def compare(folder: Path, conversion: Conversion) -> None:
     """Read the weights back and compare each with its source.
 
     Raises:
-        ValueError: naming the tensors that are missing, too many, or not equal.
+        ValueError: If tensors are missing, unexpected or different. The message names them.
     """
     reader = FolderReader(folder)
     wrong = sorted(reader.files.keys() ^ conversion.slots.keys())
@@ -312,11 +318,11 @@ def compare(folder: Path, conversion: Conversion) -> None:
         if name not in wrong and not same_bits(reader[name], conversion.make(name, slot)):
             wrong.append(name)
     if wrong:
-        raise ValueError(f"{folder}: {len(wrong)} tensors are not what their sources say: {', '.join(wrong[:5])}.")
+        raise ValueError(f"{folder}: {len(wrong)} tensors differ from their sources: {', '.join(wrong[:5])}.")
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors are equal to the last bit, NaN included."""
+    """Whether two tensors are bitwise equal, including NaN."""
     if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
     return torch.equal(first.reshape(-1).view(torch.uint8), second.contiguous().reshape(-1).view(torch.uint8))
@@ -330,7 +336,7 @@ def report(
     digests: Mapping[str, str],
     seconds: float,
 ) -> str:
-    """A table of what was done."""
+    """Format a table of what was converted and written."""
     derived = [entry for entry in conversion.entries.values() if len(entry.originals) > 1]
     reasons: dict[str, int] = {}
     for reason in found.dropped.values():
@@ -352,46 +358,52 @@ def report(
     return "\n".join(lines + [f"  {label:<{width}}  {value}" for label, value in rows])
 
 
-def check_tagger(folder: Path) -> None:
-    """Raise `SourceError` if `folder` holds no whole converted tagger."""
+def _check_tagger(folder: Path) -> None:
+    """Raise `SourceError` if `folder` is not a complete converted tagger."""
     load_config(folder, RamConfig.model_type)
     load_json(folder / "preprocessor_config.json")
     FolderReader(folder)
 
 
-def gigabytes(text: str) -> float:
-    """The size of a file, from the command line."""
+def _gigabytes(text: str) -> float:
     size = float(text)
     if not 1e-4 <= size <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text} GB is no size of a file")
+        raise argparse.ArgumentTypeError(f"{text} GB is not a valid file size")
     return size
 
 
-def parse_arguments(argv: list[str] | None) -> Options:
-    """The command line."""
+def _parse_arguments(argv: list[str] | None) -> Options:
     parser = argparse.ArgumentParser(description="Convert LION's original files to a folder for from_pretrained.")
-    parser.add_argument("--lion", type=Path, required=True, help="LION's .pth: released layout or a state dict")
-    parser.add_argument("--vision", type=Path, help="the vision tower's .pth; not needed if --lion holds the tower")
+    parser.add_argument(
+        "--lion", type=Path, required=True, help="LION's .pth file: the released layout or a state dict"
+    )
+    parser.add_argument("--vision", type=Path, help="the vision tower's .pth file; not needed if --lion contains it")
     parser.add_argument("--language-model", required=True, help="FlanT5: a folder or a Hub repository")
     parser.add_argument("--qformer-tokenizer", required=True, help="bert-base-uncased: a folder or a Hub repository")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--overrides", type=Path, help="JSON with fields of LionConfig that shapes cannot tell")
-    parser.add_argument("--tagger", type=Path, help="folder of a converted tagger, to be put into the output")
+    parser.add_argument(
+        "--overrides", type=Path, help="JSON file with LionConfig fields that cannot be inferred from shapes"
+    )
+    parser.add_argument("--tagger", type=Path, help="folder of a converted tagger to include in the output")
     dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", choices=dtypes, default="auto", help="auto: bfloat16 from a billion numbers on")
-    parser.add_argument("--trained-in-float32", action="store_true", help="keep what LION trained in float32")
-    parser.add_argument("--max-shard-size", type=gigabytes, default=2.0, metavar="GB", help="of a file; 2 by default")
-    parser.add_argument("--allow-nonfinite", action="store_true", help="let NaN and infinity through")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument("--dtype", choices=dtypes, default="auto", help="auto: bfloat16 from a billion parameters")
+    parser.add_argument(
+        "--trained-in-float32", action="store_true", help="keep the weights that LION trained in float32"
+    )
+    parser.add_argument(
+        "--max-shard-size", type=_gigabytes, default=2.0, metavar="GB", help="maximum size of a shard (default: 2)"
+    )
+    parser.add_argument("--allow-nonfinite", action="store_true", help="allow NaN and infinity")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     return Options(**vars(parser.parse_args(argv)))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; the exit code."""
-    options = parse_arguments(argv)
+    """Run the command and return its exit code."""
+    options = _parse_arguments(argv)
 
     def action() -> bool:
-        convert_checkpoint(options)
+        _convert_checkpoint(options)
         return True
 
     return run_command(action)

@@ -1,12 +1,13 @@
-"""Convert RAM's original file and its two text files into a tagger's folder.
+"""Convert RAM's original file and its two text files to the folder of a tagger.
 
     python conversion/convert_ram_checkpoint.py --ram ram_swin_large_14m.pth --tags ram_tag_list.txt \
         --thresholds ram_tag_list_threshold.txt --output DIR [--overrides FILE.json] [--overwrite]
 
-`DIR` then loads with `from_pretrained`. Sizes come from the tensors' shapes; what shapes cannot tell (image size, the
-head's number of attention heads) is the released model's or comes from `--overrides`, a JSON object of `RamConfig`
-fields such as `{"vision_config": {"image_size": 224}}`. Every tensor of the file is used, or is on the list of those
-that tagging does not need (`ram_keys.DROPPABLE`), or is an error. Nothing is written if anything is wrong.
+`from_pretrained` then loads `DIR`. Sizes are inferred from the shapes of the tensors. Fields that shapes do not define
+(the image size and the number of attention heads of the head) default to those of the released model. Set them with
+`--overrides`, a JSON file with `RamConfig` fields such as `{"vision_config": {"image_size": 224}}`. A tensor that is
+neither used nor listed as unnecessary for tagging (`ram_keys.DROPPABLE`) is an error. Nothing is written if anything is
+wrong.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from transformers_lion.ram.configuration_ram import SWIN_LARGE_384
 BIAS_TABLE = "relative_position_bias_table"
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without the blanks around them.
+def _read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file, stripped of surrounding whitespace.
 
     Raises:
-        SourceError: if it is missing, is not UTF-8, is empty, or has an empty line.
+        SourceError: If the file is missing, is not UTF-8, is empty, or has an empty line.
     """
     check_file(path)
     try:
@@ -50,28 +51,28 @@ def read_lines(path: Path) -> list[str]:
     return lines
 
 
-def read_tags(path: Path) -> list[str]:
-    """The tag names.
+def _read_tags(path: Path) -> list[str]:
+    """Read the tag names.
 
     Raises:
-        SourceError: if the file cannot be used, or names a tag twice.
+        SourceError: If the file cannot be used or contains a duplicate tag.
     """
-    names = read_lines(path)
+    names = _read_lines(path)
     first: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
         if first.setdefault(name, line) != line:
-            raise SourceError(f"{path}, line {line}: the tag {name!r} is there already, in line {first[name]}.")
+            raise SourceError(f"{path}, line {line}: duplicate tag {name!r}, first found in line {first[name]}.")
     return names
 
 
-def read_thresholds(path: Path) -> list[float]:
-    """The thresholds.
+def _read_thresholds(path: Path) -> list[float]:
+    """Read the thresholds.
 
     Raises:
-        SourceError: if the file cannot be used, or a line is no number between 0 and 1.
+        SourceError: If the file cannot be used or a line is not a number between 0 and 1.
     """
     thresholds = []
-    for line, text in enumerate(read_lines(path), start=1):
+    for line, text in enumerate(_read_lines(path), start=1):
         try:
             threshold = float(text)
         except ValueError as error:
@@ -82,34 +83,34 @@ def read_thresholds(path: Path) -> list[float]:
     return thresholds
 
 
-def read_tag_files(tags: Path, thresholds: Path) -> tuple[list[str], list[float]]:
-    """The tag names and their thresholds.
+def _read_tag_files(tags: Path, thresholds: Path) -> tuple[list[str], list[float]]:
+    """Read the tag names and their thresholds.
 
     Raises:
-        SourceError: as of both files, and if they are of different lengths.
+        SourceError: If a file cannot be used or their lengths differ.
     """
-    names, limits = read_tags(tags), read_thresholds(thresholds)
+    names, limits = _read_tags(tags), _read_thresholds(thresholds)
     if len(names) != len(limits):
         line = min(len(names), len(limits)) + 1
         longer, shorter = (tags, thresholds) if len(names) > len(limits) else (thresholds, tags)
         raise SourceError(
             f"{tags} has {len(names)} lines but {thresholds} has {len(limits)}: line {line} of {longer} has no "
-            f"partner in {shorter}."
+            f"counterpart in {shorter}."
         )
     return names, limits
 
 
 def infer_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The fields of `RamConfig` that the tensors' shapes tell.
+    """Infer the fields of `RamConfig` from the shapes of the tensors.
 
     Raises:
-        KeyMapError: if a tensor that tells a size is missing.
+        KeyMapError: If a tensor that defines a size is missing.
     """
     shapes = Shapes(tensors)
     layer = "tagging_head.encoder.layer."
     label_width = "wordvec_proj.weight" if "wordvec_proj.weight" in tensors else None
     return {
-        "vision_config": infer_vision_fields(shapes),
+        "vision_config": _infer_vision_fields(shapes),
         "label_embed_dim": shapes.sizes("label_embed", 2)[1],
         "encoder_hidden_size": shapes.sizes("image_proj.weight", 2)[0],
         "hidden_size": shapes.sizes(label_width, 2)[0] if label_width else shapes.sizes("fc.weight", 2)[1],
@@ -118,8 +119,8 @@ def infer_fields(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
-    """The fields of `SwinConfig` that the tensors' shapes tell."""
+def _infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
+    """Infer the fields of `SwinConfig` from the shapes of the tensors."""
     width, channels, patch_size, _ = shapes.sizes("visual_encoder.patch_embed.proj.weight", 4)
     stages = [f"visual_encoder.layers.{stage}." for stage in range(shapes.count("visual_encoder.layers."))]
     tables = [shapes.sizes(f"{stage}blocks.0.attn.{BIAS_TABLE}", 2) for stage in stages]
@@ -129,36 +130,36 @@ def infer_vision_fields(shapes: Shapes) -> dict[str, Any]:
         "patch_size": patch_size,
         "depths": [shapes.count(f"{stage}blocks.") for stage in stages],
         "num_heads": [heads for _, heads in tables],
-        "window_size": window_of(tables[0][0]),
+        "window_size": _window_of(tables[0][0]),
         "mlp_ratio": shapes.sizes("visual_encoder.layers.0.blocks.0.mlp.fc1.weight", 2)[0] / width,
         "qkv_bias": shapes.has("visual_encoder.layers.0.blocks.0.attn.qkv.bias"),
     }
 
 
-def window_of(num_biases: int) -> int:
-    """The window size of a bias table of (2w - 1)^2 rows.
+def _window_of(num_biases: int) -> int:
+    """Compute the window size w from the (2w - 1)^2 rows of a bias table.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: If there is no such w.
     """
     side = math.isqrt(num_biases)
     if side**2 != num_biases or side % 2 == 0:
-        raise ValueError(f"a bias table has {num_biases} rows, which is no (2w - 1)^2 of any window size w.")
+        raise ValueError(f"a bias table has {num_biases} rows, which is not (2w - 1)^2 for any window size w.")
     return (side + 1) // 2
 
 
-def convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> dict[str, torch.Tensor]:
-    """Tensors in the reference's names to this package's, in float32.
+def _convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> dict[str, torch.Tensor]:
+    """Convert the reference's tensors to this package's names, in float32.
 
     Raises:
-        KeyMapError: if a tensor is missing or unexpected.
-        ValueError: if a tensor is of another shape than the configuration says.
+        KeyMapError: If a tensor is missing or unexpected.
+        ValueError: If the shape of a tensor does not match the configuration.
     """
     with torch.device("meta"):
         expected = RamForImageTagging(config).state_dict()
-    entries = RAM_KEYS.from_converted(tensors)  # refuses what no row of the map knows
+    entries = RAM_KEYS.from_converted(tensors)  # raises on names that are not in the map
     wanted = {entry.converted for entry in RAM_KEYS.from_originals(expected)}
-    for problem, names in (("missing", wanted - set(tensors)), ("not expected", set(tensors) - wanted)):
+    for problem, names in (("missing", wanted - set(tensors)), ("unexpected", set(tensors) - wanted)):
         if names:
             raise KeyMapError(f"{len(names)} tensors are {problem}: {enumerated(sorted(names))}")
 
@@ -171,14 +172,14 @@ def convert_tensors(tensors: Mapping[str, torch.Tensor], config: RamConfig) -> d
         for name in entry.originals:
             if converted[name].shape != expected[name].shape:
                 raise ValueError(
-                    f"the tensor {entry.converted} makes {name} {tuple(converted[name].shape)}, but the configuration "
-                    f"needs {tuple(expected[name].shape)}."
+                    f"{entry.converted} is converted to {name} of shape {tuple(converted[name].shape)}, but the "
+                    f"configuration expects {tuple(expected[name].shape)}."
                 )
     return converted
 
 
 def save(model: RamForImageTagging, folder: Path) -> None:
-    """Write the tagger's folder."""
+    """Save the model and its image processor."""
     height, width = model.config.image_size
     model.save_pretrained(folder)
     RamImageProcessor(size={"height": height, "width": width}).save_pretrained(folder)
@@ -192,38 +193,38 @@ def convert(
     overrides: str | Path | None = None,
     overwrite: bool = False,
 ) -> RamForImageTagging:
-    """Convert the three files and write the tagger's folder.
+    """Convert the three files and write the folder of the tagger.
 
     Args:
         ram: RAM's original file.
-        tags: the tag names, one a line.
-        thresholds: their thresholds, one a line.
-        output: folder to write.
-        overrides: JSON file with fields of `RamConfig` to use instead of what shapes and defaults say.
-        overwrite: whether a folder that exists is replaced.
+        tags: File with one tag name per line.
+        thresholds: File with one threshold per line, in the order of the tags.
+        output: Folder to write.
+        overrides: JSON file with `RamConfig` fields that replace inferred values and defaults.
+        overwrite: Whether to replace an existing folder.
 
     Returns:
         The model that was written.
 
     Raises:
-        ValueError: if anything is wrong; nothing is written then.
+        ValueError: If anything is wrong. Nothing is written in that case.
     """
     ram, tags, thresholds = Path(ram), Path(tags), Path(thresholds)
     sources = [ram, tags, thresholds, *([Path(overrides)] if overrides else [])]
     with replacing(Path(output), overwrite, sources) as folder:
         given = load_json(Path(overrides)) if overrides else {}
         check_overrides(RamConfig, given)
-        model = read(ram, *read_tag_files(tags, thresholds), given)
+        model = read(ram, *_read_tag_files(tags, thresholds), given)
         check_room(Path(output), sum(tensor.nbytes for tensor in model.state_dict().values()))
         save(model, folder)
     return model
 
 
 def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[str, Any]) -> RamForImageTagging:
-    """The model of RAM's file.
+    """Load the model from RAM's file.
 
     Raises:
-        SourceError: if the file does not fit the tags, or cannot be used.
+        SourceError: If the file cannot be used or does not match the tags.
     """
     content = load_file(ram)
     try:
@@ -232,27 +233,25 @@ def read(ram: Path, names: list[str], limits: list[float], overrides: Mapping[st
         for name, tensor in tensors.items():
             check_weight(name, tensor)
             if count_nonfinite(tensor):
-                raise ValueError(f"{name} holds {count_nonfinite(tensor)} NaN or infinite values.")
+                raise ValueError(f"{name} contains {count_nonfinite(tensor)} NaN or infinite values.")
         if len(names) != tensors["label_embed"].shape[0]:
-            raise ValueError(
-                f"it knows {tensors['label_embed'].shape[0]} tags, but there are {len(names)} lines of tags."
-            )
+            raise ValueError(f"it has {tensors['label_embed'].shape[0]} tags, but the list has {len(names)} lines.")
         config = build_config(RamConfig, {"id2label": dict(enumerate(names)), "thresholds": limits} | fields)
-        converted = convert_tensors(tensors, config)
+        converted = _convert_tensors(tensors, config)
     except ValueError as error:
         raise SourceError(f"{ram}: {error}") from error
     return RamForImageTagging.from_pretrained(None, config=config, state_dict=converted)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--ram", type=Path, required=True, help="RAM's original file, such as ram_swin_large_14m.pth")
-    parser.add_argument("--tags", type=Path, required=True, help="the tag names, one a line")
-    parser.add_argument("--thresholds", type=Path, required=True, help="their thresholds, one a line")
+    parser.add_argument("--tags", type=Path, required=True, help="file with one tag name per line")
+    parser.add_argument("--thresholds", type=Path, required=True, help="file with one threshold per line")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--overrides", type=Path, help="JSON file with fields of RamConfig")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     arguments = parser.parse_args(argv)
 
     def action() -> bool:

@@ -1,9 +1,10 @@
-"""Write a converted or fine-tuned folder back in the reference's layout.
+"""Export a converted or fine-tuned folder to the reference's layout.
 
     python conversion/export_original.py DIR --output lion.pth [--full]
 
-By default the released layout, without an optimizer: `{"model": ...}` with what LION trains in float32, and the
-embedding table's two aliases in bfloat16. `--full` writes every key of the reference model, in the folder's dtype.
+By default, the file has the released layout without an optimizer: `{"model": ...}` with the weights that LION trains in
+float32, and the two aliases of the embedding table in bfloat16. With `--full`, it has every key of the reference model,
+in the dtype of the folder.
 """
 
 import argparse
@@ -23,24 +24,25 @@ from targets import TargetError, check_room, replacing
 POSITION_IDS = "Qformer.bert.embeddings.position_ids"
 
 
-def original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
-    """A folder's tensors in the reference's names.
+def _original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
+    """Convert the tensors of a folder to the reference's names.
 
     Args:
-        folder: converted or fine-tuned, in any of the two forms that `save_pretrained` writes.
-        full: all of them, not only what LION trains.
+        folder: Converted or fine-tuned folder, with or without shards.
+        full: Include all tensors, not only those that LION trains.
 
     Raises:
-        ValueError: if the folder does not hold the whole of a LION, or NaN, or nothing that a weight can be.
+        ValueError: If the folder is not a complete LION checkpoint, or a tensor contains NaN or has a dtype that
+            weights cannot have.
     """
     config, reader = open_lion_folder(folder)
-    entries = [entry for entry in LION_KEYS.from_converted(reader.files) if full or is_trained(entry.originals[0])]
+    entries = [entry for entry in LION_KEYS.from_converted(reader.files) if full or _is_trained(entry.originals[0])]
 
     def load(name: str) -> torch.Tensor:
         tensor = reader[name]
         check_weight(name, tensor)
         if count_nonfinite(tensor):
-            raise ValueError(f"{name} holds {count_nonfinite(tensor)} NaN or infinite values.")
+            raise ValueError(f"{name} contains {count_nonfinite(tensor)} NaN or infinite values.")
         return tensor
 
     tensors = {key: tensor.contiguous() for key, tensor in revert(entries, load)}
@@ -55,34 +57,36 @@ def original_tensors(folder: Path, full: bool) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def is_trained(key: str) -> bool:
-    """Whether LION's training changes a key of the reference model: all but the vision tower and FlanT5 itself."""
+def _is_trained(key: str) -> bool:
+    """Whether LION's training changes a key: all but the vision tower and FlanT5 itself."""
     return not key.startswith((VISION_PREFIX, LANGUAGE_MODEL_PREFIX)) or ".adapter." in key
 
 
 def export(folder: Path, output: Path, full: bool = False) -> None:
-    """Write the file; it appears when all of it is written.
+    """Write the file, which appears only when it is complete.
 
     Raises:
-        ValueError: if `output` exists, or the folder's tensors are not LION's.
+        ValueError: If `output` exists, or the tensors of the folder are not LION's.
     """
     if os.path.lexists(output):
-        raise TargetError(f"{output}: exists already.")
+        raise TargetError(f"{output} already exists.")
     with replacing(output) as unfinished:
-        tensors = original_tensors(folder, full)
+        tensors = _original_tensors(folder, full)
         check_room(output, sum(tensor.nbytes for tensor in tensors.values()))
         try:
             torch.save({"model": tensors}, unfinished)
-        except RuntimeError as error:  # PyTorch's way of saying that the disk refuses
+        except RuntimeError as error:  # raised by PyTorch if the disk is full or read-only
             raise TargetError(f"{output}: cannot be written ({reason_of(error)}).") from error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; the exit code."""
-    parser = argparse.ArgumentParser(description="Write a folder back in the reference's layout.")
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(description="Export a folder to the reference's layout.")
     parser.add_argument("folder", type=Path, help="converted or fine-tuned folder")
-    parser.add_argument("--output", type=Path, required=True, help=".pth to write; may not exist")
-    parser.add_argument("--full", action="store_true", help="every key of the model, not only what LION trains")
+    parser.add_argument("--output", type=Path, required=True, help=".pth file to write; must not exist")
+    parser.add_argument(
+        "--full", action="store_true", help="write every key of the model, not only those that LION trains"
+    )
     arguments = parser.parse_args(argv)
 
     def action() -> bool:

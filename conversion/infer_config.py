@@ -1,6 +1,6 @@
-"""A configuration from the tensors: sizes are shapes; what shapes cannot tell comes from files or defaults.
+"""Infer a configuration from tensors. Sizes come from shapes, everything else from files or defaults.
 
-Tools for any model (`Shapes`, `build_config`, `merge`, `check_overrides`), and LION's own sizes.
+This module has tools for any model (`Shapes`, `build_config`, `merge`, `check_overrides`) and the rules for LION.
 """
 
 import dataclasses
@@ -24,31 +24,33 @@ SETTINGS_OF_T5 = (
     "d_kv", "num_heads", "dropout_rate", "layer_norm_epsilon", "relative_attention_max_distance", "initializer_factor",
     "pad_token_id", "eos_token_id", "decoder_start_token_id",
 )  # fmt: skip
-"""What FlanT5's own config decides. Its activation (`gelu_new`) and its tying are not among it: LION sets both anew."""
+"""Fields that FlanT5's own config defines. `dense_act_fn` (`gelu_new`) and weight tying are not included, because LION
+changes both.
+"""
 
 
 DECIDED = {"dtype", "architectures", "transformers_version"}
-"""Fields that no override may set, since the conversion does."""
+"""Fields that cannot be overridden, because the conversion sets them."""
 
 
 SIZE = re.compile(r"^(num_|d_|depths)|_(size|dim|layers|heads)$")
-"""How the names of fields begin or end that count something."""
+"""Pattern for the names of fields that are sizes or counts."""
 
 
 class Shapes:
-    """Shapes of a state dict in the reference's names."""
+    """Shapes of the tensors in a state dict with the reference's names."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def sizes(self, name: str, num_dimensions: int) -> tuple[int, ...]:
-        """The shape of one tensor.
+        """Return the shape of a tensor.
 
         Raises:
-            KeyMapError: if it is not there, or has another number of dimensions.
+            KeyMapError: If the tensor is missing or has another number of dimensions.
         """
         if name not in self._shapes:
-            raise KeyMapError(f"{name} is missing: it is needed to tell the model's sizes.")
+            raise KeyMapError(f"{name} is missing: it is needed to infer the sizes of the model.")
         shape = self._shapes[name]
         if len(shape) != num_dimensions:
             raise KeyMapError(f"{name} has shape {shape}, but should have {num_dimensions} dimensions.")
@@ -59,22 +61,22 @@ class Shapes:
         return any(name.startswith(prefix) for name in self._shapes)
 
     def indices(self, pattern: str) -> list[int]:
-        """The sorted numbers that stand at the group of `pattern`, over all names."""
+        """Return the sorted integers that the group of `pattern` matches, over all names."""
         found = (re.match(pattern, name) for name in self._shapes)
         return sorted({int(match.group(1)) for match in found if match})
 
     def count(self, prefix: str) -> int:
-        """How many layers stand behind `prefix`.
+        """Count the layers under `prefix`.
 
         Raises:
-            KeyMapError: if there are none, or one is left out.
+            KeyMapError: If there are none, or one is missing.
         """
         indices = self.indices(rf"{re.escape(prefix)}(\d+)\.")
         if not indices:
-            raise KeyMapError(f"{prefix}0 is missing: it is needed to tell the model's sizes.")
+            raise KeyMapError(f"{prefix}0 is missing: it is needed to infer the sizes of the model.")
         missing = sorted(set(range(len(indices))) - set(indices))
         if missing:
-            raise KeyMapError(f"{prefix}{missing[0]} is missing among {len(indices)} layers.")
+            raise KeyMapError(f"{prefix}{missing[0]} is missing, although there are {len(indices)} layers.")
         return len(indices)
 
 
@@ -85,60 +87,61 @@ def infer_config(
     soft_prompt_token_id: int,
     overrides: Mapping[str, Any],
 ) -> LionConfig:
-    """The configuration of the model that `tensors` are the weights of.
+    """Infer the configuration of the model with these weights.
 
     Args:
-        tensors: a whole state dict in the reference's names.
+        tensors: Complete state dict with the reference's names.
         language_model_config: FlanT5's `config.json`.
-        qformer_config: bert-base-uncased's `config.json`, or nothing.
-        soft_prompt_token_id: of the T5 tokenizer.
-        overrides: LionConfig's own fields, to go before what was inferred.
+        qformer_config: The `config.json` of bert-base-uncased, or an empty dict.
+        soft_prompt_token_id: Id of the soft prompt token in the T5 tokenizer.
+        overrides: `LionConfig` fields that replace inferred values.
 
     Raises:
-        ValueError: if a tensor that tells a size is missing, or if sizes do not fit together.
+        ValueError: If a tensor that defines a size is missing, or sizes are inconsistent.
     """
     shapes = Shapes(tensors)
     has_qformer, has_aggregator = shapes.has("Qformer."), shapes.has("fusion_adapter.")
     if not (has_qformer or has_aggregator):
-        raise ValueError("The LION file holds neither a Q-Former nor a vision aggregator.")
+        raise ValueError("The LION file contains neither a Q-Former nor a vision aggregator.")
     fields: dict[str, Any] = {
         "visual_branch": "both" if has_qformer and has_aggregator else "qformer" if has_qformer else "aggregator",
         "use_soft_prompt": shapes.has("soft_prompt_hint"),
         "soft_prompt_token_id": soft_prompt_token_id,
-        "vision_config": vision_fields(shapes),
-        "text_config": text_fields(shapes, language_model_config),
+        "vision_config": _vision_fields(shapes),
+        "text_config": _text_fields(shapes, language_model_config),
     }
     if has_qformer:
         fields["num_query_tokens"] = shapes.sizes("query_tokens", 3)[1]
-        fields["qformer_config"] = qformer_fields(shapes, qformer_config)
+        fields["qformer_config"] = _qformer_fields(shapes, qformer_config)
     if has_aggregator:
-        fields["aggregator_config"] = aggregator_fields(shapes)
+        fields["aggregator_config"] = _aggregator_fields(shapes)
     config = build_config(LionConfig, merge(fields, overrides))
     image_size, patch_size = config.vision_config.image_size, config.vision_config.patch_size
     if image_size < patch_size:
-        raise ValueError(f"vision_config: image_size is {image_size}, less than a patch's {patch_size}.")
+        raise ValueError(f"vision_config: image_size is {image_size}, but must be at least patch_size ({patch_size}).")
     return config
 
 
 def build_config(config_class: type[Config], fields: Mapping[str, Any]) -> Config:
-    """The configuration of `fields`.
+    """Build the configuration.
 
     Raises:
-        ValueError: if fields are of the wrong type or do not fit together.
+        ValueError: If fields have the wrong type or are inconsistent.
     """
     try:
         return config_class(**fields)
-    except (StrictDataclassError, TypeError) as error:  # no ValueErrors
+    except (StrictDataclassError, TypeError) as error:  # neither is a ValueError
         raise ValueError(f"The configuration is not valid: {first_fault(error)}.") from error
 
 
-def vision_fields(shapes: Shapes) -> dict[str, Any]:
-    """Sizes of the vision tower."""
+def _vision_fields(shapes: Shapes) -> dict[str, Any]:
     width, _, patch_size, _ = shapes.sizes("visual_encoder.patch_embed.proj.weight", 4)
     _, num_positions, _ = shapes.sizes("visual_encoder.pos_embed", 3)
     grid = math.isqrt(num_positions - 1)
     if grid * grid + 1 != num_positions:
-        raise ValueError(f"visual_encoder.pos_embed has {num_positions} positions, which is no square grid and CLS.")
+        raise ValueError(
+            f"visual_encoder.pos_embed has {num_positions} positions, which is not a square grid plus CLS."
+        )
     return {
         "hidden_size": width,
         "patch_size": patch_size,
@@ -148,13 +151,13 @@ def vision_fields(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of the Q-Former, and its heads if BERT's own configuration says them."""
+def _qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the sizes of the Q-Former, and take the other fields from BERT's configuration if there is one."""
     layer = "Qformer.bert.encoder.layer."
     vocab_size, hidden_size = shapes.sizes("Qformer.bert.embeddings.word_embeddings.weight", 2)
     crossed = shapes.indices(r"Qformer\.bert\.encoder\.layer\.(\d+)\.crossattention\.")
     return {
-        **pick(config, SETTINGS_OF_BERT),
+        **_pick(config, SETTINGS_OF_BERT),
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "max_position_embeddings": shapes.sizes("Qformer.bert.embeddings.position_embeddings.weight", 2)[0],
@@ -164,22 +167,22 @@ def qformer_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def aggregator_fields(shapes: Shapes) -> dict[str, Any]:
-    """Sizes of the vision aggregator."""
+def _aggregator_fields(shapes: Shapes) -> dict[str, Any]:
     return {
         "intermediate_size": shapes.sizes("fusion_adapter.blocks.0.intermediate.dense.weight", 2)[0],
         "projection_intermediate_size": shapes.sizes("adapter_proj.0.weight", 2)[0],
     }
 
 
-def text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of the language model and its adapters; heads and token ids from FlanT5's own configuration."""
+def _text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer the sizes of the language model and its adapters, and take heads and token ids from FlanT5's "
+    "configuration."""
     feed_forward = "t5_model.encoder.block.0.layer.1"
     attention = "t5_model.encoder.block.0.layer.0.SelfAttention"
     num_buckets, num_heads = shapes.sizes(f"{attention}.relative_attention_bias.weight", 2)
     vocab_size, d_model = shapes.sizes(EMBEDDING, 2)
     return {
-        **pick(config, SETTINGS_OF_T5),
+        **_pick(config, SETTINGS_OF_T5),
         "vocab_size": vocab_size,
         "d_model": d_model,
         "d_ff": shapes.sizes(f"{feed_forward}.DenseReluDense.wi_0.weight", 2)[0],
@@ -193,13 +196,12 @@ def text_fields(shapes: Shapes, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def pick(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Those of `names` that `config` has."""
+def _pick(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return {name: config[name] for name in names if name in config}
 
 
 def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` with `overrides` before them, part by part."""
+    """Update `fields` with `overrides`, part by part."""
     merged = {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
     for name, value in overrides.items():
         merged[name] = {**merged.get(name, {}), **value} if isinstance(value, Mapping) else value
@@ -207,24 +209,24 @@ def merge(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
 
 def check_overrides(config_class: type, overrides: Mapping[str, Any]) -> None:
-    """Check the overrides of a configuration, before what they replace is known.
+    """Check the overrides of a configuration before its fields are inferred.
 
     Raises:
-        ValueError: if one names no field, or one that the conversion decides, or a part is no JSON object.
+        ValueError: If a field is unknown or set by the conversion, or a part is not a JSON object.
     """
-    check_fields(config_class, overrides)
+    _check_fields(config_class, overrides)
     for name in overrides.keys() & config_class.sub_configs.keys():  # type: ignore[attr-defined]
         if not isinstance(overrides[name], Mapping):
             raise ValueError(f"overrides: {name} is {overrides[name]!r}, but must be a JSON object.")
-        check_fields(config_class.sub_configs[name], overrides[name], f"{name}.")  # type: ignore[attr-defined]
+        _check_fields(config_class.sub_configs[name], overrides[name], f"{name}.")  # type: ignore[attr-defined]
 
 
-def check_fields(config_class: type, overrides: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `ValueError` if a name is none of the configuration's fields that may be given, or a size is below 1."""
+def _check_fields(config_class: type, overrides: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `ValueError` if a field is unknown or set by the conversion, or a size is less than 1."""
     fields = {field.name for field in dataclasses.fields(config_class)}
     for name, value in overrides.items():
         if name in DECIDED:
-            raise ValueError(f"overrides: {prefix + name!r} is decided by the conversion.")
+            raise ValueError(f"overrides: {prefix + name!r} is set by the conversion and cannot be overridden.")
         if name not in fields:
             raise ValueError(f"overrides: {config_class.__name__} has no field {prefix + name!r}.")
         sizes = value if isinstance(value, list) else [value]

@@ -1,7 +1,7 @@
-"""A key map as data: pairs of name templates that translate between two layouts, in both directions.
+"""Key maps as data: pairs of name templates that translate between two layouts, in both directions.
 
-A template is a parameter name with placeholders. `{n}`, `{m}`... stand for a number, `{p}` for `weight` or `bias`, and
-any placeholder keeps its value on the other side. A rule may reshape the tensor, or join several into one.
+A template is a parameter name with placeholders. `{n}`, `{m}`... match a number, and `{p}` matches `weight` or `bias`.
+A placeholder has the same value on both sides. A rule may reshape a tensor or join several tensors.
 """
 
 import re
@@ -14,7 +14,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 class KeyMapError(ValueError):
-    """A key that no rule expects, or a key that a rule misses."""
+    """A key that no rule matches, or a key that a rule needs and that is missing."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Template:
         object.__setattr__(self, "pattern", re.compile(regex))
 
     def match(self, name: str) -> dict[str, str] | None:
-        """The placeholders' values if `name` has this form."""
+        """Return the values of the placeholders, or `None` if `name` does not match."""
         found = self.pattern.fullmatch(name)
         return None if found is None else found.groupdict()
 
     def fill(self, values: dict[str, str]) -> str:
-        """The name with `values` in the placeholders' place."""
+        """Return the name with the placeholders replaced by `values`."""
         return self.text.format(**values)
 
 
@@ -47,10 +47,10 @@ class Rule:
     """One row of a key map.
 
     Attributes:
-        originals: templates of the original names; more than one when tensors are joined.
-        converted: template of the converted name.
-        forward: original tensors to the converted one; by default the one tensor as it is.
-        backward: the inverse.
+        originals: Templates of the original names. There are several if tensors are joined.
+        converted: Template of the converted name.
+        forward: Converts the original tensors. Returns its only argument by default.
+        backward: Inverse of `forward`.
     """
 
     originals: tuple[Template, ...]
@@ -60,13 +60,13 @@ class Rule:
 
 
 def same(original: str, converted: str) -> Rule:
-    """A rule that only renames."""
+    """Create a rule that only renames a tensor."""
     return Rule((Template(original),), Template(converted))
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter in both layouts: what a rule makes of concrete names."""
+    """A rule applied to concrete names: one parameter in both layouts."""
 
     rule: Rule
     originals: tuple[str, ...]
@@ -74,20 +74,21 @@ class Entry:
 
 
 class KeyMap:
-    """Rules, applied to concrete names.
+    """Applies rules to concrete names.
 
     Args:
-        rules: the table; no name may fit two rows.
+        rules: Rows of the key map. A name may match only one of them.
     """
 
     def __init__(self, rules: Iterable[Rule]):
         self.rules = tuple(rules)
 
     def from_originals(self, names: Iterable[str]) -> list[Entry]:
-        """The entries that the original `names` make up.
+        """Find the entries for original names.
 
         Raises:
-            KeyMapError: naming the keys that no rule expects, and those that are missing beside their partners.
+            KeyMapError: If a name matches no rule, or a name that is joined with others is missing. The message lists
+                them.
         """
         names = list(names)
         entries = dict.fromkeys(self._entry(name, originals=True) for name in names)
@@ -96,10 +97,10 @@ class KeyMap:
         return [entry for entry in entries if entry]
 
     def from_converted(self, names: Iterable[str]) -> list[Entry]:
-        """The entries that the converted `names` make up.
+        """Find the entries for converted names.
 
         Raises:
-            KeyMapError: naming the keys that no rule expects.
+            KeyMapError: If a name matches no rule. The message lists them.
         """
         names = list(names)
         self._refuse(names, originals=False, missing=[])
@@ -108,7 +109,7 @@ class KeyMap:
     def _refuse(self, names: list[str], originals: bool, missing: list[str]) -> None:
         unknown = sorted(name for name in names if self._entry(name, originals) is None)
         if unknown:
-            raise KeyMapError(f"{len(unknown)} keys that nothing expects: {enumerated(unknown)}")
+            raise KeyMapError(f"{len(unknown)} unexpected keys: {enumerated(unknown)}")
         if missing:
             raise KeyMapError(f"{len(missing)} keys are missing: {enumerated(missing)}")
 
@@ -122,19 +123,19 @@ class KeyMap:
 
 
 def enumerated(names: Sequence[str], most: int = 10) -> str:
-    """The names in one sentence, as far as anybody reads them."""
+    """Join the first `most` names into a list that ends a sentence."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more + "."
 
 
 def convert(entries: Iterable[Entry], source: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each converted name with its tensor, read one at a time from `source` by original name."""
+    """Yield converted names and tensors. `source` returns one original tensor at a time by name."""
     for entry in entries:
         yield entry.converted, entry.rule.forward(*(source(key) for key in entry.originals))
 
 
 def revert(entries: Iterable[Entry], source: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Each original name with its tensor, read one at a time from `source` by converted name."""
+    """Yield original names and tensors. `source` returns one converted tensor at a time by name."""
     for entry in entries:
         try:
             tensors = entry.rule.backward(source(entry.converted))

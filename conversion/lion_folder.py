@@ -1,4 +1,4 @@
-"""A folder that holds LION as transformers saves it: its configuration, and whether its weights fit that."""
+"""Read a LION folder in the layout of transformers and check that its weights match its configuration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,29 +15,29 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_lion_config(folder: Path) -> LionConfig:
-    """The folder's configuration.
+    """Load the configuration of a folder.
 
     Raises:
-        SourceError: if there is none, or it is not LION's.
+        SourceError: If it is missing or not LION's.
     """
     load_config(folder, LionConfig.model_type)
     try:
         return LionConfig.from_pretrained(folder)
     except (StrictDataclassError, TypeError, ValueError) as error:
-        raise SourceError(f"{folder / 'config.json'}: is not valid ({first_fault(error)}).") from error
+        raise SourceError(f"{folder / 'config.json'}: not a valid configuration ({first_fault(error)}).") from error
 
 
 def parameter_shapes(config: LionConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter of the model that a configuration makes."""
+    """Return the shape of each parameter of a model with this configuration."""
     with torch.device("meta"):
         model = LionForConditionalGeneration(config)
     return {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
 
 
 def differences(found: Shapes, wanted: Shapes) -> str:
-    """How the parameters that were found differ from the wanted ones, as the end of a sentence; "" if they do not."""
+    """Describe how the parameters differ from the expected ones, to end a sentence. Return "" if they do not differ."""
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name} has no place in the model" for name in sorted(found.keys() - wanted.keys())]
+    problems += [f"{name} is not part of the model" for name in sorted(found.keys() - wanted.keys())]
     problems += [
         f"{name} has shape {found[name]}, not {shape}"
         for name, shape in sorted(wanted.items())
@@ -48,13 +48,13 @@ def differences(found: Shapes, wanted: Shapes) -> str:
 
 
 def open_lion_folder(folder: Path) -> tuple[LionConfig, FolderReader]:
-    """The configuration and the weights, which are all there and of the configuration's shapes.
+    """Open a folder after checking that its weights are complete and match its configuration.
 
     Raises:
-        SourceError: naming what is missing, too much or of another shape.
+        SourceError: If a weight is missing, unexpected or of another shape. The message names it.
     """
     config, reader = load_lion_config(folder), FolderReader(folder)
     problems = differences(reader.shapes, parameter_shapes(config))
     if problems:
-        raise SourceError(f"{folder}: its weights are not those of its configuration: {problems}.")
+        raise SourceError(f"{folder}: its weights do not match its configuration: {problems}.")
     return config, reader

@@ -1,7 +1,8 @@
-"""The key map of LION: reference layout <-> this package's, and the keys of the original files that may be dropped.
+"""Key map of LION between the reference's layout and this package's, and keys of the original files that are dropped.
 
-The original names are those of the reference model's state dict. The files that hold only a part of it are brought to
-these names first: the vision tower's gets the prefix `visual_encoder.`, the language model's `t5_model.`.
+The original names are those of the reference model's state dict. Files that contain only a part of the model are
+renamed first: the keys of the vision tower get the prefix `visual_encoder.`, and those of the language model get
+`t5_model.`.
 """
 
 import re
@@ -15,22 +16,24 @@ LANGUAGE_MODEL_PREFIX = "t5_model."
 
 EMBEDDING = "t5_model.shared.weight"
 EMBEDDING_ALIASES = ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_tokens.weight")
-"""Other names of the same tensor, `EMBEDDING`."""
+"""Other names of the tensor `EMBEDDING`."""
 
 DROPPABLE = {
     re.compile(r"Qformer\.bert\.embeddings\.position_ids"): "a buffer that counts 0, 1, 2, ...",
-    re.compile(r"Qformer\.cls\..*"): "the head of the Q-Former's first pre-training, which LION removes",
-    re.compile(r"visual_encoder\.(norm|fc_norm|head)\.(weight|bias)"): "EVA's own last norm and head, which LION skips",
-    re.compile(r"visual_encoder\.blocks\.[0-9]+\.attn\.relative_position_index"): "a buffer that LION's tower lacks",
+    re.compile(r"Qformer\.cls\..*"): "the pretraining head of the Q-Former, which LION removes",
+    re.compile(r"visual_encoder\.(norm|fc_norm|head)\.(weight|bias)"): "EVA's final norm and head, which LION skips",
+    re.compile(
+        r"visual_encoder\.blocks\.[0-9]+\.attn\.relative_position_index"
+    ): "a buffer that LION's vision tower does not have",
     re.compile(r"t5_model\.decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"): (
-        "a leftover in early T5 files that no T5 reads"
+        "a leftover in early T5 files that T5 never reads"
     ),
 }
-"""Keys that have no place in the converted model, by pattern, with the reason."""
+"""Patterns of keys that the converted model does not need, each with a reason."""
 
 
 def join_qkv_bias(q_bias: torch.Tensor, v_bias: torch.Tensor) -> torch.Tensor:
-    """(V,), (V,) -> (3V,): the key has no bias, so its third is zero."""
+    """(V,), (V,) -> (3V,). The key projection has no bias, so its third is zero."""
     return torch.cat([q_bias, torch.zeros_like(v_bias), v_bias])
 
 
@@ -38,34 +41,32 @@ def split_qkv_bias(bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(3V,) -> (V,), (V,).
 
     Raises:
-        ValueError: if the key's third is not zero, since the reference has no place for it.
+        ValueError: If the third of the key projection is not zero, because the reference cannot represent it.
     """
     q_bias, k_bias, v_bias = bias.chunk(3)
     if k_bias.count_nonzero():
         raise ValueError(
-            f"The key's bias has {int(k_bias.count_nonzero())} values that are not 0; LION has no key bias."
+            f"The bias of the key projection has {int(k_bias.count_nonzero())} nonzero values, but LION's has no bias."
         )
     return q_bias.clone(), v_bias.clone()
 
 
-def bert_attention(original: str, converted: str) -> list[Rule]:
-    """The rows of one BERT attention with its output."""
+def _bert_attention(original: str, converted: str) -> list[Rule]:
     rows = [same(f"{original}.self.{name}.{{p}}", f"{converted}.attention.{name}.{{p}}") for name in BERT_PROJECTIONS]
-    return rows + bert_output(f"{original}.output", f"{converted}.output")
+    return rows + _bert_output(f"{original}.output", f"{converted}.output")
 
 
-def bert_output(original: str, converted: str) -> list[Rule]:
-    """The rows of a BERT output: linear layer and norm."""
+def _bert_output(original: str, converted: str) -> list[Rule]:
     return [same(f"{original}.{name}.{{p}}", f"{converted}.{name}.{{p}}") for name in ("dense", "LayerNorm")]
 
 
 def t5_attention(original: str, converted: str) -> list[Rule]:
-    """The rows of a T5 attention sub-layer's projections."""
+    """Rules for the projections of a T5 attention layer."""
     return [same(f"{original}.{name}.weight", f"{converted}.{name}.weight") for name in "qkvo"]
 
 
-def t5_stack(stack: str, feed_forward: int) -> list[Rule]:
-    """The rows of T5's encoder or decoder, where `feed_forward` is the position of that sub-layer."""
+def _t5_stack(stack: str, feed_forward: int) -> list[Rule]:
+    """Rules for T5's encoder or decoder. `feed_forward` is the index of that sublayer in a block."""
     old, new = f"t5_model.{stack}.block.{{n}}", f"language_model.{stack}.block.{{n}}"
     old_ff, new_ff = f"{old}.layer.{feed_forward}", f"{new}.feed_forward"
     position_bias = "layer.0.SelfAttention.relative_attention_bias.weight"
@@ -121,21 +122,21 @@ QFORMER = [
     same("Qformer.bert.embeddings.word_embeddings.weight", "qformer.embeddings.word_embeddings.weight"),
     same("Qformer.bert.embeddings.position_embeddings.weight", "qformer.embeddings.position_embeddings.weight"),
     same("Qformer.bert.embeddings.LayerNorm.{p}", "qformer.embeddings.layernorm.{p}"),
-    *bert_attention(f"{BERT}.attention", f"{OUR_BERT}.attention"),
-    *bert_attention(f"{BERT}.crossattention", f"{OUR_BERT}.crossattention"),
+    *_bert_attention(f"{BERT}.attention", f"{OUR_BERT}.attention"),
+    *_bert_attention(f"{BERT}.crossattention", f"{OUR_BERT}.crossattention"),
     same(f"{BERT}.intermediate.dense.{{p}}", f"{OUR_BERT}.intermediate.dense.{{p}}"),
     same(f"{BERT}.intermediate_query.dense.{{p}}", f"{OUR_BERT}.intermediate_query.dense.{{p}}"),
-    *bert_output(f"{BERT}.output", f"{OUR_BERT}.output"),
-    *bert_output(f"{BERT}.output_query", f"{OUR_BERT}.output_query"),
+    *_bert_output(f"{BERT}.output", f"{OUR_BERT}.output"),
+    *_bert_output(f"{BERT}.output_query", f"{OUR_BERT}.output_query"),
     same("t5_proj.{p}", "language_projection.{p}"),
 ]
 
 FUSION, OUR_FUSION = "fusion_adapter.blocks.{n}", "aggregator.layers.{n}"
 AGGREGATOR = [
-    *bert_attention(f"{FUSION}.attention", f"{OUR_FUSION}.attention"),
-    *bert_attention(f"{FUSION}.crossattention", f"{OUR_FUSION}.crossattention"),
+    *_bert_attention(f"{FUSION}.attention", f"{OUR_FUSION}.attention"),
+    *_bert_attention(f"{FUSION}.crossattention", f"{OUR_FUSION}.crossattention"),
     same(f"{FUSION}.intermediate.dense.{{p}}", f"{OUR_FUSION}.intermediate.dense.{{p}}"),
-    *bert_output(f"{FUSION}.output", f"{OUR_FUSION}.output"),
+    *_bert_output(f"{FUSION}.output", f"{OUR_FUSION}.output"),
     same("ln_adapter.{p}", "aggregator_projection.layernorm.{p}"),
     same("adapter_proj.0.{p}", "aggregator_projection.fc1.{p}"),
     same("adapter_proj.2.{p}", "aggregator_projection.fc2.{p}"),
@@ -150,8 +151,8 @@ LANGUAGE_MODEL = [
     ),
     same(EMBEDDING, "language_model.shared.weight"),
     same("t5_model.lm_head.weight", "language_model.lm_head.weight"),
-    *t5_stack("encoder", feed_forward=1),
-    *t5_stack("decoder", feed_forward=2),
+    *_t5_stack("encoder", feed_forward=1),
+    *_t5_stack("decoder", feed_forward=2),
     *t5_attention(
         "t5_model.decoder.block.{n}.layer.1.EncDecAttention", "language_model.decoder.block.{n}.layer.1.EncDecAttention"
     ),

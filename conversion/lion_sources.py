@@ -1,4 +1,4 @@
-"""LION's original files as one state dict in the reference's names, memory-mapped, and the checks on it."""
+"""Read LION's original files, memory-mapped, into one state dict with the reference's names, and check them."""
 
 import re
 from collections.abc import Mapping
@@ -13,28 +13,28 @@ from lion_keys import DROPPABLE, EMBEDDING, EMBEDDING_ALIASES, LANGUAGE_MODEL_PR
 from sources import SourceError, check_weight, load_file, load_folder, reason_of
 
 NUM_VISION_BLOCKS = 39
-"""Blocks of EVA-ViT-g that LION runs; its file may hold a 40th."""
+"""Number of EVA-ViT-g blocks that LION runs. The original file may contain a 40th."""
 
 PATCHES = f"{VISION_PREFIX}patch_embed.proj.weight"
 """A tensor that every vision tower has."""
 
 TOWER = re.compile(r"(cls_token|pos_embed|(patch_embed|blocks|norm|fc_norm|head)\.)")
-"""How the names in EVA's own file begin."""
+"""Pattern for the start of the names in EVA's own file."""
 
 WIDTHS = (
     ("vision tower", "visual_encoder.cls_token", 2, ("ln_vision.weight", "ln_adapter.weight")),
     ("language model", EMBEDDING, 1, ("soft_prompt_hint", "t5_proj.bias", "adapter_proj.2.bias")),
 )
-"""Part, the tensor and dimension that tell its width, and the LION file's own tensors of that width."""
+"""For each part: the tensor and dimension that define its width, and tensors in the LION file of the same width."""
 
 
 @dataclass
 class LionTensors:
-    """A state dict in the reference's names.
+    """A state dict with the reference's names.
 
     Attributes:
-        tensors: what the converted model is made of.
-        dropped: keys that have no place in it, with the reason.
+        tensors: Tensors of the converted model.
+        dropped: Keys that the converted model does not need, each with a reason.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -44,119 +44,120 @@ class LionTensors:
 def read_sources(
     lion: Path, vision: Path | None, language_model: Path, num_vision_blocks: int = NUM_VISION_BLOCKS
 ) -> LionTensors:
-    """Map the files' tensors into memory, and sort out what has no place.
+    """Memory-map the tensors of the files and drop those that are not needed.
 
     Args:
         lion: LION's own file.
-        vision: the vision tower's file; `None` if `lion` holds the tower.
+        vision: File of the vision tower. `None` if `lion` contains it.
         language_model: FlanT5's folder.
-        num_vision_blocks: blocks of the vision tower to keep.
+        num_vision_blocks: Number of blocks of the vision tower to keep.
 
     Raises:
-        SourceError: if a file cannot be read.
-        ValueError: if the files belong to different models.
+        SourceError: If a file cannot be read.
+        ValueError: If the files belong to different models.
     """
     own = load_file(lion)
-    tower = load_tower(vision) if vision else {}
+    tower = _load_tower(vision) if vision else {}
     if PATCHES not in tower and PATCHES not in own:
-        raise SourceError(f"{lion}: holds no vision tower ({PATCHES}), so that --vision is needed.")
+        raise SourceError(f"{lion}: does not contain a vision tower ({PATCHES}); pass --vision.")
     found = LionTensors(
         {
             **tower,
             **{LANGUAGE_MODEL_PREFIX + name: tensor for name, tensor in load_folder(language_model).items()},
-            **own,  # where files overlap, LION's own goes before the others
+            **own,  # LION's own file takes precedence
         }
     )
-    drop_aliases(found)
+    _drop_aliases(found)
     for name in list(found.tensors):
-        reason = droppable(name, num_vision_blocks)
+        reason = _droppable(name, num_vision_blocks)
         if reason:
             found.dropped[name] = reason
             del found.tensors[name]
     for name, tensor in found.tensors.items():
         check_weight(name, tensor)
-    check_widths(found.tensors)
+    _check_widths(found.tensors)
     return found
 
 
-def load_tower(path: Path) -> dict[str, torch.Tensor]:
-    """The vision tower's tensors in the reference's names.
+def _load_tower(path: Path) -> dict[str, torch.Tensor]:
+    """Load the tensors of the vision tower, with the reference's names.
 
     Raises:
-        SourceError: if the file cannot be read, or is not a vision tower's.
+        SourceError: If the file cannot be read or does not belong to a vision tower.
     """
     tensors = load_file(path)
     if all(name.startswith(VISION_PREFIX) for name in tensors):
         tensors = {name.removeprefix(VISION_PREFIX): tensor for name, tensor in tensors.items()}
     foreign = [name for name in tensors if not TOWER.match(name)]
     if foreign:
-        raise SourceError(f"{path}: holds {foreign[0]}, and so is not a vision tower's file.")
+        raise SourceError(f"{path}: not the file of a vision tower, because it contains {foreign[0]}.")
     return {VISION_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
-def drop_aliases(found: LionTensors) -> None:
-    """Remove the embedding table's other names; the released file has them in another precision than the table.
+def _drop_aliases(found: LionTensors) -> None:
+    """Remove the aliases of the embedding table. In the released file, their dtype differs from the table's.
 
     Raises:
-        ValueError: if an alias holds other values than the table, so that one of the files belongs to another model.
+        ValueError: If an alias has other values than the table, which means that the files belong to different models.
     """
     for alias in EMBEDDING_ALIASES:
         tensor = found.tensors.pop(alias, None)
         if tensor is None:
             continue
         table = found.tensors.setdefault(EMBEDDING, tensor)
-        if table.shape != tensor.shape or not equal_in_chunks(table, tensor):
+        if table.shape != tensor.shape or not _equal_in_chunks(table, tensor):
             raise ValueError(
-                f"{alias} {tuple(tensor.shape)} is not the table of the language model's folder {tuple(table.shape)}: "
-                "the LION file was trained on another language model."
+                f"{alias} {tuple(tensor.shape)} differs from the embedding table {tuple(table.shape)} of the "
+                "language model: "
+                "the LION file was trained with another language model."
             )
-        found.dropped[alias] = "another name of the embedding table, with its values"
+        found.dropped[alias] = "an alias of the embedding table with the same values"
 
 
-def equal_in_chunks(table: torch.Tensor, alias: torch.Tensor, rows: int = 4096) -> bool:
-    """Whether `alias` is `table` in its own dtype, looking at some rows at a time."""
+def _equal_in_chunks(table: torch.Tensor, alias: torch.Tensor, rows: int = 4096) -> bool:
+    """Whether `alias` equals `table` in its own dtype, compared a few rows at a time."""
     pairs = zip(table.split(rows), alias.split(rows), strict=True)
     return all(torch.equal(part.to(alias.dtype), other) for part, other in pairs)
 
 
-def droppable(name: str, num_vision_blocks: int) -> str | None:
-    """Why a key has no place in the converted model, or `None` if it has one."""
+def _droppable(name: str, num_vision_blocks: int) -> str | None:
+    """Return the reason why the converted model does not need a key, or `None` if it does."""
     block = re.match(r"visual_encoder\.blocks\.(\d+)\.", name)
     if block and int(block.group(1)) >= num_vision_blocks:
-        return f"a block of the vision tower behind the {num_vision_blocks} that LION runs"
+        return f"a block of the vision tower after the {num_vision_blocks} that LION runs"
     return next((reason for pattern, reason in DROPPABLE.items() if pattern.fullmatch(name)), None)
 
 
-def check_widths(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raise `ValueError` if the LION file was trained on a vision tower or language model of another width."""
+def _check_widths(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ValueError` if the LION file was trained with a vision tower or language model of another width."""
     for part, name, dimension, partners in WIDTHS:
         given = tensors.get(name)
         if given is None or given.dim() <= dimension:
-            continue  # an error about the tensor itself follows
+            continue  # a later check reports the tensor itself
         for partner in partners:
             wanted = tensors.get(partner)
             if wanted is not None and wanted.dim() == 1 and given.shape[dimension] != len(wanted):
                 raise ValueError(
-                    f"The LION file is made for a {part} of width {len(wanted)} ({partner}), but the "
-                    f"{part} given is {given.shape[dimension]} wide ({name})."
+                    f"The LION file needs a {part} of width {len(wanted)} ({partner}), but the given one has width "
+                    f"{given.shape[dimension]} ({name})."
                 )
 
 
 def resolve_folder(name: str | Path, patterns: tuple[str, ...]) -> Path:
-    """A folder as it is, or a Hub repository's files, downloaded.
+    """Return a local folder, or download the files of a Hub repository.
 
     Args:
-        name: a folder, or a repository such as `google/flan-t5-xl`.
-        patterns: files of a repository to download.
+        name: A folder, or a repository such as `google/flan-t5-xl`.
+        patterns: Files of the repository to download.
 
     Raises:
-        SourceError: if there is no such folder, and no such repository can be had.
+        SourceError: If the folder does not exist and the repository cannot be downloaded.
     """
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) or str(name).startswith("."):
-        raise SourceError(f"{name}: there is no such folder.")
+        raise SourceError(f"{name}: no such folder.")
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise SourceError(f"{name}: no such folder, and not to be had from the Hub ({reason_of(error)}).") from error
+        raise SourceError(f"{name}: no such folder, and the Hub cannot provide it ({reason_of(error)}).") from error

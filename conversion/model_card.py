@@ -1,9 +1,9 @@
-"""The model card of a converted folder, written from what is in the folder.
+"""Write the model card of a converted folder from its contents.
 
     print(model_card(Path("lion-flant5-xl"), "user/lion-flant5-xl"))
 
-Source of the numbers: LION (arXiv:2311.11860), its tables. They stand on cards of the paper's two sizes only, as the
-paper's.
+Source of the numbers: the tables of LION (arXiv:2311.11860). Only cards of models with one of the paper's two sizes
+report them, as the paper's results.
 """
 
 import math
@@ -21,26 +21,28 @@ from transformers_lion.pipelines import TAGGER_FOLDER
 from transformers_lion.remote_code import leads_to_code
 
 PIPELINE_TAG = "image-text-to-text"
-"""The Hub has this tag and "image-to-text". LION takes a question with the image, which is this one; and
-`pipeline(model=...)`, which takes the task from the tag, finds LION under it in every transformers: "image-to-text" is
-unknown to 5.18 and rewritten to this one later. The older name stands among the tags, for those who search for it."""
+"""The Hub has this tag and "image-to-text". LION takes a question with the image, which this tag describes.
+`pipeline(model=...)` infers the task from the tag and finds LION under this one in every version of transformers,
+whereas 5.18 does not know "image-to-text" and later versions rewrite it. The card lists the older name among its
+other tags for users who search for it.
+"""
 
 LICENSE = "apache-2.0"
-"""One name for the whole: the stricter of its parts' two licences. The card says which part has which."""
+"""License of the whole: the stricter one of the licenses of its parts. The card lists the license of each part."""
 
 TAGS = ["lion", "image-to-text", "image-captioning", "visual-question-answering", "visual-grounding",
         "referring-expression-comprehension", "multimodal"]  # fmt: skip
 
 SIZES = {(2048, 5120, 24): "xl", (4096, 10240, 24): "xxl"}
-"""FlanT5's name by its width, feed-forward width and depth."""
+"""FlanT5's name by width, feed-forward width and depth."""
 
 VISION_TOWER = (1408, 39)
-"""Width and depth of EVA-ViT-g as LION runs it."""
+"""Width and depth of EVA-ViT-g in LION."""
 
 BRANCHES = {
     "both": "Q-Former and vision aggregator (the full model)",
-    "qformer": "Q-Former only (the first stage of the training: image-level tasks)",
-    "aggregator": "vision aggregator only (the second stage of the training: region-level tasks)",
+    "qformer": "Q-Former only (the first training stage: image-level tasks)",
+    "aggregator": "vision aggregator only (the second training stage: region-level tasks)",
 }
 
 REGION_PROMPT = "How can I locate the cat in the image? Please provide the coordinates."
@@ -72,42 +74,43 @@ CITATION = """\
 
 
 def model_card(folder: Path, name: str | None = None, base_models: Sequence[str] = (), with_code: bool = False) -> str:
-    """The text of the folder's `README.md`: metadata, then what a user has to know.
+    """Write the text of the folder's `README.md`: metadata and user documentation.
 
     Args:
-        folder: a converted folder; its weights are not read, only their names and shapes.
-        name: what `from_pretrained` is given in the examples, `user/name`; the folder's name by default.
-        base_models: Hub ids of models that these weights were made from, besides those that the sizes tell.
-        with_code: whether the folder will carry the code, even if it does not yet.
+        folder: Converted folder. Only the names and shapes of its weights are read.
+        name: Repository id for `from_pretrained` in the examples, `user/name`. Defaults to the name of the folder.
+        base_models: Hub ids of models that these weights are derived from, in addition to those inferred from the
+            sizes.
+        with_code: Whether the folder will include the code, even if it does not yet.
 
     Raises:
-        SourceError: if the folder misses what the card tells.
+        SourceError: If the folder lacks information that the card needs.
     """
     name = name or folder.resolve().name
     config = load_lion_config(folder)
     processor = load_json(folder / "processor_config.json")
     for prompt in ("caption_prompt", "tag_prompt"):
         if not isinstance(processor.get(prompt), str):
-            raise SourceError(f"{folder / 'processor_config.json'}: has no {prompt}.")
+            raise SourceError(f"{folder / 'processor_config.json'}: {prompt} is missing.")
     with_code = with_code or leads_to_code(getattr(config, "auto_map", None))
     has_tagger = (folder / TAGGER_FOLDER).is_dir()
     sections = [
         f"---\n{metadata(config, base_models).to_yaml()}\n---",
         f"# {name.split('/')[-1]}",
-        introduction(config, folder),
-        usage(config, name, with_code),
+        _introduction(config, folder),
+        _usage(config, name, with_code),
         prompts(config, processor),
         tags(processor, has_tagger),
         paper_numbers(config),
         limits(config),
-        licences(config, has_tagger),
+        _licenses(config, has_tagger),
         f"## Citation\n\n```bibtex\n{CITATION}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def size_of(config: LionConfig) -> str | None:
-    """ "xl" or "xxl" if the model has the sizes of one of the paper's, otherwise `None`."""
+    """Return "xl" or "xxl" if the model has the sizes of one of the paper's models, otherwise `None`."""
     text, vision = config.text_config, config.vision_config
     if (vision.hidden_size, vision.num_hidden_layers) != VISION_TOWER:
         return None
@@ -115,7 +118,7 @@ def size_of(config: LionConfig) -> str | None:
 
 
 def metadata(config: LionConfig, base_models: Sequence[str] = ()) -> ModelCardData:
-    """What the Hub reads."""
+    """Return the metadata that the Hub reads."""
     size = size_of(config)
     bases = [*base_models, *([f"google/flan-t5-{size}"] if size else [])]
     if size and config.uses_qformer:
@@ -130,8 +133,7 @@ def metadata(config: LionConfig, base_models: Sequence[str] = ()) -> ModelCardDa
     )
 
 
-def introduction(config: LionConfig, folder: Path) -> str:
-    """What the model is and how large."""
+def _introduction(config: LionConfig, folder: Path) -> str:
     text, vision = config.text_config, config.vision_config
     counts = count_parameters(folder)
     stored = ", ".join(f"{dtype} {count / sum(counts.values()):.0%}" for dtype, count in counts.most_common())
@@ -150,24 +152,24 @@ def introduction(config: LionConfig, folder: Path) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         "LION ([CVPR 2024](https://arxiv.org/abs/2311.11860)) is a multimodal language model with dual-level visual\n"
-        "knowledge: it captions images, answers questions about them, and locates things in them as `[x1,y1,x2,y2]`.\n"
-        "These are weights in the form of 🤗 transformers, for the package `transformers-lion`.\n\n"
+        "knowledge. It captions images, answers questions about them, and locates objects in them as `[x1,y1,x2,y2]`.\n"
+        "These weights are in the 🤗 transformers format, for the package `transformers-lion`.\n\n"
         f"| | |\n|---|---|\n{table}"
     )
 
 
-def usage(config: LionConfig, name: str, with_code: bool) -> str:
-    """How to load it. The blocks run as they stand."""
+def _usage(config: LionConfig, name: str, with_code: bool) -> str:
+    """Write the usage section. Its code blocks run as they are."""
     trust = ", trust_remote_code=True" if with_code else ""
     if with_code:
         first = (
-            "This repository carries the code, so that `transformers` (5.18 or later) is enough, with\n"
+            "This repository includes the code, so you only need `transformers` (5.18 or later) with\n"
             "`trust_remote_code=True`.\n"
-            "After `pip install transformers-lion` and `import transformers_lion` no trust is needed."
+            "After `pip install transformers-lion` and `import transformers_lion`, you can omit it."
         )
         package = ""
     else:
-        first = "`pip install transformers-lion`. Importing the package makes transformers know LION."
+        first = "Run `pip install transformers-lion`. Importing the package registers LION with transformers."
         package = "import transformers_lion\n"
     task = "image_level" if config.visual_branch == "qformer" else "region_level"
     return f"""## Use
@@ -198,10 +200,10 @@ text, entities = processor.post_process_generation(answer)  # image_size=(width,
 
 
 def prompts(config: LionConfig, processor: dict) -> str:
-    """Prompts that the model was tuned on, with their task types."""
+    """List the prompts that the model was tuned on, with their task types."""
     rows = [
         ("a caption", f"`{processor['caption_prompt']}`", "`image_level`"),
-        ("an answer", "the question, as it is", "`image_level`"),
+        ("an answer", "the question itself", "`image_level`"),
         ("a box", "`How can I locate {phrase} in the image? Please provide the coordinates.`", "`region_level`"),
         (
             "a box",
@@ -211,28 +213,30 @@ def prompts(config: LionConfig, processor: dict) -> str:
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     if config.text_config.num_adapters > 1:
-        note = "The task type chooses the mixture of adapters, for each sample; without one it is `image_level`."
+        note = "The task type selects the mixture of adapters for each sample. It defaults to `image_level`."
     else:
-        note = "This model has one adapter for everything, so that the task type changes nothing."
+        note = "This model has a single adapter for all tasks, so the task type has no effect."
     return f"## Prompts\n\n| to get | prompt | `task_type` |\n|---|---|---|\n{table}\n\n{note}"
 
 
 def tags(processor: dict, has_tagger: bool) -> str:
-    """Where the tag sentence comes from."""
+    """Describe where tags come from."""
     if has_tagger:
         source = (
-            f"This repository holds a tagger, RAM, in `{TAGGER_FOLDER}/`: the pipeline uses it where no tags are given."
+            f"This repository includes a tagger, RAM, in `{TAGGER_FOLDER}/`. The pipeline uses it if no tags are "
+            "passed."
         )
     else:
-        source = "This repository holds no tagger: give `tags=`, or the prompt has no tag sentence."
+        source = "This repository has no tagger. Pass `tags=`, or the prompt has no tag sentence."
     return (
-        "## Tags\n\nNames of what is in the image, as the tagger RAM gives them, are the model's high-level visual\n"
-        f"knowledge. They stand before the question:\n\n> {processor['tag_prompt'].strip()}\n\n{source}"
+        "## Tags\n\nTags name what is in the image, as recognized by the tagger RAM. They are the model's high-level "
+        "visual\n"
+        f"knowledge and precede the question:\n\n> {processor['tag_prompt'].strip()}\n\n{source}"
     )
 
 
 def paper_numbers(config: LionConfig) -> str:
-    """The paper's table for the model's size; nothing for any other model."""
+    """Write the paper's results for the size of the model, or nothing for other sizes."""
     size = size_of(config)
     if size is None or config.visual_branch != "both":
         return ""
@@ -249,29 +253,31 @@ def paper_numbers(config: LionConfig) -> str:
     ]
     paper_name = {"xl": "LION-4B", "xxl": "LION-12B"}[size]
     return (
-        f"## The paper's numbers\n\nThese are **the paper's**, for its {paper_name}, measured by its authors with\n"
-        "their own code. They were not measured with the files of this repository.\n\n"
-        "| data set | metric | the paper |\n|---|---|---|\n" + "\n".join(rows)
+        f"## Results of the paper\n\nThese are **the paper's** results for {paper_name}, measured by its authors with\n"
+        "their own code. They were not measured with the files in this repository.\n\n"
+        "| dataset | metric | paper |\n|---|---|---|\n" + "\n".join(rows)
     )
 
 
 def limits(config: LionConfig) -> str:
-    """What not to expect."""
+    """Describe the limitations."""
     side = config.vision_config.image_size
     lines = [
-        f"Images are squashed to {side} x {side} pixels: small text and small things are lost.",
-        "It was tuned on single questions in English, not on conversations, and on one image at a time.",
-        "It may name what is not there, above all with wrong tags, and a box comes without a measure of confidence.",
+        f"Images are resized to {side} x {side} pixels, so small text and small objects are lost.",
+        "It was tuned on single English questions about single images, not on conversations.",
+        "It may name objects that are not in the image, especially with wrong tags, and boxes come without a "
+        "confidence.",
         "It inherits the biases of the image and text collections that its parts were trained on. It was not tested "
-        "for decisions about people, and should not make any.",
+        "for decisions about people and should not be used to make them.",
     ]
     if config.visual_branch != "both":
-        lines.insert(0, f"It has one visual branch, `{config.visual_branch}`: it is a stage of the training, not LION.")
-    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+        lines.insert(
+            0, f"It has only one visual branch, `{config.visual_branch}`: it is a training stage, not the full LION."
+        )
+    return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
-def licences(config: LionConfig, has_tagger: bool) -> str:
-    """The licence of each part."""
+def _licenses(config: LionConfig, has_tagger: bool) -> str:
     rows = [
         ("`transformers-lion`, and LION's original code", "MIT"),
         ("EVA-CLIP (the vision tower)", "MIT"),
@@ -281,15 +287,15 @@ def licences(config: LionConfig, has_tagger: bool) -> str:
         rows.append(("BERT (the Q-Former's tokenizer)", "Apache-2.0"))
     if has_tagger:
         rows.append((f"RAM (the tagger in `{TAGGER_FOLDER}/`)", "Apache-2.0"))
-    table = "\n".join(f"| {part} | {licence} |" for part, licence in rows)
+    table = "\n".join(f"| {part} | {license_name} |" for part, license_name in rows)
     return (
-        f"## Licences\n\n| part | licence |\n|---|---|\n{table}\n\n"
-        "The data sets that the model was trained on have terms of their own."
+        f"## Licenses\n\n| part | license |\n|---|---|\n{table}\n\n"
+        "The datasets that the model was trained on have their own terms."
     )
 
 
 def count_parameters(folder: Path) -> Counter[str]:
-    """How many numbers the weights hold, by precision; their data is not read."""
+    """Count the parameters by dtype, without reading the weights."""
     reader, counts = FolderReader(folder), Counter[str]()
     for name, shape in reader.shapes.items():
         counts[reader.dtypes[name]] += math.prod(shape)
@@ -297,7 +303,7 @@ def count_parameters(folder: Path) -> Counter[str]:
 
 
 def in_words(count: int) -> str:
-    """A count with three digits: 4.05 billion, 1.35 million."""
+    """Format a count with three digits: 4.05 billion, 1.35 million."""
     for size, word in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
         if count >= size:
             return f"{count / size:.3g}{word}"

@@ -1,7 +1,7 @@
-"""The ladder of outputs: what a converted folder computes against what the reference code computes, bottom-up.
+"""Compare the outputs of a converted folder with those of the reference code, from the bottom up.
 
-The reference's half runs in a process of its own, `reference_outputs.py`: it needs transformers 4.42, this package 5.
-Both get the same pixels, prompts and answers, and run on the CPU in float32.
+The reference runs in its own process, `reference_outputs.py`, because it needs transformers 4.42 and this package needs
+transformers 5. Both sides get the same pixels, prompts and answers, and run on the CPU in float32.
 """
 
 import json
@@ -24,7 +24,7 @@ from transformers_lion.processing_lion import LionProcessor
 
 SCRIPT = Path(__file__).with_name("reference_outputs.py")
 TOLERANCE = 1e-5
-"""Largest difference allowed, relative to the largest value of the reference's tensor."""
+"""Largest allowed difference, relative to the largest absolute value of the reference's tensor."""
 
 QUESTIONS = (
     "Please describe the image using a single short sentence.",
@@ -36,12 +36,13 @@ ANSWERS = ("A red dog left of a blue table.", "Answer: [0.440,0.060,0.650,0.367]
 
 BEAM_SEARCH = "5-beam ids"
 SEARCHES = {"greedy ids": 1, BEAM_SEARCH: 5}
-"""Rungs of generated ids, and their number of beams."""
+"""Rungs of generated ids and their number of beams."""
 
 MAX_NEW_TOKENS, REPETITION_PENALTY = 24, 1.5
 EARLIER_STOP = (
-    "Only 5-beam ids differ. In rare cases the beam search of transformers 5 stops earlier than that of 4.42, on equal "
-    "logits; that is upstream's change and not the conversion's."
+    "Only 5-beam ids differ. In rare cases, beam search in transformers 5 stops earlier than in 4.42, with equal "
+    "logits. "
+    "This is an upstream change and not an error of the conversion."
 )
 
 Outputs = dict[str, torch.Tensor]
@@ -49,7 +50,7 @@ Outputs = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class OutputRung:
-    """One output's comparison: of ids, how many rows are equal; of other tensors, how far they are apart."""
+    """Comparison of one output: the number of equal rows for ids, the difference for other tensors."""
 
     name: str
     difference: float | None = None
@@ -58,14 +59,14 @@ class OutputRung:
 
     @property
     def holds(self) -> bool:
-        """Whether the two sides agree; NaN never does."""
+        """Whether the two sides agree. NaN never does."""
         return self.num_equal == self.num_rows if self.difference is None else self.difference <= TOLERANCE
 
 
 def check_reference(checkout: Path, python: str) -> None:
-    """Raise `ValueError` unless there is a checkout of the reference, and a Python with its version of transformers."""
+    """Raise `ValueError` unless there is a checkout of the reference and a Python with its version of transformers."""
     if not (checkout / "models" / "lion_t5.py").is_file():
-        raise ValueError(f"{checkout}: no such checkout of the reference code; it has no models/lion_t5.py.")
+        raise ValueError(f"{checkout}: not a checkout of the reference code, because models/lion_t5.py is missing.")
     query = "from importlib.metadata import version; print(version('transformers'))"
     process = run(python, "-c", query)
     if process.returncode:
@@ -79,12 +80,12 @@ def run(python: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     """Run another Python.
 
     Raises:
-        ValueError: if there is no such program.
+        ValueError: If it cannot be started.
     """
     try:
         return subprocess.run([python, *map(str, arguments)], capture_output=True, text=True)
     except OSError as error:
-        raise ValueError(f"{python}: no such Python ({error.strerror}).") from error
+        raise ValueError(f"{python}: cannot be started ({error.strerror}).") from error
 
 
 def climb_outputs(
@@ -93,27 +94,27 @@ def climb_outputs(
     """Run both sides and compare them.
 
     Args:
-        folder: the converted folder.
-        config: of the model that the original files make up.
-        files: the original files: `lion`, `vision` (or `None`), `language_model` and `qformer_tokenizer`.
-        checkout: of the reference code.
-        python: that has the reference's requirements.
+        folder: Converted folder.
+        config: Configuration inferred from the original files.
+        files: Original files: `lion`, `vision` (or `None`), `language_model` and `qformer_tokenizer`.
+        checkout: Checkout of the reference code.
+        python: Python that has the reference's requirements.
 
     Returns:
-        The rungs, from the bottom to the top.
+        The rungs, from bottom to top.
 
     Raises:
-        ValueError: if the reference fails, or computes other outputs than the folder.
+        ValueError: If the reference fails or computes other outputs than the folder.
     """
     request = write_request(folder, config, files)
     processor = LionProcessor.from_pretrained(folder)
-    pixels = processor.image_processor(pictures(), return_tensors="pt")["pixel_values"]
-    theirs = reference_outputs(checkout, python, request, pixels)
+    pixels = processor.image_processor(images(), return_tensors="pt")["pixel_values"]
+    theirs = _reference_outputs(checkout, python, request, pixels)
     return compare_outputs(folder_outputs(folder, request, pixels), theirs, config.text_config.pad_token_id)
 
 
 def write_request(folder: Path, config: LionConfig, files: Mapping[str, Any]) -> dict[str, Any]:
-    """What both sides are asked to compute, as JSON has it."""
+    """Describe what both sides compute, as JSON values."""
     reader = FolderReader(folder)
     dtypes = {
         original: str(reader[entry.converted].dtype).removeprefix("torch.")
@@ -141,19 +142,19 @@ def write_request(folder: Path, config: LionConfig, files: Mapping[str, Any]) ->
     }
 
 
-def pictures() -> list[Image.Image]:
-    """Three pictures of different shapes, one for each question."""
+def images() -> list[Image.Image]:
+    """Create three images of different shapes, one for each question."""
     radial, linear = Image.radial_gradient("L"), Image.linear_gradient("L")
     bands = (radial, linear, linear.rotate(90))
     sizes = ((320, 240), (200, 300), (256, 256))
     return [Image.merge("RGB", bands[turn:] + bands[:turn]).resize(size) for turn, size in enumerate(sizes)]
 
 
-def reference_outputs(checkout: Path, python: str, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
+def _reference_outputs(checkout: Path, python: str, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
     """Run the reference in its own process.
 
     Raises:
-        ValueError: if it fails, with the last line that it printed.
+        ValueError: If it fails. The message has the last line that it printed.
     """
     with tempfile.TemporaryDirectory() as name:
         asked, given, written = (Path(name) / file for file in ("request.json", "pixels", "outputs"))
@@ -168,7 +169,7 @@ def reference_outputs(checkout: Path, python: str, request: Mapping[str, Any], p
 
 @torch.no_grad()
 def folder_outputs(folder: Path, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
-    """What the converted folder computes."""
+    """Compute the outputs of the converted folder."""
     model = LionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = LionProcessor.from_pretrained(folder)
     features = model.get_image_features(pixels, output_hidden_states=True)
@@ -178,7 +179,7 @@ def folder_outputs(folder: Path, request: Mapping[str, Any], pixels: torch.Tenso
     if model.config.uses_aggregator:
         outputs["aggregator"] = features.aggregator_outputs.last_hidden_state
     for case in request["cases"]:
-        found = case_outputs(model, processor, request, features, case)
+        found = _case_outputs(model, processor, request, features, case)
         if not model.config.uses_qformer:
             del found["question ids"]
         for name in ("question ids", "image features"):  # the same in all cases
@@ -188,14 +189,14 @@ def folder_outputs(folder: Path, request: Mapping[str, Any], pixels: torch.Tenso
     return outputs
 
 
-def case_outputs(
+def _case_outputs(
     model: LionForConditionalGeneration,
     processor: LionProcessor,
     request: Mapping[str, Any],
     features: Any,
     case: Mapping[str, Any],
 ) -> Outputs:
-    """What the converted folder computes for one task, with or without tags."""
+    """Compute the outputs of the converted folder for one task, with or without tags."""
     text = {
         "text": list(request["questions"]),
         "tags": list(request["tags"]) if case["tags"] else None,
@@ -225,21 +226,21 @@ def case_outputs(
 
 
 def compare_outputs(ours: Outputs, theirs: Outputs, pad_token_id: int) -> list[OutputRung]:
-    """The comparison, rung by rung.
+    """Compare all outputs.
 
     Raises:
-        ValueError: if one side has outputs that the other has not.
+        ValueError: If one side has outputs that the other does not have.
     """
     differing = sorted(ours.keys() ^ theirs.keys())
     if differing:
-        raise ValueError(f"{len(differing)} outputs are on one side only: {', '.join(differing[:5])}.")
+        raise ValueError(f"{len(differing)} outputs exist on one side only: {', '.join(differing[:5])}.")
     return [compare_output(name, tensor, theirs[name], pad_token_id) for name, tensor in ours.items()]
 
 
 def compare_output(name: str, ours: torch.Tensor, theirs: torch.Tensor, pad_token_id: int) -> OutputRung:
-    """One rung. Padding behind a row of ids is not compared; tensors of different shapes are infinitely far apart."""
+    """Compare one output. Padding at the end of ids is ignored, and tensors of different shapes differ infinitely."""
     if not ours.is_floating_point():
-        pairs = list(zip(unpadded(ours, pad_token_id), unpadded(theirs, pad_token_id), strict=True))
+        pairs = list(zip(_unpadded(ours, pad_token_id), _unpadded(theirs, pad_token_id), strict=True))
         return OutputRung(name, num_equal=sum(first == second for first, second in pairs), num_rows=len(pairs))
     if ours.shape != theirs.shape:
         return OutputRung(name, float("inf"))
@@ -247,8 +248,8 @@ def compare_output(name: str, ours: torch.Tensor, theirs: torch.Tensor, pad_toke
     return OutputRung(name, difference / largest if largest else difference)
 
 
-def unpadded(ids: torch.Tensor, pad_token_id: int) -> list[list[int]]:
-    """The rows without the padding at their ends."""
+def _unpadded(ids: torch.Tensor, pad_token_id: int) -> list[list[int]]:
+    """Return the rows without the padding at their ends."""
     rows = ids.tolist()
     for row in rows:
         while row and row[-1] == pad_token_id:
@@ -257,7 +258,7 @@ def unpadded(ids: torch.Tensor, pad_token_id: int) -> list[list[int]]:
 
 
 def output_table(rungs: Sequence[OutputRung]) -> str:
-    """The comparison as a table, and a remark if nothing but beams differ."""
+    """Format the comparison as a table, with a remark if only beam search differs."""
     lines = [f"{'output':<40}{'largest relative difference':>28}{'ids equal':>12}"]
     for rung in rungs:
         if rung.difference is None:

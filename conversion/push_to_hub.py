@@ -1,14 +1,13 @@
-"""Put a converted folder on the Hub, with a model card.
+"""Push a converted folder to the Hub, with a model card.
 
     python conversion/push_to_hub.py lion-flant5-xl --repo user/lion-flant5-xl --private
 
-The folder is checked first and never changed: the card, where the folder and the repository have none, and the code,
-with `--with-code`, go to the Hub only. How to log in and what to do after an interruption is in `docs/hub.md`.
+The folder is checked first and never changed. The model card (if neither the folder nor the repository has one) and the
+code (with `--with-code`) are only written to the Hub. See `docs/hub.md` for logging in and resuming an upload.
 
-The upload is `HfApi.upload_folder`, which is in every version of huggingface_hub that transformers allows. With hf_xet,
-which comes along where it can, files that are committed already are skipped and data that is there already is not sent
-again; without it, the same holds for whole files. So the same command resumes an interrupted upload.
-`upload_large_folder`, which once was needed for that, is gone from huggingface_hub 2.
+The upload uses `HfApi.upload_folder`, which exists in every version of huggingface_hub that transformers allows. It
+skips files that are already committed, and with hf_xet also data that is already uploaded. Run the same command again
+to resume an interrupted upload. `upload_large_folder` is not used, because huggingface_hub 2 removed it.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from transformers_lion.remote_code import ENTRY_MODULE, files_with_code, leads_t
 CARD = "README.md"
 IGNORED = [".*", "*/.*", "*__pycache__*", "*.pth", "optimizer.*", "scheduler.*", "rng_state*", "checkpoint-*",
            "training_args.bin", "trainer_state.json"]  # fmt: skip
-"""What a folder may hold that is not part of the model: hidden files, training state, originals."""
+"""Files that are not part of the model: hidden files, training state and original checkpoints."""
 
 BRANCH = re.compile(r"\w[\w-]*([./][\w-]+)*")
 
@@ -44,17 +43,17 @@ VOCABULARIES = ("tokenizer.json", "spiece.model", "vocab.txt")
 
 
 def check_folder(folder: Path, with_code: bool = False) -> None:
-    """Check that `folder` holds everything that `from_pretrained` and the pipeline need.
+    """Check that a folder has everything that `from_pretrained` and the pipeline need.
 
     Args:
-        folder: a converted folder, or one that `save_pretrained` wrote.
-        with_code: whether the code will be added, so that it need not be there.
+        folder: Folder that was converted or written by `save_pretrained`.
+        with_code: Whether the code will be added, so it does not have to be there yet.
 
     Raises:
-        ValueError: that names the first thing that is missing or broken.
+        ValueError: If anything is missing or broken. The message names the first problem.
     """
     config = load_config(folder, LionConfig.model_type)
-    if config.get("quantization_config"):  # has other tensors than the configuration tells
+    if config.get("quantization_config"):  # has other tensors than the configuration implies
         FolderReader(folder)
     else:
         open_lion_folder(folder)
@@ -65,31 +64,31 @@ def check_folder(folder: Path, with_code: bool = False) -> None:
             raise SourceError(f"{folder / name}: {owner} has no vocabulary ({', '.join(VOCABULARIES)}).")
     has_code = with_code or (folder / f"{ENTRY_MODULE}.py").is_file()
     if leads_to_code(config.get("auto_map")) and not has_code:
-        raise SourceError(f"{folder}: config.json leads to {ENTRY_MODULE}.py, which is missing; use --with-code.")
+        raise SourceError(f"{folder}: config.json refers to {ENTRY_MODULE}.py, which is missing; pass --with-code.")
     tagger = folder / TAGGER_FOLDER
     if tagger.is_dir():
         load_config(tagger, RamConfig.model_type)
         FolderReader(tagger)
 
 
-def check_names(repo: str, base_models: Sequence[str], revision: str | None) -> None:
-    """Raise `ValueError` if a name is none that the Hub knows repositories and branches by."""
+def _check_names(repo: str, base_models: Sequence[str], revision: str | None) -> None:
+    """Raise `ValueError` if the name of a repository or branch is invalid."""
     for name in (repo, *base_models):
         validate_repo_id(name)
     if "/" not in repo:
         raise ValueError(f"{repo}: the repository must be user/name or organization/name.")
     if revision is not None and not BRANCH.fullmatch(revision):
-        raise ValueError(f"{revision}: is no name of a branch.")
+        raise ValueError(f"{revision}: not a valid branch name.")
 
 
 def files_of(folder: Path) -> dict[str, int]:
-    """Sizes in bytes of the files that are uploaded, by their names in the repository."""
+    """Return the sizes in bytes of the files to upload, by their path in the repository."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {name: (folder / name).stat().st_size for name in filter_repo_objects(names, ignore_patterns=IGNORED)}
 
 
-def written_here(folder: Path, repo: str, base_models: Sequence[str], with_code: bool) -> dict[str, bytes]:
-    """Files that the repository gets and the folder has not, or has in another form."""
+def _written_here(folder: Path, repo: str, base_models: Sequence[str], with_code: bool) -> dict[str, bytes]:
+    """Return the files that are written only for the repository."""
     texts = files_with_code(folder) if with_code else {}
     if not (folder / QFORMER_TOKENIZER / "config.json").is_file():  # saved by an earlier version
         texts[f"{QFORMER_TOKENIZER}/config.json"] = QFORMER_TOKENIZER_CONFIG
@@ -101,16 +100,16 @@ def written_here(folder: Path, repo: str, base_models: Sequence[str], with_code:
 def upload(
     api: HfApi, folder: Path, repo: str, written: Mapping[str, bytes], private: bool, revision: str | None
 ) -> str:
-    """Upload the folder, then what is `written` for it, and return the repository's address.
+    """Upload the folder and the files `written` for it, and return the URL of the repository.
 
-    A card that is on the Hub already is kept, since someone may have edited it there.
+    A model card that is already on the Hub is kept, because it may have been edited there.
 
     Raises:
-        ValueError: if the repository exists and is public although `private` is wanted.
+        ValueError: If the repository is public although `private` is set.
     """
     url = str(api.create_repo(repo, private=private or None, exist_ok=True))
     if private and not api.model_info(repo).private:
-        raise ValueError(f"{repo} exists and is public: make it private on the Hub first, or leave --private out.")
+        raise ValueError(f"{repo} exists and is public: make it private on the Hub first, or omit --private.")
     if revision not in (None, constants.DEFAULT_REVISION):
         api.create_branch(repo, branch=revision, exist_ok=True)
     api.upload_folder(
@@ -131,15 +130,15 @@ def upload(
 
 
 def report(files: Mapping[str, int], written: Mapping[str, bytes]) -> Iterator[str]:
-    """A line for each file, with its size, and a sum."""
+    """Yield a line with the size of each file, and the total."""
     sizes = {**files, **{name: len(content) for name, content in written.items()}}
     for name, size in sorted(sizes.items()):
-        yield f"{in_bytes(size):>10}  {name}" + ("  (written for the Hub)" if name in written else "")
-    yield f"{in_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
+        yield f"{_in_bytes(size):>10}  {name}" + ("  (written for the Hub)" if name in written else "")
+    yield f"{_in_bytes(sum(sizes.values())):>10}  in {len(sizes)} files"
 
 
-def in_bytes(size: float) -> str:
-    """A size as people read it: 8.1 GB."""
+def _in_bytes(size: float) -> str:
+    """Format a size for display, such as "8.1 GB"."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -147,52 +146,54 @@ def in_bytes(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def explain(error: Exception, repo: str) -> str:
-    """What went wrong, in one sentence."""
+def _explain(error: Exception, repo: str) -> str:
+    """Describe an error in one sentence."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status == 401:
             return "the Hub does not accept the token; log in again with `hf auth login`, or set HF_TOKEN."
         if status == 403:
-            return f"the token may not write to {repo}; it needs the permission to write there."
+            return f"the token has no write permission for {repo}."
         if status == 404 or isinstance(error, RepositoryNotFoundError):
-            return f"the Hub has no {repo}, or does not show it to this token."
-        return f"the Hub answered {status}: {getattr(error, 'server_message', None) or first_line(error)}"
+            return f"{repo} does not exist on the Hub, or this token has no access to it."
+        return f"the Hub answered {status}: {getattr(error, 'server_message', None) or _first_line(error)}"
     if isinstance(error, RuntimeError):
-        reason = first_line(error.__cause__ or error)
-        return f"the upload broke off ({reason}); the same command again resumes it."
+        reason = _first_line(error.__cause__ or error)
+        return f"the upload was interrupted ({reason}); run the same command again to resume it."
     if isinstance(error, HTTPError):
-        return f"the connection to the Hub failed ({first_line(error)}); the same command again resumes an upload."
+        return f"the connection to the Hub failed ({_first_line(error)}); run the same command again to resume."
     return sentence(error)
 
 
-def first_line(error: BaseException) -> str:
-    """The start of an error's text."""
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n", 1)[0]
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Put a converted folder on the Hub, with a model card.")
-    parser.add_argument("folder", type=Path, help="a converted folder, or one that save_pretrained wrote")
+def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Push a converted folder to the Hub, with a model card.")
+    parser.add_argument("folder", type=Path, help="folder that was converted or written by save_pretrained")
     parser.add_argument("--repo", required=True, help="user/name on the Hub; it is created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create a private repository")
     parser.add_argument("--revision", help="branch to upload to; it is created if it does not exist")
-    parser.add_argument("--base-model", action="append", default=[], help="Hub id for the card; may be repeated")
-    parser.add_argument("--with-code", action="store_true", help="let it load without this package, if it is trusted")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded, and talk to nobody")
+    parser.add_argument(
+        "--base-model", action="append", default=[], help="Hub id of a base model for the card; may be repeated"
+    )
+    parser.add_argument("--with-code", action="store_true", help="include the code, to load with trust_remote_code")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be uploaded, without any network access"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; the exit code."""
-    arguments = parse_arguments(argv)
+    """Run the command and return its exit code."""
+    arguments = _parse_arguments(argv)
     folder, repo = arguments.folder, arguments.repo
     try:
-        check_names(repo, arguments.base_model, arguments.revision)
+        _check_names(repo, arguments.base_model, arguments.revision)
         check_folder(folder, arguments.with_code)
         files = files_of(folder)
-        written = written_here(folder, repo, arguments.base_model, arguments.with_code)
+        written = _written_here(folder, repo, arguments.base_model, arguments.with_code)
         print("\n".join(report(files, written)))
         if arguments.dry_run:
             print(f"\n{(written.get(CARD) or (folder / CARD).read_bytes()).decode(errors='replace')}")
@@ -202,10 +203,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("there is no token; log in with `hf auth login`, or set HF_TOKEN.")
         url = upload(HfApi(), folder, repo, written, arguments.private, arguments.revision)
     except (ValueError, OSError, HTTPError, RuntimeError) as error:
-        print(f"error: {explain(error, repo)}", file=sys.stderr)
+        print(f"error: {_explain(error, repo)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; the same command again resumes the upload.", file=sys.stderr)
+        print("error: interrupted; run the same command again to resume the upload.", file=sys.stderr)
         return 130
     print(f"{folder}: uploaded to {url}.")
     return 0

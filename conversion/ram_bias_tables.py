@@ -1,8 +1,8 @@
-"""Swin's relative position biases for another window size, as RAM's reference code resizes them.
+"""Resize Swin's relative position biases to another window size, like RAM's reference code.
 
-Source: `interpolate_relative_pos_embed` of the reference, after BEiT. The old offsets are laid out in growing
-distances, so that a larger window spans the same range of biases; between them runs a cubic spline (not-a-knot at its
-ends). Outside of the old range the border value is taken.
+Source: `interpolate_relative_pos_embed` of the reference, after BEiT. The old offsets are placed at growing distances,
+so that a larger window spans the same range of biases. A cubic spline (not-a-knot) interpolates between them. Outside
+the old range, the border value is used.
 """
 
 import math
@@ -12,30 +12,30 @@ import torch
 
 SPLINE_DEGREE = 3
 RATIO_LOW, RATIO_HIGH, RATIO_TOLERANCE = 1.01, 1.5, 1e-6
-"""Where the ratio of the growing distances is looked for, by bisection."""
+"""Search interval and tolerance of the bisection for the growth ratio."""
 
 
 def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
-    """A table of another window size.
+    """Resize a table to another window size.
 
     Args:
-        table: ((2w - 1)^2, heads), of a window of w.
-        window_size: the new w.
+        table: Table of shape ((2w - 1)^2, heads) for windows of size w.
+        window_size: New window size.
 
     Returns:
-        The table for the new window; the same object if it fits already.
+        The table for the new window size, or the same object if it already has that size.
     """
     old, new = math.isqrt(table.shape[0]), 2 * window_size - 1
     if old == new:
         return table
-    weights = spline_weights(growing_offsets(old // 2, new // 2), np.arange(-(new // 2), new // 2 + 1, dtype=float))
+    weights = _spline_weights(_growing_offsets(old // 2, new // 2), np.arange(-(new // 2), new // 2 + 1, dtype=float))
     biases = table.double().numpy().reshape(old, old, -1)
     resized = np.einsum("io,jp,oph->ijh", weights, weights, biases)
     return torch.from_numpy(resized.reshape(new * new, -1)).to(table.dtype)
 
 
-def growing_offsets(old: int, new: int) -> np.ndarray:
-    """2 * `old` + 1 symmetric positions around 0, whose steps grow by a ratio that makes the last one about `new`."""
+def _growing_offsets(old: int, new: int) -> np.ndarray:
+    """Return 2 * `old` + 1 positions, symmetric around 0, whose steps grow so that the last one is about `new`."""
     low, high, ratio = RATIO_LOW, RATIO_HIGH, RATIO_LOW
     while high - low > RATIO_TOLERANCE:
         ratio = (low + high) / 2
@@ -47,20 +47,20 @@ def growing_offsets(old: int, new: int) -> np.ndarray:
     return np.concatenate([-positive[::-1], [0.0], positive])
 
 
-def spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(points, nodes): the weights by which a spline through values at `nodes` takes its values at `points`."""
+def _spline_weights(nodes: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the weights (points, nodes) that interpolate values at `nodes` with a spline at `points`."""
     if len(nodes) == 1:
         return np.ones((len(points), 1))
     degree = min(SPLINE_DEGREE, len(nodes) - 1)
-    skipped = (degree + 1) // 2  # not-a-knot: the nodes next to the ends are no knots
+    skipped = (degree + 1) // 2  # not-a-knot: the nodes next to the ends are not knots
     inner = nodes[skipped : len(nodes) - skipped] if degree == SPLINE_DEGREE else nodes[:0]
     knots = np.concatenate([[nodes[0]] * (degree + 1), inner, [nodes[-1]] * (degree + 1)])
     clipped = points.clip(nodes[0], nodes[-1])
-    return basis(knots, degree, clipped) @ np.linalg.inv(basis(knots, degree, nodes))
+    return _basis(knots, degree, clipped) @ np.linalg.inv(_basis(knots, degree, nodes))
 
 
-def basis(knots: np.ndarray, degree: int, points: np.ndarray) -> np.ndarray:
-    """(points, functions): the B-splines of `degree` on `knots`, by the recursion of Cox and de Boor."""
+def _basis(knots: np.ndarray, degree: int, points: np.ndarray) -> np.ndarray:
+    """Evaluate the B-splines of `degree` on `knots` as (points, functions), with the Cox-de Boor recursion."""
     intervals = len(knots) - 1
     last = np.flatnonzero(knots[:-1] < knots[1:])[-1]
     index = np.minimum(np.searchsorted(knots, points, side="right") - 1, last)

@@ -1,8 +1,8 @@
-"""The key map of RAM: reference layout <-> this package's, and the keys of the original file that may be dropped.
+"""Key map of RAM between the reference's layout and this package's, and keys of the original file that are dropped.
 
-In `RAM_KEYS` this package's names are the map's `originals` and the reference's are its `converted` ones, since the
-reference joins query, key and value of Swin's attention in one tensor: converting a file is `revert`, and writing one
-is `convert`.
+In `RAM_KEYS`, this package's names are the `originals` of the map and the reference's are `converted`, because the
+reference joins the query, key and value projections of Swin's attention in one tensor. `revert` converts a file to this
+package's layout, and `convert` writes one.
 """
 
 import re
@@ -13,43 +13,42 @@ import torch
 from key_map import KeyMap, Rule, Template, same
 
 HEAD_ALIASES = {"vision_multi.": "tagging_head."}
-"""Other prefixes of the head, and the one that the map uses."""
+"""Other prefixes of the head, and the prefix that the map uses."""
 
 DROPPABLE = {
-    re.compile(r"text_decoder\..*"): "the captioner, which is not used for tagging",
+    re.compile(r"text_decoder\..*"): "the captioner, which tagging does not need",
     re.compile(
         r"tag_encoder\..*"
-    ): "the tag encoder, which is not used for tagging; the head's tensors are listed there too",
+    ): "the tag encoder, which tagging does not need; it also lists the tensors of the head",
     re.compile(
         r"visual_encoder\.layers\.[0-9]+\.blocks\.[0-9]+\.attn\.relative_position_index"
     ): "a buffer, recomputed",
     re.compile(r"visual_encoder\.layers\.[0-9]+\.blocks\.[0-9]+\.attn_mask"): "a buffer, recomputed",
 }
-"""Keys that have no place in the converted model, by pattern, with the reason."""
+"""Patterns of keys that the converted model does not need, each with a reason."""
 
 SWIN = "vision_model.encoder.layers.{n}"
 SWIN_BLOCK = f"{SWIN}.blocks.{{m}}"
 HEAD_LAYER = "head.layers.{n}"
 
 
-def split_qkv(joined: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(3V, ...) -> query's, key's and value's (V, ...)."""
+def _split_qkv(joined: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(3V, ...) -> (V, ...) for query, key and value."""
     return tuple(part.clone() for part in joined.chunk(3))
 
 
-def joined_qkv(reference: str, package: str) -> Rule:
-    """The row of an attention whose three projections are one tensor in the reference."""
+def _joined_qkv(reference: str, package: str) -> Rule:
+    """Rule for an attention layer whose three projections are one tensor in the reference."""
     projections = tuple(Template(f"{package}.{name}.{{p}}") for name in ("q_proj", "k_proj", "v_proj"))
-    return Rule(projections, Template(f"{reference}.{{p}}"), lambda *parts: torch.cat(parts), split_qkv)
+    return Rule(projections, Template(f"{reference}.{{p}}"), lambda *parts: torch.cat(parts), _split_qkv)
 
 
 def rename(reference: str, package: str) -> Rule:
-    """The row of a tensor that is the same in both."""
+    """Rule for a tensor that only changes its name."""
     return same(package, reference)
 
 
-def vision_rules() -> list[Rule]:
-    """The vision tower."""
+def _vision_rules() -> list[Rule]:
     block = "visual_encoder.layers.{n}.blocks.{m}"
     table = "relative_position_bias_table"
     names = {
@@ -66,11 +65,11 @@ def vision_rules() -> list[Rule]:
         f"{block}.attn.{table}": f"{SWIN_BLOCK}.attention.relative_position_bias.{table}",
     }
     rules = [rename(reference, package) for reference, package in names.items()]
-    return [*rules, joined_qkv(f"{block}.attn.qkv", f"{SWIN_BLOCK}.attention")]
+    return [*rules, _joined_qkv(f"{block}.attn.qkv", f"{SWIN_BLOCK}.attention")]
 
 
-def head_rules() -> list[Rule]:
-    """The head and what stands around it."""
+def _head_rules() -> list[Rule]:
+    """Rules for the head and the projections around it."""
     layer = "tagging_head.encoder.layer.{n}"
     names = {
         "label_embed": "label_embeddings.weight",
@@ -87,11 +86,11 @@ def head_rules() -> list[Rule]:
     return [rename(reference, package) for reference, package in names.items()]
 
 
-RAM_KEYS = KeyMap([*vision_rules(), *head_rules()])
+RAM_KEYS = KeyMap([*_vision_rules(), *_head_rules()])
 
 
-def reference_name(key: str) -> str:
-    """`key` with the head's usual prefix."""
+def _reference_name(key: str) -> str:
+    """Return `key` with the usual prefix of the head."""
     for alias, prefix in HEAD_ALIASES.items():
         if key.startswith(alias):
             return prefix + key.removeprefix(alias)
@@ -99,19 +98,19 @@ def reference_name(key: str) -> str:
 
 
 def droppable(key: str) -> bool:
-    """Whether a key of the original file has no place in the converted model."""
+    """Whether the converted model does not need a key of the original file."""
     return any(pattern.fullmatch(key) for pattern in DROPPABLE)
 
 
 def kept_names(keys: Iterable[str]) -> dict[str, str]:
-    """The keys that are kept, by their usual names.
+    """Map the usual names of the keys to keep to the keys.
 
     Raises:
-        ValueError: if two keys have the same usual name.
+        ValueError: If two keys have the same usual name.
     """
     names: dict[str, str] = {}
     for key in keys:
-        name = reference_name(key)
+        name = _reference_name(key)
         if droppable(name):
             continue
         if name in names:

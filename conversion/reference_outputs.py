@@ -1,19 +1,19 @@
-"""What LION's reference code computes from a user's files: the reference's half of the ladder of outputs.
+"""Compute the outputs of LION's reference code from the original files, for comparison with a converted folder.
 
     PYTHON conversion/reference_outputs.py CHECKOUT request.json pixels.safetensors outputs.safetensors
 
-`verify_checkpoint.py --reference` runs this in the Python that has the reference's requirements (transformers 4.42), so
-nothing of this package is imported. CHECKOUT is a copy of https://github.com/JiuTian-VL/JiuTian-LION. The request
-is written by `output_ladder.py`: the files, the sizes as the fields of `LionConfig`, the prompts, and what to run.
+`verify_checkpoint.py --reference` runs this script in a Python that has the reference's requirements (transformers
+4.42), so it does not import this package. CHECKOUT is a copy of https://github.com/JiuTian-VL/JiuTian-LION.
+`output_ladder.py` writes the request: the files, the sizes as `LionConfig` fields, the prompts, and what to run.
 
-The reference builds its model itself. What is put in its way, and why:
+The reference builds its own model. The script patches it as follows:
 
-* sizes that its code fixes to those of the released models are taken from the request;
-* its language model is loaded in float32 instead of bfloat16, and weights are then rounded to the dtype that they have
-  in the converted folder, so that what differs is the code and not the precision;
-* its image tagger is never imported, since tags are given: the package `ram` is replaced by an empty stand-in;
-* `icecream`, `omegaconf` and `timm`, which it imports and this run hardly touches, get stand-ins where they are missing
-  or cannot be imported.
+* Sizes that its code hard-codes for the released models are taken from the request.
+* Its language model is loaded in float32 instead of bfloat16. The weights are then rounded to their dtype in the
+  converted folder, so that differences come from the code and not from the precision.
+* The package `ram` is replaced by an empty module, because the tags are given and the tagger is not needed.
+* `icecream`, `omegaconf` and `timm` are replaced by small modules if they cannot be imported. The reference imports
+  them but hardly uses them here.
 """
 
 import contextlib
@@ -33,21 +33,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 VISUAL_INPUTS = {"both": "ALL", "qformer": "QFORMER", "aggregator": "AGGREGATOR"}
-"""`LionConfig.visual_branch` in the reference's words."""
+"""The reference's names for `LionConfig.visual_branch`."""
 
 VISION, LANGUAGE_MODEL = "visual_encoder.", "t5_model."
 EMBEDDING_ALIASES = ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_tokens.weight")
-"""Other names of the embedding table; the released file holds them in lower precision than the table."""
+"""Other names of the embedding table. The released file has them in lower precision than the table."""
 
 Outputs = dict[str, torch.Tensor]
 
 
-def import_reference(checkout: Path) -> SimpleNamespace:
-    """The reference's modules: its model, its adapters and its vision tower."""
-    sys.dont_write_bytecode = True  # the checkout is the user's
-    sys.path[0] = str(checkout)  # instead of this script's folder
-    stand_in("ram", get_transform=None)
-    stand_in("ram.models", ram=None)
+def _import_reference(checkout: Path) -> SimpleNamespace:
+    """Import the reference's modules for the model, the adapters and the vision tower."""
+    sys.dont_write_bytecode = True  # do not write to the user's checkout
+    sys.path[0] = str(checkout)  # replaces the folder of this script
+    _stand_in("ram", get_transform=None)
+    _stand_in("ram.models", ram=None)
     layers = {"drop_path": None, "to_2tuple": lambda size: (size, size), "trunc_normal_": nn.init.trunc_normal_}
     for name, content in (
         ("icecream", {"ic": None}),
@@ -58,28 +58,28 @@ def import_reference(checkout: Path) -> SimpleNamespace:
         try:
             importlib.import_module(name)
         except ImportError:
-            stand_in(name, **content)
+            _stand_in(name, **content)
     names = {"lion": "models.lion_t5", "adapters": "models.lion_adapters", "vision": "models.eva_vit"}
     return SimpleNamespace(**{short: importlib.import_module(name) for short, name in names.items()})
 
 
-def stand_in(name: str, **content: Any) -> None:
-    """Let `import name` find a module with this content."""
+def _stand_in(name: str, **content: Any) -> None:
+    """Register a module with the given content, so that `import name` finds it."""
     parent, _, _ = name.rpartition(".")
     if parent and parent not in sys.modules:
-        stand_in(parent)
+        _stand_in(parent)
     module = ModuleType(name)
     module.__dict__.update(content, __path__=[], __spec__=ModuleSpec(name, None))  # transformers asks for the spec
     sys.modules[name] = module
 
 
 def build(checkout: Path, request: Mapping[str, Any]) -> nn.Module:
-    """The reference's model in float32, with the user's weights, rounded as the converted folder's are."""
-    reference, config, files = import_reference(checkout), request["config"], request["files"]
-    set_sizes(reference, config)
+    """Build the reference's model in float32, with the original weights rounded as in the converted folder."""
+    reference, config, files = _import_reference(checkout), request["config"], request["files"]
+    _set_sizes(reference, config)
     model = reference.lion.LIONT5InstructAdapter(
         bert_model=files["qformer_tokenizer"],
-        vit_model=files["lion"],  # only asked to be something: the weights come below
+        vit_model=files["lion"],  # must not be empty; the weights are loaded below
         llm_model=files["language_model"],
         ram_model=None,
         visual_input=VISUAL_INPUTS[config["visual_branch"]],
@@ -94,18 +94,18 @@ def build(checkout: Path, request: Mapping[str, Any]) -> nn.Module:
     return model.float().eval()
 
 
-def set_sizes(reference: SimpleNamespace, config: Mapping[str, Any]) -> None:
-    """Replace what the reference's model calls to make its parts by the same with other sizes."""
+def _set_sizes(reference: SimpleNamespace, config: Mapping[str, Any]) -> None:
+    """Replace the functions that create the parts of the reference's model by versions with other sizes."""
     lion, adapters = reference.lion, reference.adapters
     aggregator, bottleneck = config["aggregator_config"], config["text_config"]["adapter_hidden_size"]
     set_adapters = lion.set_adapter_t5
     bert_config = lion.BertConfig
-    lion.create_eva_vit_g = lambda *_: vision_tower(reference.vision, config["vision_config"])
+    lion.create_eva_vit_g = lambda *_: _vision_tower(reference.vision, config["vision_config"])
     lion.BertConfig = SimpleNamespace(
         from_pretrained=lambda folder: qformer_config(bert_config, folder, config["qformer_config"])
     )
     lion.T5ForConditionalGeneration = SimpleNamespace(
-        from_pretrained=functools.partial(load_language_model, lion.T5ForConditionalGeneration)
+        from_pretrained=functools.partial(_load_language_model, lion.T5ForConditionalGeneration)
     )
     lion.set_adapter_t5 = lambda *arguments, **options: set_adapters(
         *arguments, **{**options, "bottleneck": bottleneck}
@@ -114,15 +114,15 @@ def set_sizes(reference: SimpleNamespace, config: Mapping[str, Any]) -> None:
     adapters.BertConfig = functools.partial(adapters.BertConfig, intermediate_size=aggregator["intermediate_size"])
 
 
-def vision_tower(vision: ModuleType, sizes: Mapping[str, Any]) -> nn.Module:
-    """The reference's vision tower; all but the sizes is as its own function for EVA-ViT-g says."""
+def _vision_tower(vision: ModuleType, sizes: Mapping[str, Any]) -> nn.Module:
+    """Create the reference's vision tower with the given sizes and otherwise the settings of EVA-ViT-g."""
     return vision.VisionTransformer(
         img_size=sizes["image_size"],
         patch_size=sizes["patch_size"],
         embed_dim=sizes["hidden_size"],
         depth=sizes["num_hidden_layers"],
         num_heads=sizes["num_attention_heads"],
-        mlp_ratio=(sizes["intermediate_size"] + 0.5) / sizes["hidden_size"],  # it is multiplied and rounded down
+        mlp_ratio=(sizes["intermediate_size"] + 0.5) / sizes["hidden_size"],  # the reference multiplies and truncates
         qkv_bias=True,
         use_mean_pooling=False,
         norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
@@ -130,7 +130,7 @@ def vision_tower(vision: ModuleType, sizes: Mapping[str, Any]) -> nn.Module:
 
 
 def qformer_config(config_class: Any, folder: str, sizes: Mapping[str, Any]) -> Any:
-    """The Q-Former's configuration: BERT's own where the folder has it, with the sizes of the model."""
+    """Create the configuration of the Q-Former from BERT's, if the folder has it, and the sizes of the model."""
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     chosen = {name: sizes[name] for name in (*names, "max_position_embeddings")}
     if (Path(folder) / "config.json").is_file():
@@ -138,11 +138,11 @@ def qformer_config(config_class: Any, folder: str, sizes: Mapping[str, Any]) -> 
     return config_class(**chosen)
 
 
-def load_language_model(model_class: Any, folder: str, config: Any, torch_dtype: torch.dtype) -> nn.Module:
-    """The language model in float32, whatever `torch_dtype` the reference asks for.
+def _load_language_model(model_class: Any, folder: str, config: Any, torch_dtype: torch.dtype) -> nn.Module:
+    """Load the language model in float32, regardless of the `torch_dtype` that the reference requests.
 
     Raises:
-        ValueError: if the folder lacks a tensor.
+        ValueError: If the folder lacks a tensor.
     """
     model, loading = model_class.from_pretrained(
         folder, config=config, torch_dtype=torch.float32, output_loading_info=True
@@ -154,10 +154,10 @@ def load_language_model(model_class: Any, folder: str, config: Any, torch_dtype:
 
 
 def load_weights(model: nn.Module, files: Mapping[str, Any], interpolate_positions: Any) -> None:
-    """Load the vision tower's file and LION's own, of which the second goes before the first.
+    """Load the files of the vision tower and of LION, which takes precedence.
 
     Raises:
-        ValueError: if a tensor of the model is in no file.
+        ValueError: If a tensor of the model is in neither file.
     """
     tower = read_tensors(Path(files["vision"])) if files["vision"] else {}
     tower = {name.removeprefix(VISION): tensor for name, tensor in tower.items()}
@@ -172,11 +172,11 @@ def load_weights(model: nn.Module, files: Mapping[str, Any], interpolate_positio
         if not name.endswith("position_ids") and (not name.startswith(LANGUAGE_MODEL) or ".adapter." in name)
     ]
     if missing:
-        raise ValueError(f"{len(missing)} tensors of the reference's model are in no file: {missing[0]}.")
+        raise ValueError(f"{len(missing)} tensors of the reference's model are not in any file: {missing[0]}.")
 
 
 def read_tensors(path: Path) -> Outputs:
-    """The state dict of a `.safetensors` or `.pth` file, without running code that the latter may hold."""
+    """Load the state dict of a `.safetensors` or `.pth` file, without running code that a pickle may contain."""
     if path.suffix == ".safetensors":
         return load_file(path)
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -186,7 +186,7 @@ def read_tensors(path: Path) -> Outputs:
 
 @contextlib.contextmanager
 def kept(outputs: Outputs, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Keep the output of each of `modules` under its name while the block runs."""
+    """Record the outputs of `modules` by name while the block runs."""
 
     def hook(name: str) -> Any:
         return lambda module, arguments, output: outputs.update({name: output})
@@ -200,8 +200,8 @@ def kept(outputs: Outputs, modules: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_input(outputs: Outputs, name: str, module: nn.Module) -> Iterator[None]:
-    """Keep the first argument of the first call of `module` while the block runs."""
+def _first_input(outputs: Outputs, name: str, module: nn.Module) -> Iterator[None]:
+    """Record the first argument of the first call of `module` while the block runs."""
 
     def keep(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         outputs.setdefault(name, arguments[0])
@@ -213,8 +213,8 @@ def first_input(outputs: Outputs, name: str, module: nn.Module) -> Iterator[None
         handle.remove()
 
 
-def visual_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
-    """What stands before the text, from the vision tower's blocks upwards."""
+def _visual_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor) -> Outputs:
+    """Compute the outputs of the visual branches, from the blocks of the vision tower upwards."""
     outputs: Outputs = {}
     modules = {f"vision block {index}": model.visual_encoder.blocks[index] for index in request["blocks"]}
     if hasattr(model, "ln_vision"):
@@ -224,21 +224,21 @@ def visual_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor)
     with contextlib.ExitStack() as stack:
         stack.enter_context(kept(outputs, modules))
         if hasattr(model, "Qformer"):
-            stack.enter_context(first_input(outputs, "question ids", model.Qformer.bert))
+            stack.enter_context(_first_input(outputs, "question ids", model.Qformer.bert))
         outputs["image features"], _ = model.encode_img(pixels, request["questions"])
     return outputs
 
 
-def case_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor, case: Mapping[str, Any]) -> Outputs:
-    """What one task computes with or without tags: the training's forward pass, and generated ids."""
+def _case_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor, case: Mapping[str, Any]) -> Outputs:
+    """Compute the forward pass of training and generated ids for one task, with or without tags."""
     outputs: Outputs = {}
     questions = request["questions"]
     model.enable_semantic_tags = case["tags"]
     samples = {"image": pixels, "question": questions, "tags": request["tags"], "answer": request["answers"]}
-    with first_input(outputs, "prompt ids", model.t5_model.encoder.embed_tokens):
-        outputs.update(training_outputs(model, {**samples, "category": [case["task_type"]] * len(questions)}))
+    with _first_input(outputs, "prompt ids", model.t5_model.encoder.embed_tokens):
+        outputs.update(_training_outputs(model, {**samples, "category": [case["task_type"]] * len(questions)}))
     for name, num_beams in request["searches"].items():
-        outputs[name] = generated_ids(
+        outputs[name] = _generated_ids(
             model,
             {**samples, "category": case["task_type"]},
             num_beams=num_beams,
@@ -248,8 +248,8 @@ def case_outputs(model: Any, request: Mapping[str, Any], pixels: torch.Tensor, c
     return {f"{case['name']}: {name}": tensor for name, tensor in outputs.items()}
 
 
-def training_outputs(model: Any, samples: Mapping[str, Any]) -> Outputs:
-    """The encoder's output, the logits at the answers' tokens (the rest is padding), and the loss."""
+def _training_outputs(model: Any, samples: Mapping[str, Any]) -> Outputs:
+    """Return the encoder output, the logits of answer tokens (without padding), and the loss."""
     outputs: Outputs = {}
 
     def keep(module: nn.Module, arguments: Any, options: dict[str, Any], output: Any) -> None:
@@ -264,8 +264,8 @@ def training_outputs(model: Any, samples: Mapping[str, Any]) -> Outputs:
     return outputs
 
 
-def generated_ids(model: Any, samples: Mapping[str, Any], **options: Any) -> torch.Tensor:
-    """The ids behind the texts that the reference's `generate` returns."""
+def _generated_ids(model: Any, samples: Mapping[str, Any], **options: Any) -> torch.Tensor:
+    """Return the ids of the texts that the reference's `generate` returns."""
     found = []
     generate = model.t5_model.generate
 
@@ -283,13 +283,13 @@ def generated_ids(model: Any, samples: Mapping[str, Any], **options: Any) -> tor
 
 @torch.no_grad()
 def main(checkout: str, request_file: str, pixels_file: str, outputs_file: str) -> None:
-    """Build, run, write."""
+    """Build the model, compute the outputs and write them."""
     request = json.loads(Path(request_file).read_text())
     pixels = load_file(pixels_file)["pixel_values"]
     model = build(Path(checkout), request)
-    outputs = visual_outputs(model, request, pixels)
+    outputs = _visual_outputs(model, request, pixels)
     for case in request["cases"]:
-        outputs.update(case_outputs(model, request, pixels, case))
+        outputs.update(_case_outputs(model, request, pixels, case))
     save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, outputs_file)
 
 

@@ -1,8 +1,8 @@
-"""Writing safetensors shards one tensor at a time, and reading them back.
+"""Write safetensors shards one tensor at a time, and read them back.
 
-The safetensors library writes a file from tensors that are all in memory. A model of 12.7 B parameters does not fit
-there, so the files are written here: a header that says where each tensor will stand, and then the tensors' bytes.
-Format: https://huggingface.co/docs/safetensors, "Format".
+The safetensors library writes files from tensors that are all in memory, which is not possible for a model of 12.7 B
+parameters. This module writes the header, which defines the position of each tensor, and then one tensor after the
+other. Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
 import hashlib
@@ -23,37 +23,37 @@ DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16
 
 @dataclass(frozen=True)
 class Slot:
-    """What a tensor will be: its shape and dtype, without its values."""
+    """Shape and dtype of a tensor to be written."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
     @property
     def num_numbers(self) -> int:
-        """Numbers in the tensor."""
+        """Number of elements."""
         return torch.Size(self.shape).numel()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensor in a file."""
+        """Size of the tensor in a file."""
         return self.num_numbers * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A file of the checkpoint and the tensors in it, in their order."""
+    """A file of the checkpoint and its tensors, in order."""
 
     file: str
     slots: Mapping[str, Slot]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensors, without the header."""
+        """Total size of the tensors, without the header."""
         return sum(slot.num_bytes for slot in self.slots.values())
 
 
 def plan_shards(slots: Mapping[str, Slot], max_bytes: int) -> list[Shard]:
-    """Divide tensors, in their order, into files of at most `max_bytes` (one tensor may exceed it alone)."""
+    """Split tensors, in order, into files of at most `max_bytes`. A larger tensor gets its own file."""
     groups: list[dict[str, Slot]] = [{}]
     size = 0
     for name, slot in slots.items():
@@ -70,13 +70,13 @@ def plan_shards(slots: Mapping[str, Slot], max_bytes: int) -> list[Shard]:
 
 
 def write_shard(folder: Path, shard: Shard, load: Callable[[str, Slot], torch.Tensor]) -> str:
-    """Write one file, asking `load` for each tensor when its turn comes.
+    """Write one file, calling `load` for one tensor at a time.
 
     Returns:
-        The file's sha256.
+        The SHA-256 of the file.
 
     Raises:
-        ValueError: if a tensor is not what its slot says.
+        ValueError: If a tensor does not match its slot.
     """
     digest = hashlib.sha256()
     with (folder / shard.file).open("wb") as file:
@@ -87,7 +87,7 @@ def write_shard(folder: Path, shard: Shard, load: Callable[[str, Slot], torch.Te
 
 
 def contents(shard: Shard, load: Callable[[str, Slot], torch.Tensor]) -> Iterator[bytes | memoryview]:
-    """The file's bytes, piece by piece: the header, then each tensor."""
+    """Yield the content of the file: the header, then each tensor."""
     yield header_of(shard)
     for name, slot in shard.slots.items():
         tensor = load(name, slot)
@@ -97,7 +97,7 @@ def contents(shard: Shard, load: Callable[[str, Slot], torch.Tensor]) -> Iterato
 
 
 def header_of(shard: Shard) -> bytes:
-    """The file's beginning: the header's length and the header, padded to 8 bytes."""
+    """Return the start of the file: the length of the header and the header, padded to a multiple of 8 bytes."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, slot in shard.slots.items():
@@ -110,7 +110,7 @@ def header_of(shard: Shard) -> bytes:
 
 
 def write_index(folder: Path, shards: Iterable[Shard]) -> None:
-    """Write the index that says in which file each tensor is."""
+    """Write the index that maps tensors to files."""
     shards = list(shards)
     content = {
         "metadata": {
@@ -123,22 +123,22 @@ def write_index(folder: Path, shards: Iterable[Shard]) -> None:
 
 
 class FolderReader:
-    """Reads the tensors of a folder of safetensors one at a time, memory-mapped.
+    """Reads the tensors of a folder of safetensors files one at a time, memory-mapped.
 
     Attributes:
-        files: the file of each tensor.
-        shapes: the shape of each tensor.
-        dtypes: the precision of each tensor in the format's words, such as "BF16".
+        files: File of each tensor.
+        shapes: Shape of each tensor.
+        dtypes: Dtype of each tensor as named by safetensors, such as "BF16".
 
     Raises:
-        SourceError: if a file is missing or broken, or does not hold what the index says.
+        SourceError: If a file is missing or broken, or does not match the index.
     """
 
     def __init__(self, folder: Path):
         index, single = folder / INDEX_FILE, folder / "model.safetensors"
         weight_map = load_index(index) if index.is_file() else {}
-        if weight_map and single.is_file():  # transformers would load the first, others the second
-            raise SourceError(f"{folder}: holds {single.name} and shards, of which one is left over.")
+        if weight_map and single.is_file():  # transformers would load the first, other tools the second
+            raise SourceError(f"{folder}: contains both {single.name} and shards; delete the outdated ones.")
         self.files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -148,7 +148,9 @@ class FolderReader:
             self._read_header(path, weight_map)
         lost = sorted(weight_map.keys() - self.files.keys())
         if lost:
-            raise SourceError(f"{folder / weight_map[lost[0]]}: does not hold {lost[0]}, as the index says.")
+            raise SourceError(
+                f"{folder / weight_map[lost[0]]}: does not contain {lost[0]}, although the index says so."
+            )
 
     def _read_header(self, path: Path, weight_map: Mapping[str, str]) -> None:
         check_file(path)
@@ -156,16 +158,15 @@ class FolderReader:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
                     if weight_map and weight_map.get(name) != path.name:
-                        raise SourceError(f"{path}: holds {name}, which the index does not place there.")
+                        raise SourceError(f"{path}: contains {name}, which the index does not assign to this file.")
                     part = file.get_slice(name)
                     self.files[name], self.shapes[name] = path, tuple(part.get_shape())
                     self.dtypes[name] = part.get_dtype()
         except (SafetensorError, OSError) as error:
-            raise SourceError(f"{path}: not a readable safetensors file, perhaps cut off ({error}).") from error
+            raise SourceError(f"{path}: not a readable safetensors file, possibly truncated ({error}).") from error
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor."""
         path = self.files[name]
-        if self._path != path:  # one file at a time, since there may be more shards than a process may open
+        if self._path != path:  # one file at a time: there may be more shards than a process may open
             self._path, self._file = path, safe_open(path, framework="pt")
         return self._file.get_tensor(name)

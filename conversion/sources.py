@@ -1,4 +1,4 @@
-"""Reading what a user has: pickles without code, safetensors, sharded folders. Nothing here knows LION's parts."""
+"""Read the user's files: pickles without running code, safetensors, and sharded folders. Independent of LION."""
 
 import json
 import pickle
@@ -12,71 +12,74 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 PARALLEL_PREFIX = "module."
-"""What PyTorch puts before every key of a model that was saved inside of its wrapper for several devices."""
+"""Prefix of all keys of a model that was saved inside PyTorch's data-parallel wrapper."""
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 FORBIDDEN = re.compile(r"GLOBAL ([\w.]+)")
-"""How PyTorch's errors name what a pickle asks for and may not have."""
+"""Pattern for the object that a pickle needs and PyTorch refuses, as named in its error messages."""
 
 ZIP, PICKLE = b"PK", b"\x80"
-"""How the two forms of PyTorch's files begin."""
+"""First bytes of PyTorch's two file formats."""
 
 
 class SourceError(ValueError):
-    """A source file that cannot be used; the message names it and says why."""
+    """A source file that cannot be used. The message names it and says why."""
 
 
 def check_file(path: Path) -> None:
-    """Raise `SourceError` unless there is a file with something in it."""
+    """Raise `SourceError` unless the path is a file that is not empty."""
     if not path.exists():
-        raise SourceError(f"{path}: there is no such file.")
+        raise SourceError(f"{path}: no such file.")
     if not path.is_file():
-        raise SourceError(f"{path}: is no file{' but a folder' if path.is_dir() else ''}.")
+        raise SourceError(f"{path}: not a file{' but a folder' if path.is_dir() else ''}.")
     if not path.stat().st_size:
         raise SourceError(f"{path}: the file is empty.")
 
 
-def load_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth`/`.bin` file, memory-mapped; a training checkpoint's `"model"` part, without the rest.
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Load the tensors of a `.pth` or `.bin` file, memory-mapped. Of a training checkpoint, load only the `"model"`
+    part.
 
     Raises:
-        SourceError: if the file is missing, is not a checkpoint, is cut off, or holds anything but plain data.
+        SourceError: If the file is missing, truncated, not a checkpoint, or contains anything but plain data.
     """
     check_file(path)
     with path.open("rb") as file:
         head = file.read(9)
     if not head.startswith((ZIP, PICKLE)):
-        other = " but a safetensors file; let its name end in .safetensors" if head[8:] == b"{" else ""
+        other = " but a safetensors file; rename it to end in .safetensors" if head[8:] == b"{" else ""
         raise SourceError(f"{path}: not a PyTorch checkpoint{other}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about forms that are refused anyway
+            warnings.simplefilter("ignore")  # about formats that are refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = FORBIDDEN.search(str(error))
         what = f" ({found.group(1)})" if found else ""
-        raise SourceError(f"{path}: refused and not run, it holds more than tensors and plain data{what}.") from error
-    except Exception as error:  # a file that is no checkpoint fails in many ways
-        raise SourceError(f"{path}: not a readable checkpoint, perhaps cut off ({reason_of(error)}).") from error
+        raise SourceError(
+            f"{path}: refused and not run, because it contains more than tensors and plain data{what}."
+        ) from error
+    except Exception as error:  # invalid files fail in many ways
+        raise SourceError(f"{path}: not a readable checkpoint, possibly truncated ({reason_of(error)}).") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         what = "an empty one" if isinstance(content, Mapping) else type(content).__name__
-        raise SourceError(f"{path}: holds no state dict but {what}.")
+        raise SourceError(f"{path}: expected a state dict, not {what}.")
     for key, value in content.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise SourceError(f"{path}: key {key!r} holds no named tensor but {type(value).__name__}.")
+            raise SourceError(f"{path}: key {key!r} must be a named tensor, not {type(value).__name__}.")
     if all(key.startswith(PARALLEL_PREFIX) for key in content):
         content = {key.removeprefix(PARALLEL_PREFIX): value for key, value in content.items()}
     return dict(content)
 
 
-def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.safetensors` file.
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Load the tensors of a `.safetensors` file.
 
     Raises:
-        SourceError: if the file is missing or not a safetensors file.
+        SourceError: If the file is missing or not a safetensors file.
     """
     check_file(path)
     try:
@@ -87,109 +90,111 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_file(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one weights file, by its ending."""
-    return load_safetensors(path) if path.suffix == ".safetensors" else load_pickle(path)
+    """Load the tensors of a weights file, depending on its extension."""
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
 
 
 def load_folder(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a model folder in Hugging Face form: one file or shards, safetensors before pickles.
+    """Load the tensors of a Hugging Face model folder: one file or shards, safetensors before pickles.
 
     Raises:
-        SourceError: if the folder holds no weights, or its shards are not what their index says.
+        SourceError: If the folder has no weights, or its shards do not match their index.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return load_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return load_shards(index)
-    raise SourceError(f"{folder}: holds no model.safetensors or pytorch_model.bin, in one file or in shards.")
+            return _load_shards(index)
+    raise SourceError(f"{folder}: no model.safetensors or pytorch_model.bin found, neither as one file nor as shards.")
 
 
-def load_shards(index: Path) -> dict[str, torch.Tensor]:
-    """The tensors of the shards that an index names.
+def _load_shards(index: Path) -> dict[str, torch.Tensor]:
+    """Load the tensors of the shards that an index names.
 
-    What the index names beyond is not missed here: on the Hub, indices name copies that their shards are without.
+    Tensors that are missing from the shards are ignored, because indices on the Hub list aliases that the shards do not
+    contain.
 
     Raises:
-        SourceError: if a shard is missing, or a tensor is in two of them.
+        SourceError: If a shard is missing, or two shards contain the same tensor.
     """
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(set(load_index(index).values())):
         content = load_file(index.with_name(shard))
         twice = sorted(content.keys() & tensors.keys())
         if twice:
-            raise SourceError(f"{index.with_name(shard)}: holds {twice[0]}, which another shard holds, too.")
+            raise SourceError(f"{index.with_name(shard)}: contains {twice[0]}, which is also in another shard.")
         tensors.update(content)
     return tensors
 
 
 def load_index(path: Path) -> dict[str, str]:
-    """Which shard holds each tensor.
+    """Load the mapping of tensors to shards.
 
     Raises:
-        SourceError: if the file is no index.
+        SourceError: If the file is not an index.
     """
     weight_map = load_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(map(is_file_name, weight_map.values())):
-        raise SourceError(f"{path}: has no weight_map of tensors to files beside it, and so is no index.")
+    if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
+        raise SourceError(f"{path}: not an index, because it has no weight_map of tensors to files in the same folder.")
     return weight_map
 
 
-def is_file_name(name: object) -> bool:
+def _is_file_name(name: object) -> bool:
     """Whether this is the name of a file without a folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and name == Path(name).name
 
 
 def load_json(path: Path) -> dict:
-    """A JSON object.
+    """Load a JSON object.
 
     Raises:
-        SourceError: if the file is missing, or is not a JSON object.
+        SourceError: If the file is missing or not a JSON object.
     """
     check_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: not JSON ({reason_of(error)}).") from error
+        raise SourceError(f"{path}: not valid JSON ({reason_of(error)}).") from error
     if not isinstance(content, dict):
-        raise SourceError(f"{path}: holds no JSON object but {type(content).__name__}.")
+        raise SourceError(f"{path}: expected a JSON object, not {type(content).__name__}.")
     return content
 
 
 def load_config(folder: Path, model_type: str) -> dict:
-    """The `config.json` of a model folder.
+    """Load the `config.json` of a model folder.
 
     Raises:
-        SourceError: if there is none, or it is another kind of model's.
+        SourceError: If there is none, or it belongs to another type of model.
     """
     if not folder.is_dir():
-        raise SourceError(f"{folder}: there is no such folder.")
+        raise SourceError(f"{folder}: no such folder.")
     config = load_json(folder / "config.json")
     if config.get("model_type") != model_type:
-        raise SourceError(f"{folder}: holds no model of type {model_type!r} but one of {config.get('model_type')!r}.")
+        raise SourceError(f"{folder}: expected a model of type {model_type!r}, not {config.get('model_type')!r}.")
     return config
 
 
 def check_weight(name: str, tensor: torch.Tensor) -> None:
-    """Raise `SourceError` if a tensor is nothing that a weight can be: integers, quantised, sparse, or empty."""
+    """Raise `SourceError` if a tensor cannot be a weight because it is an integer, quantized, sparse or empty "
+    "tensor."""
     if tensor.dtype not in WEIGHT_DTYPES:
         allowed = ", ".join(short_name(dtype) for dtype in WEIGHT_DTYPES)
-        raise SourceError(f"{name} holds {short_name(tensor.dtype)}, but a weight is one of {allowed}.")
+        raise SourceError(f"{name} is {short_name(tensor.dtype)}, but weights must be one of {allowed}.")
     if tensor.is_meta or tensor.layout != torch.strided:
         what = "without values" if tensor.is_meta else f"of layout {short_name(tensor.layout)}"
-        raise SourceError(f"{name} is a tensor {what}, but a weight is a dense one.")
+        raise SourceError(f"{name} is a tensor {what}, but weights must be dense.")
     if not tensor.numel():
-        raise SourceError(f"{name} has shape {tuple(tensor.shape)}, and so no values.")
+        raise SourceError(f"{name} has shape {tuple(tensor.shape)}and is empty.")
 
 
 def count_nonfinite(tensor: torch.Tensor) -> int:
-    """How many values are NaN or infinite."""
+    """Count the values that are NaN or infinite."""
     return tensor.numel() - int(torch.isfinite(tensor).sum())
 
 
 def short_name(name: torch.dtype | torch.layout) -> str:
-    """torch.int32 -> int32."""
+    """Shorten `torch.int32` to `int32`."""
     return str(name).removeprefix("torch.")
 
 

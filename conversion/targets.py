@@ -1,6 +1,6 @@
-"""Where a command writes: beside its target, which is replaced when all is done, so that there is never half a result.
+"""Write an output beside its target and replace the target at the end, so that there is never an incomplete output.
 
-What a killed run leaves behind are hidden neighbours of the target. The next run removes them, or puts the target back.
+A killed run leaves hidden files beside the target. The next run removes them or restores the target.
 """
 
 import contextlib
@@ -13,42 +13,42 @@ from pathlib import Path
 from transformers_lion.locking import LockError, locked
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""System errors that come without the name of the file that was written."""
+"""System errors that do not name the file."""
 
 
 SPARE_BYTES = 50_000_000
-"""Room for tokenizers and what else is small, and for others who write to the disk."""
+"""Reserve for small files such as tokenizers, and for other processes that write to the disk."""
 
 
 class TargetError(ValueError):
-    """A target that cannot be written; the message names it and says why."""
+    """A target that cannot be written. The message names it and says why."""
 
 
 @contextlib.contextmanager
 def replacing(target: Path, overwrite: bool = False, sources: Iterable[Path] = ()) -> Iterator[Path]:
-    """A path beside `target`, where the block makes a file or folder that takes the target's place at the end.
+    """Yield a path beside `target` for the block to create. It replaces the target at the end.
 
-    If the block fails, what it made goes away, and the target stays as it was.
+    If the block fails, its output is removed and the target is left unchanged.
 
     Args:
-        target: if it is a link, what it leads to is written.
-        overwrite: whether a folder that an earlier run wrote is replaced.
-        sources: what is read, so that it cannot be the target, nor hold it, nor be in it.
+        target: Output path. A link is followed.
+        overwrite: Whether to replace a folder from an earlier run.
+        sources: Paths that are read. The target must not be, contain, or be inside any of them.
 
     Raises:
-        TargetError: if the target exists or cannot be written, is a source, or is being written by another run.
+        TargetError: If the target exists, cannot be written, is a source, or is being written by another run.
     """
     target = Path(os.path.realpath(target))
-    check_sources(target, sources)
-    check_replaceable(target, overwrite)
+    _check_sources(target, sources)
+    _check_replaceable(target, overwrite)
     unfinished, replaced = beside(target, "unfinished"), beside(target, "replaced")
-    with parents(target), reserved(target):
+    with parents(target), _reserved(target):
         try:
             recover(target)
-            check_replaceable(target, overwrite)
+            _check_replaceable(target, overwrite)
             remove(unfinished)
             yield unfinished
-            check_replaceable(target, overwrite)  # hours may have passed
+            _check_replaceable(target, overwrite)  # hours may have passed
             if target.exists():
                 target.rename(replaced)
             unfinished.rename(target)
@@ -61,33 +61,33 @@ def replacing(target: Path, overwrite: bool = False, sources: Iterable[Path] = (
             recover(target)
 
 
-def check_sources(target: Path, sources: Iterable[Path]) -> None:
-    """Raise `TargetError` if writing the target would touch a source; what does not exist is no source."""
+def _check_sources(target: Path, sources: Iterable[Path]) -> None:
+    """Raise `TargetError` if writing the target would change a source. Paths that do not exist are ignored."""
     for source in (Path(os.path.realpath(source)) for source in sources if source.exists()):
         if target == source or target in source.parents:
-            raise TargetError(f"{target}: is or holds {source}, which is read, and would be replaced.")
+            raise TargetError(f"{target}: would replace {source}, which is an input.")
         if source in target.parents:
-            raise TargetError(f"{target}: lies in {source}, which is read and stays as it is.")
+            raise TargetError(f"{target}: is inside {source}, which is an input and must not change.")
 
 
-def check_replaceable(target: Path, overwrite: bool) -> None:
-    """Raise `TargetError` if something is at the target that is not to be replaced."""
+def _check_replaceable(target: Path, overwrite: bool) -> None:
+    """Raise `TargetError` if the target exists and must not be replaced."""
     if target.is_symlink():
-        raise TargetError(f"{target}: is a link that leads nowhere.")
+        raise TargetError(f"{target}: is a broken link.")
     if not target.exists():
         return
     if not target.is_dir():
         raise TargetError(f"{target}: is a file, but the output is a folder.")
     if not overwrite:
-        raise TargetError(f"{target}: exists already; --overwrite replaces it.")
+        raise TargetError(f"{target}: already exists; pass --overwrite to replace it.")
     if not os.access(target, os.W_OK | os.X_OK):
         raise TargetError(f"{target}: is read-only.")
     if any(target.iterdir()) and not (target / "config.json").is_file():
-        raise TargetError(f"{target}: holds no model (config.json), and --overwrite replaces nothing else.")
+        raise TargetError(f"{target}: not a model folder (no config.json), so --overwrite does not replace it.")
 
 
 def check_room(target: Path, num_bytes: int) -> None:
-    """Raise `TargetError` if the disk has no room for so many bytes and a little more; the folder above exists."""
+    """Raise `TargetError` if the disk has not enough free space. The parent folder must exist."""
     free, needed = shutil.disk_usage(Path(os.path.realpath(target)).parent).free, int(num_bytes * 1.01) + SPARE_BYTES
     if free < needed:
         raise TargetError(f"{target}: {needed:,} bytes are needed, but {free:,} are free on the disk.")
@@ -95,31 +95,31 @@ def check_room(target: Path, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def parents(target: Path) -> Iterator[None]:
-    """Make the folders above the target; those that are still empty at the end go away again.
+    """Create the parent folders of the target. Those that are still empty at the end are removed.
 
     Raises:
-        TargetError: if that cannot be done.
+        TargetError: If they cannot be created.
     """
     made = [folder for folder in target.parents if not folder.exists()]
     try:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            above = "it lies below a file" if isinstance(error, FileExistsError) else error.strerror
+            above = "a parent is a file" if isinstance(error, FileExistsError) else error.strerror
             raise TargetError(f"{target}: cannot be written ({above}).") from error
         yield
     finally:
-        with contextlib.suppress(OSError):  # the first that is not empty
+        with contextlib.suppress(OSError):  # stops at the first that is not empty
             for folder in made:
                 folder.rmdir()
 
 
 @contextlib.contextmanager
-def reserved(target: Path) -> Iterator[None]:
-    """Keep other runs from the target.
+def _reserved(target: Path) -> Iterator[None]:
+    """Lock the target against other runs.
 
     Raises:
-        TargetError: if another run has the target, or it cannot be written.
+        TargetError: If another run holds the lock, or it cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -132,7 +132,7 @@ def reserved(target: Path) -> Iterator[None]:
 
 
 def recover(target: Path) -> None:
-    """Finish what a killed run left half done: the old folder comes back, or goes away if a new one is there."""
+    """Clean up after a killed run: restore the old folder, or remove it if the new one is complete."""
     replaced = beside(target, "replaced")
     if replaced.is_dir() and not target.exists():
         replaced.rename(target)
@@ -140,7 +140,7 @@ def recover(target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder, if it is there; a link without what it leads to."""
+    """Remove a file or folder if it exists. Links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -148,5 +148,5 @@ def remove(path: Path) -> None:
 
 
 def beside(target: Path, label: str) -> Path:
-    """A hidden neighbour of `target`."""
+    """Return a hidden path beside `target`."""
     return target.with_name(f".{target.name}.{label}")

@@ -1,8 +1,8 @@
-"""Measure, section by section, and write the tables and figures after each.
+"""Measure section by section, and write the tables and plots after each one.
 
     python -m benchmarks.speed [--quick] [--only answers] [--threads 2] [--output benchmarks/speed/results]
 
-A section that is there from an earlier run is kept until it is measured again. A smoke writes elsewhere by itself.
+Sections of earlier runs are kept until they are measured again. A quick run writes to another folder by default.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Any]]] = {
     "growth": growth,
     "floors": floors,
 }
-"""In the order of running: a compiler comes last."""
+"""Sections in the order of execution. The one that compiles comes last."""
 DRAWN = ("encode", "answers", "questions", "tagging", "training")
 RESULTS, SMOKE = Path("benchmarks/speed/results"), Path(".cache/speed")
 QUICK = {"repeats": 1, "new_tokens": 4, "num_questions": 2, "quick": True}
@@ -50,16 +50,20 @@ QUICK = {"repeats": 1, "new_tokens": 4, "num_questions": 2, "quick": True}
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--only", choices=SECTIONS, nargs="+", metavar="SECTION", help=", ".join(SECTIONS))
-    parser.add_argument("--quick", action="store_true", help="a smoke: short answers, one turn, nothing compiled")
+    parser.add_argument(
+        "--quick", action="store_true", help="smoke test: short answers, one repetition, no compilation"
+    )
     parser.add_argument("--size", choices=SIZES, default="middle")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, help="5 by default")
-    parser.add_argument("--new-tokens", type=int, help="20 by default")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: time on busy cores, one thread")
-    parser.add_argument("--output", type=Path, help=f"{RESULTS}; of a smoke, {SMOKE}")
-    parser.add_argument("--page", type=Path, help="a page whose tables are to be replaced; not by a smoke")
-    parser.add_argument("--tables", action="store_true", help="measure nothing: make tables and figures again")
-    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "TASK"), help=f"one peak, in this process: {TASKS}")
+    parser.add_argument("--repeats", type=int, help="default: 5")
+    parser.add_argument("--new-tokens", type=int, help="default: 20")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="processor: CPU time, for one thread on a busy machine"
+    )
+    parser.add_argument("--output", type=Path, help=f"default: {RESULTS}, or {SMOKE} for a quick run")
+    parser.add_argument("--page", type=Path, help="page whose tables are replaced; ignored for a quick run")
+    parser.add_argument("--tables", action="store_true", help="only regenerate tables and plots")
+    parser.add_argument("--peak", nargs=2, metavar=("SIDE", "TASK"), help=f"measure one peak in this process: {TASKS}")
     return parser.parse_args(arguments)
 
 
@@ -70,7 +74,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
 
 
 def write(results: Results, page: Path | None, changed: Collection[str]) -> None:
-    """Tables of all sections, and the figures that show a changed one."""
+    """Write the tables of all sections, and the plots that show a changed one."""
     results.write()
     if page:
         results.update_page(page)
@@ -82,10 +86,10 @@ def write(results: Results, page: Path | None, changed: Collection[str]) -> None
 
 
 def run(settings: Settings, names: Sequence[str], results: Results, page: Path | None = None) -> None:
-    """Measure sections, and write each as soon as it is there.
+    """Measure sections, and write each one when it is done.
 
     Raises:
-        SystemExit: at the end, if sides that are to compute the same did not; such a section is not written.
+        SystemExit: At the end, if outputs that must be equal differ. Such a section is not written.
     """
     bench, failed = Bench(settings), []
     for name in names:

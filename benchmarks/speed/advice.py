@@ -1,4 +1,4 @@
-"""Memory that the paper's models need to answer, computed from configurations, as `lion info` does."""
+"""Memory that the paper's models need for answering, computed from configurations like `lion info`."""
 
 from typing import Any
 
@@ -19,7 +19,9 @@ NUM_BEAMS = 5
 
 
 def paper_memory(bench: Bench) -> list[dict[str, Any]]:
-    """GB of weights, of the largest layer's work, and of the cache of each beam; and what five beams need in all."""
+    """Compute the memory in GB for weights, activations of the largest layer, the cache per beam, and the total for
+    five beams.
+    """
     found = []
     for name, config in PAPER.items():
         with torch.device("meta"):

@@ -1,19 +1,19 @@
-"""LION and its tagger composed the reference's way, from transformers' own parts: what the package is compared with.
+"""LION and its tagger composed like the reference, from parts of transformers, as a baseline for the package.
 
-Source: the authors' public code as of September 2025. What is kept of it, beside the mathematics:
+Source: the authors' public code as of September 2025. Besides the mathematics, these properties are reproduced:
 
-- attention is written out, with all its probabilities, in every part;
-- both adapters run at each feed-forward layer and are weighted afterwards; the task is state on the modules;
-- each question has its image encoded, even where several ask about one;
-- beams: the encoder's output is repeated for each, and so are the keys and values of the cross-attention;
-- generation has no cache in effect. Its T5 takes the past under the name `past`, which transformers gave up: every step
-  decodes all tokens before it again, keys and values of the encoder's output included, and throws away what it cached
-  (transformers still reorders it among beams);
-- training keeps graphs through the Q-Former's last text positions, which reach no output;
-- the tagger projects its labels and repeats them for each image in every call.
+- Attention is computed eagerly, with all its probabilities, in all parts.
+- Both adapters run at each feed-forward layer and are weighted afterwards. The task is state on the modules.
+- The image is encoded for each question, even if several questions are about the same image.
+- The encoder output is repeated for each beam, and so are the keys and values of cross-attention.
+- Generation has no effective cache. The reference's T5 expects the past under the name `past`, which transformers no
+  longer uses. Each step therefore decodes all previous tokens again, recomputes the keys and values of the encoder
+  output, and discards what it cached (transformers still reorders it among beams).
+- Training keeps graphs through the last text positions of the Q-Former, which affect no output.
+- The tagger projects its labels and repeats them for each image in every call.
 
-What is not: tokenizing inside the model, and code older than the installed transformers and torch. Nothing here uses
-the package's forwards, so that they can become faster without this becoming so.
+Not reproduced are tokenization inside the model, and code for older versions of transformers and PyTorch. Nothing here
+uses the forward methods of the package, so that optimizing them does not change this baseline.
 """
 
 import copy
@@ -42,7 +42,7 @@ EAGER = {"attn_implementation": "eager"}
 
 
 class Adapter(nn.Module):
-    """One bottleneck."""
+    """One bottleneck adapter."""
 
     def __init__(self, width: int, bottleneck: int):
         super().__init__()
@@ -55,7 +55,7 @@ class Adapter(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Both adapters, weighted by the row of the task that was set last."""
+    """Both adapters, weighted by the row of the most recently set task."""
 
     def __init__(self, width: int, bottleneck: int):
         super().__init__()
@@ -69,7 +69,7 @@ class Mixture(nn.Module):
 
 
 class FeedForward(T5LayerFF):
-    """T5's feed-forward sub-layer, and the mixture on the same input."""
+    """T5's feed-forward sublayer, plus the mixture on the same input."""
 
     def __init__(self, config: T5Config, bottleneck: int):
         super().__init__(config)
@@ -81,9 +81,9 @@ class FeedForward(T5LayerFF):
 
 
 class UncachedT5(T5ForConditionalGeneration):
-    """T5 whose `prepare_inputs_for_generation` knows no `past_key_values`."""
+    """T5 whose `prepare_inputs_for_generation` ignores `past_key_values`."""
 
-    def prepare_inputs_for_generation(  # the cache comes in `kwargs` and is dropped
+    def prepare_inputs_for_generation(  # the cache is in `kwargs` and is dropped
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
@@ -129,11 +129,11 @@ class Projection(nn.Module):
 
 
 class ComposedLion(nn.Module):
-    """LION with both branches; its parameters are called as LION's, except for T5's feed-forward."""
+    """LION with both branches. Parameters have LION's names, except for T5's feed-forward layers."""
 
     def __init__(self, config: LionConfig):
         super().__init__()
-        self.config = config = copy.deepcopy(config)  # building a part writes its kind of attention into it
+        self.config = config = copy.deepcopy(config)  # building a part sets its attention implementation
         text = config.text_config
         self.vision_model = InstructBlipVisionModel._from_config(config.vision_config, **EAGER)
         self.vision_model.post_layernorm.eps = config.vision_config.post_layernorm_eps
@@ -152,7 +152,7 @@ class ComposedLion(nn.Module):
     def encode(
         self, pixel_values: torch.Tensor, qformer_input_ids: torch.Tensor, qformer_attention_mask: torch.Tensor
     ) -> torch.Tensor:
-        """What stands before the text, (B, Q + P, D)."""
+        """Compute the visual features that precede the text, (B, Q + P, D)."""
         vision = self.vision_model(pixel_values, output_hidden_states=True)
         states, *depths = (
             vision.hidden_states[block + 1] for block in self.config.aggregator_config.vision_feature_layers
@@ -176,7 +176,7 @@ class ComposedLion(nn.Module):
     def merge(
         self, visual: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The language model's inputs."""
+        """Compute the inputs of the language model."""
         embeds = self.language_model.shared(input_ids).clone()
         marked = (input_ids == self.config.soft_prompt_token_id).nonzero(as_tuple=True)
         embeds[marked] = self.soft_prompt.weight.expand(len(input_ids), -1)
@@ -192,7 +192,7 @@ class ComposedLion(nn.Module):
                 module.task = task
 
     def language_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Images and prompts -> the language model's inputs."""
+        """Convert images and prompts to the inputs of the language model."""
         self.set_task(int(inputs["task_type_ids"][0]))
         visual = self.encode(inputs["pixel_values"], inputs["qformer_input_ids"], inputs["qformer_attention_mask"])
         return self.merge(visual, inputs["input_ids"], inputs["attention_mask"])
@@ -206,7 +206,7 @@ class ComposedLion(nn.Module):
 
 
 def uncached_t5(config: LionConfig) -> UncachedT5:
-    """FlanT5 with the mixture in each feed-forward layer, and an `lm_head` of its own."""
+    """Build FlanT5 with the mixture in each feed-forward layer and an untied `lm_head`."""
     fields = config.text_config.to_dict()
     text = T5Config(**{name: value for name, value in fields.items() if name != "model_type"})
     text.dense_act_fn, text.scale_decoder_outputs = fields["dense_act_fn"], fields["scale_decoder_outputs"]
@@ -219,7 +219,7 @@ def uncached_t5(config: LionConfig) -> UncachedT5:
 
 
 def composed_state(lion: LionForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """LION's weights under the names that they have here."""
+    """Rename LION's weights to the names used here."""
     state = {}
     for name, tensor in lion.state_dict().items():
         layers = "1" if ".encoder.block." in name else "2"
@@ -228,7 +228,7 @@ def composed_state(lion: LionForConditionalGeneration) -> dict[str, torch.Tensor
 
 
 def compose_lion(lion: LionForConditionalGeneration) -> ComposedLion:
-    """The same model, in eval mode, with weights of its own."""
+    """Compose the same model, in eval mode, with its own copy of the weights."""
     model = ComposedLion(lion.config).eval()
     model.load_state_dict(composed_state(lion), strict=True)
     return model
@@ -249,7 +249,7 @@ class TaggingLayer(nn.Module):
 
 
 class ComposedTagger(nn.Module):
-    """RAM's tagging, with every step in every call."""
+    """RAM's tagging, with all steps in every call."""
 
     def __init__(self, config: RamConfig):
         super().__init__()
@@ -279,7 +279,7 @@ class ComposedTagger(nn.Module):
 
 
 def compose_tagger(tagger: RamForImageTagging) -> ComposedTagger:
-    """The same tagger, in eval mode, with weights of its own."""
+    """Compose the same tagger, in eval mode, with its own copy of the weights."""
     model = ComposedTagger(tagger.config).eval()
     model.load_state_dict(tagger.state_dict(), strict=True)
     return model

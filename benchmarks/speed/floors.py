@@ -1,4 +1,4 @@
-"""What the hardware allows: the matrix products alone, and the weights of a step read once."""
+"""Hardware limits: the time for the matrix products alone, and for reading the weights of a step once."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from .sections import Bench
 from .sides import exactly, first_token
 
 STREAM_NUMBERS = 100_000_000
-"""Float32 numbers that are read to measure bandwidth: far more than a cache holds."""
+"""Number of float32 values to read for measuring bandwidth, far more than fit into a cache."""
 TRIES = 7
 
 
 @dataclass(frozen=True)
 class Product:
-    """Products (m, k) x (k, n), `batch` of them at a time, `count` times."""
+    """Matrix products (m, k) x (k, n), `batch` of them at a time, `count` times."""
 
     m: int
     k: int
@@ -30,20 +30,20 @@ class Product:
 
     @property
     def flops(self) -> int:
-        """Of one time."""
+        """Operations of one execution."""
         return 2 * self.batch * self.m * self.k * self.n
 
     def make(self) -> Callable[[], torch.Tensor]:
-        """One time, on random numbers."""
+        """Create a function that executes the product once, on random values."""
         if self.batch > 1:
             left, right = torch.randn(self.batch, self.m, self.k), torch.randn(self.batch, self.k, self.n)
             return lambda: torch.bmm(left, right)
-        left, right = torch.randn(self.m, self.k), torch.randn(self.n, self.k).t()  # as linear layers keep weights
+        left, right = torch.randn(self.m, self.k), torch.randn(self.n, self.k).t()  # as linear layers store weights
         return lambda: torch.mm(left, right)
 
 
 def vision_products(size: Size, batch_size: int = 1) -> list[Product]:
-    """Of the vision tower."""
+    """Products of the vision tower."""
     width, hidden, heads = (size.vision[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads"))
     blocks, patch = size.vision["num_hidden_layers"], size.vision.get("patch_size", 14)
     patches = (size.vision.get("image_size", 224) // patch) ** 2
@@ -60,7 +60,7 @@ def vision_products(size: Size, batch_size: int = 1) -> list[Product]:
 
 
 def prefill_products(size: Size, bottleneck: int = 64) -> list[Product]:
-    """Of the language model's encoder, with adapters, and of the keys and values that its decoder makes from it."""
+    """Products of the encoder with adapters, and of the decoder's keys and values for the encoder output."""
     patches = (size.vision.get("image_size", 224) // size.vision.get("patch_size", 14)) ** 2 + 1
     rows = size.num_query_tokens + patches + TOKENS_IN_SENTENCE + TOKENS_IN_QUESTION
     text = size.text
@@ -79,7 +79,7 @@ def prefill_products(size: Size, bottleneck: int = 64) -> list[Product]:
 
 
 def fastest(function: Callable[[], object], settings: Settings, times: int = 1) -> float:
-    """The least seconds of a call, with `times` calls to a measurement."""
+    """Return the shortest time of a call in seconds, with `times` calls per measurement."""
 
     def repeated() -> None:
         for _ in range(times):
@@ -90,7 +90,7 @@ def fastest(function: Callable[[], object], settings: Settings, times: int = 1) 
 
 
 def product_seconds(products: list[Product], settings: Settings) -> tuple[float, float]:
-    """Seconds of all products one after the other, each at its best, and their flops."""
+    """Return the total of the best times of all products in seconds, and their operations."""
     total, flops = 0.0, 0
     for product in products:
         times = max(1, int((1e6 if settings.quick else 2e8) / product.flops))
@@ -100,7 +100,7 @@ def product_seconds(products: list[Product], settings: Settings) -> tuple[float,
 
 
 def bandwidth(settings: Settings) -> float:
-    """Bytes a second that all threads read from memory, at best: a sum, and a matrix times a vector."""
+    """Measure the maximum memory bandwidth of all threads in bytes/s, with a sum and a matrix-vector product."""
     matrix = torch.ones(STREAM_NUMBERS // (10 if settings.quick else 1) // 10_000, 10_000)
     vector = torch.ones(10_000)
     calls: tuple[Callable[[], object], ...] = (matrix.sum, lambda: torch.mv(matrix, vector))
@@ -108,9 +108,10 @@ def bandwidth(settings: Settings) -> float:
 
 
 def step_bytes(language_model: nn.Module) -> int:
-    """Weights that one step of decoding reads: those of the decoder and `lm_head`.
+    """Count the bytes of weights that a decoding step reads: those of the decoder and `lm_head`.
 
-    Not the embedding table, of which a row is read, nor the cross-attention's keys and values, which are made once.
+    The embedding table is not counted, because only a row is read, and neither are the key and value projections of
+    cross-attention, which are used once.
     """
     skipped = (".EncDecAttention.k.", ".EncDecAttention.v.", "embed_tokens.")
     named = [(f".{name}", tensor) for name, tensor in language_model.decoder.named_parameters()]
@@ -121,13 +122,13 @@ def step_bytes(language_model: nn.Module) -> int:
 
 
 def cache_bytes(size: Size, encoder_tokens: int, num_beams: int = 1) -> int:
-    """Keys and values of the encoder's output, which each step reads too, in float32."""
+    """Count the bytes of float32 keys and values of the encoder output, which each step also reads."""
     text = size.text
     return 4 * 2 * text["num_layers"] * text["num_heads"] * text["d_kv"] * encoder_tokens * num_beams
 
 
 def further_token(bench: Bench, answer: Callable[[int], object]) -> list[float]:
-    """Seconds of a further token in each turn, of answers of a number of new tokens."""
+    """Return the seconds per additional token for each repetition."""
     new_tokens = bench.settings.new_tokens
     times = take_turns({"short": lambda: answer(1), "long": lambda: answer(new_tokens)}, bench.settings)
     pairs = zip(times["long"], times["short"], strict=True)
@@ -135,9 +136,9 @@ def further_token(bench: Bench, answer: Callable[[int], object]) -> list[float]:
 
 
 def compiled_token(bench: Bench, inputs: dict[str, torch.Tensor]) -> list[float]:
-    """The same with a static cache and a compiled step, one beam."""
+    """Like `further_token`, with a static cache, a compiled step and one beam."""
     compile_config = CompileConfig(fullgraph=False, dynamic=False, mode="default")
-    compile_config._compile_all_devices = True  # transformers compiles by itself on accelerators only
+    compile_config._compile_all_devices = True  # by default, transformers only compiles on accelerators
     options = exactly(1, bench.settings.new_tokens)
     longest = options["max_new_tokens"]
 
@@ -149,7 +150,7 @@ def compiled_token(bench: Bench, inputs: dict[str, torch.Tensor]) -> list[float]
 
     plain = bench.lion.answer(inputs, 1, longest)
     assert torch.equal(plain, answer(longest)), "compiled ids differ"
-    # each length has a cache, and so a graph, of its own: a short answer is compared from 1/2 on
+    # each length has its own cache and graph, so lengths are compared from one half on
     half = longest // 2
     times = take_turns({"short": lambda: answer(half), "long": lambda: answer(longest)}, bench.settings)
     pairs = zip(times["long"], times["short"], strict=True)
@@ -158,7 +159,7 @@ def compiled_token(bench: Bench, inputs: dict[str, torch.Tensor]) -> list[float]
 
 @torch.no_grad()
 def floors(bench: Bench) -> list[Row]:
-    """Vision tower and prefill over their matrix products; decoding over the reading of its weights."""
+    """Compare the vision tower and prefill with their matrix products, and decoding with reading its weights."""
     settings, inputs = bench.settings, bench.inputs(1)
     model = bench.lion.model
     prepared = bench.lion.language_inputs(inputs)
@@ -185,17 +186,17 @@ def floors(bench: Bench) -> list[Row]:
 
 
 def compiled_row(bench: Bench, inputs: dict[str, torch.Tensor], floor: float) -> Row:
-    """The row of the compiled step, or what stood in its way."""
+    """Measure the compiled step, or report why it failed."""
     notes: dict[str, Any] = {}
     values = {"floor": [floor]}
     try:
         values["lion"] = compiled_token(bench, inputs)
-    except Exception as error:  # an optional row: what a compiler cannot do is a result
+    except Exception as error:  # optional: a failure of the compiler is a result
         notes["failed"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error) else ''}"
     torch.compiler.reset()
     return Row("a further token, one beam, compiled: bandwidth", "s", values, notes)
 
 
 def floor_ratio(row: Row) -> float:
-    """How many times the floor a row takes."""
+    """Return the measured time as a multiple of the limit."""
     return median(row.values["lion"]) / row.values["floor"][0]

@@ -1,4 +1,4 @@
-"""How the cost of LION grows, with straight lines fitted."""
+"""How the cost of LION grows, with linear fits."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ TRIES = 2
 
 @dataclass(frozen=True)
 class Series:
-    """Seconds as one thing grows.
+    """Time as a function of one quantity.
 
     Attributes:
-        name: what is measured.
-        axis: what grows.
-        x, seconds: the points; the best of a few tries each.
-        slope, intercept, r_squared: of the straight line.
+        name: What is measured.
+        axis: The quantity that grows.
+        x: Values of the quantity.
+        seconds: Shortest time of a few tries for each value.
+        slope, intercept, r_squared: Linear fit.
     """
 
     name: str
@@ -34,7 +35,7 @@ class Series:
 
 
 def points(quick: bool) -> dict[str, list[int]]:
-    """Where each series is measured."""
+    """Return the values at which each series is measured."""
     if quick:
         return {"batch": [1, 2], "questions": [1, 2], "prompt": [60, 120], "new tokens": [2, 4], "images": [1, 2]}
     return {
@@ -48,7 +49,7 @@ def points(quick: bool) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def growth(bench: Bench) -> list[Series]:
-    """All series."""
+    """Measure all series."""
     side, size, new_tokens = bench.lion, bench.size, bench.settings.new_tokens
 
     def batch(count: int) -> Callable[[], object]:
@@ -82,7 +83,7 @@ def growth(bench: Bench) -> list[Series]:
 
 
 def measure(bench: Bench, name: str, axis: str, x: list[int], prepare: Callable[[int], Callable[[], object]]) -> Series:
-    """One series."""
+    """Measure one series."""
     taken = []
     for count in x:
         call = prepare(count)

@@ -1,4 +1,4 @@
-"""Clocks, taking turns, medians, and ratios with their spread."""
+"""Clocks, interleaved measurements, medians, and ratios with their range."""
 
 import gc
 import statistics
@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-"""Processor time is that of all threads: with one thread, what an undisturbed core would take."""
+"""Processor time is the sum over all threads. With one thread, it is the time on an idle core."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run measures.
+    """Settings of a run.
 
     Attributes:
-        size: key of `models.SIZES`.
-        threads: of torch.
-        repeats: of each measurement; medians are of these.
-        clock: key of `CLOCKS`.
-        new_tokens: of each answer.
-        num_questions: on one image.
-        quick: a smoke: few points, nothing compiled.
+        size: Key of `models.SIZES`.
+        threads: Number of PyTorch threads.
+        repeats: Number of repetitions, over which medians are computed.
+        clock: Key of `CLOCKS`.
+        new_tokens: Length of each answer.
+        num_questions: Number of questions about one image.
+        quick: Smoke test with few points and without compilation.
     """
 
     size: str = "middle"
@@ -36,13 +36,13 @@ class Settings:
 
 @dataclass
 class Row:
-    """One line of a table.
+    """One row of a table.
 
     Attributes:
-        name: what was measured.
-        unit: of the values.
-        values: for each side, one value a turn.
-        notes: anything else that is worth keeping, by name.
+        name: What was measured.
+        unit: Unit of the values.
+        values: For each side, one value per repetition.
+        notes: Additional information, by name.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Row:
 
 
 def seconds(function: Callable[[], object], clock: str) -> float:
-    """What one call takes."""
+    """Measure one call."""
     now = CLOCKS[clock]
     start = now()
     function()
@@ -62,7 +62,7 @@ def seconds(function: Callable[[], object], clock: str) -> float:
 def take_turns(
     functions: dict[str, Callable[[], object]], settings: Settings, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of each function, one after the other in each turn, after a turn that is not counted."""
+    """Measure all functions in turns, after a warm-up turn."""
     if warm:
         for function in functions.values():
             function()
@@ -79,13 +79,13 @@ def median(values: list[float]) -> float:
 
 
 def ratio(slower: list[float], faster: list[float]) -> tuple[float, float, float]:
-    """Median, lowest and highest of the ratios of each turn; of single values, or of as many."""
+    """Return the median, minimum and maximum of the ratios in each turn."""
     ratios = [slow / fast for slow, fast in zip(slower, faster, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def fit_line(x: list[float], y: list[float]) -> tuple[float, float, float]:
-    """Slope, intercept and R² of the straight line through points, by least squares."""
+    """Fit a line by least squares, and return slope, intercept and R²."""
     if len(x) < 2:
         return 0.0, y[0], 1.0
     slope, intercept = statistics.linear_regression(x, y)

@@ -1,4 +1,4 @@
-"""Peak memory of each side, in a process that holds nothing else."""
+"""Peak memory of each side, in its own process."""
 
 import json
 import os
@@ -16,22 +16,22 @@ from .sides import build_sides
 ROOT = Path(__file__).parents[2]
 TASKS = ("answer", "training")
 UNMAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""Memory that is given back goes back to the system, so that the peak is that of what was in use."""
+"""Make the C library return freed memory to the system, so that the peak shows memory in use."""
 
 
 def peak_bytes() -> int:
-    """The most memory that this program ever had. (`ru_maxrss` would begin with the size of the program's parent.)"""
+    """Return the peak memory of this program. (`ru_maxrss` would include that of its parent.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 def measure_here(settings: Settings, side_name: str, task: str) -> dict[str, int]:
-    """Peaks before any model, of building one, and of the task with it in memory."""
+    """Measure the peaks before building a model, of building it, and of running the task."""
     size = SIZES[settings.size]
     libraries = peak_bytes()
     [side] = build_sides(size, (side_name,))
     built = peak_bytes()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is in memory now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     if task == "training":
         step = training_step(side, make_inputs(size, TRAINING_BATCH), make_labels(size, TRAINING_BATCH))
         step()
@@ -43,7 +43,7 @@ def measure_here(settings: Settings, side_name: str, task: str) -> dict[str, int
 
 
 def measure_apart(settings: Settings, side_name: str, task: str) -> dict[str, int]:
-    """The same in a process of its own."""
+    """Measure in a new process."""
     options = ["--size", settings.size, "--threads", str(settings.threads), "--new-tokens", str(settings.new_tokens)]
     command = [sys.executable, "-m", "benchmarks.speed", *options, "--peak", side_name, task]
     environment = {**os.environ, **UNMAPPED}
@@ -52,7 +52,7 @@ def measure_apart(settings: Settings, side_name: str, task: str) -> dict[str, in
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Peaks of answers with 5 beams at batch 4, and of training."""
+    """Measure the peaks of answers with 5 beams at batch 4, and of training."""
     titles = {"answer": "peak memory, answer, 5 beams, batch 4", "training": "peak memory, training step, batch 4"}
     sides = ("lion", "composed") if bench.settings.quick else ("lion", "instructblip", "composed")
     rows = []

@@ -1,7 +1,8 @@
-"""Sizes, seeded models and seeded inputs, the same for every side.
+"""Sizes, seeded models and seeded inputs, which are the same for all sides.
 
-The middle size has LION's depth where depth is what costs (39 blocks, 12 layers of the Q-Former) and about a quarter of
-its widths. Weights are random; adapters and the aggregator get values that matter, since fresh ones add nothing.
+The middle size has LION's depth where depth matters (39 blocks in the vision tower, 12 layers in the Q-Former) and
+about a quarter of its widths. Weights are random. Adapters and the aggregator get nonzero weights, because freshly
+initialized ones have no effect.
 """
 
 from dataclasses import dataclass
@@ -16,21 +17,21 @@ from transformers_lion.ram import RamConfig, RamForImageTagging
 IMAGE_LEVEL = 1
 NUM_TAGS_IN_PROMPT = 5
 TOKENS_IN_QUESTION = 26
-"""About 20 words, in either vocabulary."""
+"""About 20 words, with either tokenizer."""
 TOKENS_IN_SENTENCE = 34
-"""The tag sentence with five tags, and its end."""
+"""Length of the tag sentence with five tags, including its end."""
 SOFT_PROMPT_POSITION = 3
 LABEL_TOKENS = 20
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model is made of.
+    """Sizes of the parts of a model.
 
     Attributes:
-        vision, qformer, aggregator, text: fields of the configurations of the parts.
-        num_query_tokens: of the Q-Former.
-        ram: fields of the tagger's configuration.
+        vision, qformer, aggregator, text: Configuration fields of the parts.
+        num_query_tokens: Number of queries of the Q-Former.
+        ram: Configuration fields of the tagger.
     """
 
     vision: dict[str, Any]
@@ -83,7 +84,7 @@ def lion_config(size: Size) -> LionConfig:
 
 
 def build_lion(size: Size) -> LionForConditionalGeneration:
-    """Seeded LION in eval mode in which every part has an effect."""
+    """Build a seeded LION in eval mode in which every part has an effect."""
     torch.manual_seed(0)
     model = LionForConditionalGeneration(lion_config(size)).eval()
     with torch.no_grad():
@@ -94,7 +95,7 @@ def build_lion(size: Size) -> LionForConditionalGeneration:
 
 
 def instructblip_config(size: Size) -> InstructBlipConfig:
-    """Equal parts, without LION's own; its image tokens are marked by the last row but one of the vocabulary."""
+    """Configure InstructBLIP with the same parts. Image tokens use the second-to-last id of the vocabulary."""
     text = T5Config(**size.text, feed_forward_proj="gated-gelu", decoder_start_token_id=0)
     return InstructBlipConfig(
         vision_config=size.vision,
@@ -106,22 +107,22 @@ def instructblip_config(size: Size) -> InstructBlipConfig:
 
 
 def build_instructblip(size: Size) -> InstructBlipForConditionalGeneration:
-    """Seeded InstructBLIP of equal parts, in eval mode, with transformers' own choice of attention."""
+    """Build a seeded InstructBLIP with the same parts, in eval mode, with transformers' default attention."""
     torch.manual_seed(0)
     return InstructBlipForConditionalGeneration(instructblip_config(size)).eval()
 
 
 def build_tagger(size: Size) -> RamForImageTagging:
-    """Seeded RAM in eval mode; the middle size has Swin-L and 4585 tags, like the released one."""
+    """Build a seeded RAM in eval mode. The middle size has Swin-L and 4585 tags, like the released model."""
     torch.manual_seed(0)
     return RamForImageTagging(RamConfig(**size.ram)).eval()
 
 
 def make_inputs(size: Size, batch_size: int = 1, text_tokens: int | None = None) -> dict[str, torch.Tensor]:
-    """Seeded pixels and questions of image level, each with a tag sentence that holds the soft prompt's marker.
+    """Create seeded pixels and image-level questions, each with a tag sentence that contains the soft prompt token.
 
     Args:
-        text_tokens: of the whole prompt; a question of about 20 words behind five tags by default.
+        text_tokens: Length of the whole prompt. Defaults to a question of about 20 words after five tags.
     """
     generator = torch.Generator().manual_seed(1)
     image_size = size.vision.get("image_size", 224)
@@ -142,12 +143,12 @@ def make_inputs(size: Size, batch_size: int = 1, text_tokens: int | None = None)
 
 
 def make_labels(size: Size, batch_size: int) -> torch.Tensor:
-    """Seeded answers, (B, 20)."""
+    """Create seeded answers, (B, 20)."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(3, size.text["vocab_size"] - 2, (batch_size, LABEL_TOKENS), generator=generator)
 
 
 def tagger_pixels(tagger: RamForImageTagging, batch_size: int) -> torch.Tensor:
-    """Seeded pixels, (B, 3, H, W)."""
+    """Create seeded pixels, (B, 3, H, W)."""
     generator = torch.Generator().manual_seed(3)
     return torch.randn(batch_size, 3, *tagger.config.image_size, generator=generator)

@@ -1,4 +1,4 @@
-"""Figures of the results."""
+"""Plots of the results."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ import matplotlib.pyplot as plt
 from .measures import Row, median
 from .report import NAMES
 
-COLOURS = {"lion": "#c8781e", "instructblip": "#7f8c99", "composed": "#34506b"}
+COLORS = {"lion": "#c8781e", "instructblip": "#7f8c99", "composed": "#34506b"}
 FIGURE = {"figure.dpi": 100, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def plot_bars(rows: list[Row], path: Path) -> None:
-    """Medians of each side, with the lowest and the highest, on a logarithmic axis."""
+    """Plot the median of each side, with minimum and maximum, on a logarithmic axis."""
     with plt.rc_context(FIGURE):
         figure, axes = plt.subplots(figsize=(9, 0.75 * len(rows) + 1.2), layout="constrained")
         for offset, (side, name) in enumerate(NAMES.items()):
@@ -28,7 +28,7 @@ def plot_bars(rows: list[Row], path: Path) -> None:
                 [max(values) - value for value, values in zip(middle, taken, strict=True)],
             ]
             height = [place + 0.26 * (offset - 1) for place in places]
-            bars = axes.barh(height, middle, 0.24, xerr=errors, color=COLOURS[side], label=name, ecolor="#222222")
+            bars = axes.barh(height, middle, 0.24, xerr=errors, color=COLORS[side], label=name, ecolor="#222222")
             axes.bar_label(bars, [f" {value:.2g} s" for value in middle], fontsize=8, padding=2)
         axes.set_yticks(range(len(rows)), [row.name for row in rows])
         axes.invert_yaxis()
@@ -43,13 +43,13 @@ def plot_bars(rows: list[Row], path: Path) -> None:
 
 
 def plot_growth(series: list[dict[str, Any]], path: Path) -> None:
-    """Points and straight lines."""
+    """Plot points and fitted lines."""
     with plt.rc_context(FIGURE):
         figure, all_axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
         for axes, row in zip(all_axes.flat, series, strict=False):
-            axes.plot(row["x"], row["seconds"], "o", color=COLOURS["lion"])
+            axes.plot(row["x"], row["seconds"], "o", color=COLORS["lion"])
             ends = [0, row["x"][-1]]
-            axes.plot(ends, [row["slope"] * x + row["intercept"] for x in ends], color=COLOURS["composed"], linewidth=1)
+            axes.plot(ends, [row["slope"] * x + row["intercept"] for x in ends], color=COLORS["composed"], linewidth=1)
             axes.set_title(f"{row['name']}: R² {row['r_squared']:.4f}", fontsize=10)
             axes.set_xlabel(row["axis"])
             axes.set_ylabel("seconds")

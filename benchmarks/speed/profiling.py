@@ -1,4 +1,4 @@
-"""Where the time of an answer goes, operation by operation."""
+"""Profile of an answer by operation."""
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -10,7 +10,7 @@ NUM_ROWS = 15
 
 @torch.no_grad()
 def top_operations(bench: Bench) -> list[dict[str, float | int | str]]:
-    """The operations of an answer with 5 beams that take most by themselves: ms, share and calls."""
+    """Return the operations of an answer with 5 beams that take the most time themselves: ms, share and calls."""
     inputs = bench.inputs(1)
     bench.lion.answer(inputs, 5, bench.settings.new_tokens)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:

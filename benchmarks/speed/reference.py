@@ -1,7 +1,8 @@
-"""What the reference's own code took at the middle size: measured once, apart from these runs, on two quiet cores.
+"""Times of the reference's own code at the middle size, measured once, separately from these runs, on two idle cores.
 
-The authors' public code with random weights and 20 new tokens, in float32, beside transformers' InstructBLIP at the
-same time. They are here to show that the composition stands for the reference: both are set beside InstructBLIP.
+They are from the authors' public code with random weights and 20 new tokens in float32, and from transformers'
+InstructBLIP measured at the same time. They show that the composition represents the reference: both are compared with
+InstructBLIP.
 """
 
 SECONDS = {

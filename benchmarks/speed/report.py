@@ -1,4 +1,4 @@
-"""Results as JSON, and as Markdown made from it."""
+"""Results as JSON, and Markdown generated from it."""
 
 import json
 import os
@@ -30,11 +30,11 @@ HEADINGS = {
     "profile": "Where an answer's time goes",
     "sizes": "Memory of the paper's models",
 }
-"""Of the sections, in their order."""
+"""Headings of the sections, in order."""
 
 
 def facts() -> dict[str, Any]:
-    """What a run ran on."""
+    """Describe the hardware and software of a run."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.split(":")[1].strip() for line in lines if "model name" in line)
@@ -44,29 +44,29 @@ def facts() -> dict[str, Any]:
 
 
 class Results:
-    """A file that holds every section measured so far; it is written again after each."""
+    """File with all sections measured so far. It is rewritten after each section."""
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / "speed.json"
         self.sections: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
 
     def put(self, name: str, settings: Settings, taken: float, content: list[Any]) -> None:
-        """Keep a section, instead of an earlier one of that name."""
+        """Add a section, replacing an earlier one with the same name."""
         content = [part if isinstance(part, dict) else asdict(part) for part in content]
         self.sections[name] = {"ran on": facts(), "settings": asdict(settings), "minutes": taken / 60, "rows": content}
 
     def write(self) -> None:
-        """Both files."""
+        """Write both files."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path.write_text(json.dumps(self.sections, indent=1) + "\n")
         (self.folder / "speed.md").write_text(f"# Speed and memory\n\n{self.markdown()}")
 
     def rows(self, *names: str) -> list[Row]:
-        """The rows of sections that were measured."""
+        """Return the rows of sections that were measured."""
         return [Row(**row) for name in names if name in self.sections for row in self.sections[name]["rows"]]
 
     def markdown(self) -> str:
-        """All tables."""
+        """Format all tables."""
         timed = [name for name in HEADINGS if name not in ("growth", "profile", "sizes", "floors")]
         parts = [self.conditions(), *targets(self.rows(*timed, "floors"))]
         for name, heading in HEADINGS.items():
@@ -78,7 +78,7 @@ class Results:
         return "\n\n".join(parts) + "\n"
 
     def conditions(self) -> str:
-        """On what, and how, the sections were measured; sections measured alike share a line."""
+        """Describe the hardware and settings. Sections with the same conditions share a line."""
         lines: dict[str, list[str]] = {}
         for name, section in self.sections.items():
             ran, how = section["ran on"], section["settings"]
@@ -93,14 +93,14 @@ class Results:
         return "\n".join(f"- {', '.join(names)}: {line}." for line, names in lines.items())
 
     def update_page(self, page: Path) -> None:
-        """Put the tables between the marks of a page.
+        """Insert the tables between the markers of a page.
 
         Raises:
-            ValueError: if there are no marks.
+            ValueError: If the page does not have both markers.
         """
         text = page.read_text()
         if text.count(BEGIN) != 1 or text.count(END) != 1:
-            raise ValueError(f"{page} has no place for results: {BEGIN} and {END}, once each.")
+            raise ValueError(f"{page} must contain the markers {BEGIN} and {END} exactly once.")
         before, after = text.split(BEGIN)[0], text.split(END)[1]
         page.write_text(f"{before}{BEGIN}\n{self.markdown()}{END}{after}")
 
@@ -111,7 +111,7 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """Format a number with three digits."""
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
@@ -121,12 +121,12 @@ def spread(found: tuple[float, float, float]) -> str:
 
 
 def pick_unit(row: Row) -> tuple[str, float]:
-    """Milliseconds for what is short."""
+    """Use milliseconds for short times."""
     return ("ms", 1e3) if row.unit == "s" and median(row.values["lion"]) < 0.1 else (row.unit, 1)
 
 
 def compared(rows: list[Row]) -> str:
-    """Medians of the sides, and LION beside the others."""
+    """Compare the medians of all sides."""
     lines = []
     for row in rows:
         unit, factor = pick_unit(row)
@@ -140,7 +140,7 @@ def compared(rows: list[Row]) -> str:
 
 
 def floors(rows: list[Row]) -> str:
-    """LION over the floors."""
+    """Compare LION with the hardware limits."""
     lines = []
     for row in rows:
         notes = ", ".join(
@@ -155,7 +155,7 @@ def floors(rows: list[Row]) -> str:
 
 
 def growth(rows: list[dict[str, Any]]) -> str:
-    """The fitted lines; the figure is `growth.png`."""
+    """Format the linear fits, which `growth.png` shows."""
     heads = ["", "grows", "from, to", "seconds", "seconds for one more", "seconds at zero", "R²"]
     lines = [
         [row["name"], row["axis"], f"{row['x'][0]}, {row['x'][-1]}",
@@ -167,20 +167,20 @@ def growth(rows: list[dict[str, Any]]) -> str:
 
 
 def profile(rows: list[dict[str, Any]]) -> str:
-    """Operations of one answer with 5 beams."""
+    """Format the operations of an answer with 5 beams."""
     lines = [[f"`{row['operation']}`", number(row["ms"]), f"{row['share']:.1%}", str(row["calls"])] for row in rows]
     return table(["operation", "ms by itself", "share", "calls"], lines)
 
 
 def sizes(rows: list[dict[str, Any]]) -> str:
-    """GB."""
+    """Format memory in GB."""
     heads = list(rows[0])
     lines = [[value if isinstance(value, str) else f"{value:.2f}" for value in row.values()] for row in rows]
     return table([f"{head}, GB" if isinstance(rows[0][head], float) else head for head in heads], lines)
 
 
 def targets(rows: list[Row]) -> list[str]:
-    """Each target, and whether it is met."""
+    """List each target and whether it is met."""
     lines = []
     for target, found in check(rows):
         verdict = "not measured" if found is None else "met" if target.is_met(found[0]) else "not met"
@@ -192,7 +192,7 @@ def targets(rows: list[Row]) -> list[str]:
 
 
 def beside_reference(rows: list[Row]) -> list[str]:
-    """The composition and the reference's own code, both over InstructBLIP."""
+    """Compare the composition and the reference's own code, both relative to InstructBLIP."""
     lines = []
     for row in rows:
         if row.name in reference.SECONDS:

@@ -1,4 +1,4 @@
-"""What is measured, section by section; each gives rows for its table."""
+"""Sections of measurements. Each returns the rows of its table."""
 
 import tempfile
 from collections.abc import Callable
@@ -22,7 +22,7 @@ TRAINING_BATCH = 4
 
 
 class Bench:
-    """Settings and the sides, which are built when they are first needed."""
+    """Settings, and the sides, which are built on first use."""
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -38,12 +38,12 @@ class Bench:
 
     @property
     def lion(self) -> Any:
-        """The package's side."""
+        """Side of the package."""
         return self.sides[0]
 
     @torch.no_grad()
     def compare(self, name: str, call: Callable[[Side], object], warm: bool = True) -> Row:
-        """Time a call on every side."""
+        """Measure a call on all sides."""
         functions = {side.name: partial(call, side) for side in self.sides}
         return Row(name, "s", take_turns(functions, self.settings, warm))
 
@@ -52,13 +52,13 @@ class Bench:
 
 
 def check_equal(name: str, bench: Bench, call: Callable[[Side], torch.Tensor]) -> None:
-    """Raise `AssertionError` unless both LIONs give the same ids. (This also warms all sides.)"""
+    """Raise `AssertionError` unless both LIONs generate the same ids. (This also warms up all sides.)"""
     ids = {side.name: call(side) for side in bench.sides}
     assert torch.equal(ids["lion"], ids["composed"]), f"{name}: {ids['lion']} is not {ids['composed']}"
 
 
 def load(bench: Bench) -> list[Row]:
-    """`from_pretrained`; for the composition, building and `load_state_dict`, as the reference does."""
+    """Measure `from_pretrained`, or, for the composition, building and `load_state_dict` like the reference."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         lion, instructblip, composed = bench.sides
@@ -80,7 +80,7 @@ def load(bench: Bench) -> list[Row]:
 
 
 def encode(bench: Bench) -> list[Row]:
-    """Vision tower, aggregator and Q-Former."""
+    """Measure vision tower, aggregator and Q-Former."""
     rows = []
     for batch_size in BATCH_SIZES:
         inputs = bench.inputs(batch_size)
@@ -90,7 +90,7 @@ def encode(bench: Bench) -> list[Row]:
 
 @torch.no_grad()
 def language(bench: Bench) -> list[Row]:
-    """Prefill, and a further token: the difference of two lengths of answers."""
+    """Measure prefill, and an additional token as the difference between two answer lengths."""
     inputs, settings = bench.inputs(1), bench.settings
     prepared = {side.name: side.language_inputs(inputs) for side in bench.sides}
     rows = [bench.compare("prefill, batch 1", lambda side: first_token(side, prepared[side.name]))]
@@ -107,7 +107,7 @@ def language(bench: Bench) -> list[Row]:
 
 
 def answers(bench: Bench) -> list[Row]:
-    """Whole answers from pixels; ids of both LIONs are equal."""
+    """Measure answers starting from pixels. Both LIONs generate the same ids."""
     rows = []
     for batch_size in BATCH_SIZES:
         inputs = bench.inputs(batch_size)
@@ -124,7 +124,7 @@ def answers(bench: Bench) -> list[Row]:
 
 
 def questions(bench: Bench) -> list[Row]:
-    """Several questions about one image, 5 beams."""
+    """Measure several questions about one image, with 5 beams."""
     count, new_tokens = bench.settings.num_questions, bench.settings.new_tokens
     inputs = bench.inputs(count)
     title = f"{count} questions on one image, 5 beams"
@@ -138,7 +138,7 @@ def questions(bench: Bench) -> list[Row]:
 
 @torch.no_grad()
 def tagging(bench: Bench) -> list[Row]:
-    """The tagger; scores of both are equal to 1e-4."""
+    """Measure the tagger. Scores of both sides agree to 1e-4."""
     tagger = build_tagger(bench.size)
     composed = compose_tagger(tagger)
     rows = []
@@ -156,7 +156,7 @@ def tagging(bench: Bench) -> list[Row]:
 
 
 def training_step(side: Any, inputs: Tensors, labels: torch.Tensor) -> Callable[[], None]:
-    """A step of AdamW on what the stage trains."""
+    """Create an AdamW step for the parameters that the stage trains."""
     optimizer = torch.optim.AdamW(side.thaw(), lr=1e-5)
 
     def step() -> None:
@@ -168,7 +168,7 @@ def training_step(side: Any, inputs: Tensors, labels: torch.Tensor) -> Callable[
 
 
 def training(bench: Bench) -> list[Row]:
-    """A step on sides of its own, since it changes their weights."""
+    """Measure a training step, on new sides because it changes their weights."""
     inputs, labels = bench.inputs(TRAINING_BATCH), make_labels(bench.size, TRAINING_BATCH)
     sides = build_sides(bench.size)
     steps = {side.name: training_step(side, inputs, labels) for side in sides}

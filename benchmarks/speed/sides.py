@@ -15,42 +15,42 @@ from .models import Size, build_instructblip, build_lion, lion_config
 
 STAGE = "mixture"
 PENALTY = 1.5
-"""Of repetition, as the reference generates."""
+"""Repetition penalty of the reference."""
 Tensors = dict[str, torch.Tensor]
 
 
 class Side(Protocol):
-    """What is measured of a model.
+    """Interface of a model to measure.
 
     Attributes:
-        name: its column in the tables.
-        model: to be trained or moved.
+        name: Column in the tables.
+        model: The module, for training.
     """
 
     name: str
     model: nn.Module
 
     def encode(self, inputs: Tensors) -> torch.Tensor:
-        """Images and questions -> what stands before the text, (B, N, D)."""
+        """Compute the visual features that precede the text, (B, N, D)."""
 
     def language_inputs(self, inputs: Tensors) -> Tensors:
-        """Arguments of the language model, to measure it alone."""
+        """Compute the inputs of the language model, to measure it alone."""
 
     def answer(self, inputs: Tensors, num_beams: int, new_tokens: int) -> torch.Tensor:
-        """Ids of answers of exactly `new_tokens` tokens."""
+        """Generate answers of exactly `new_tokens` tokens."""
 
     def ask(self, inputs: Tensors, num_beams: int, new_tokens: int) -> torch.Tensor:
-        """Ids of answers to several questions about the first image."""
+        """Generate answers to several questions about the first image."""
 
     def loss(self, inputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
-        """Of a batch with its answers."""
+        """Compute the loss of a batch."""
 
     def thaw(self) -> list[nn.Parameter]:
-        """Put the model in training mode; the parameters that train."""
+        """Set the model to training mode, and return the parameters to train."""
 
 
 def exactly(num_beams: int, new_tokens: int) -> dict[str, Any]:
-    """Options of `generate`."""
+    """Return options for `generate` with a fixed length."""
     return {
         "num_beams": num_beams,
         "min_new_tokens": new_tokens,
@@ -60,13 +60,13 @@ def exactly(num_beams: int, new_tokens: int) -> dict[str, Any]:
 
 
 def repeat_image(inputs: Tensors) -> Tensors:
-    """The first image under each question."""
+    """Repeat the first image for each question."""
     count = len(inputs["input_ids"])
     return {**inputs, "pixel_values": inputs["pixel_values"][:1].expand(count, -1, -1, -1).contiguous()}
 
 
 def first_token(side: Side, language_inputs: Tensors) -> torch.Tensor:
-    """Prefill: the language model's encoder, and its decoder's first step."""
+    """Run prefill: the encoder of the language model, and the first step of its decoder."""
     start = torch.zeros(len(language_inputs["inputs_embeds"]), 1, dtype=torch.long)
     return side.model.language_model(**language_inputs, decoder_input_ids=start).logits
 
@@ -108,7 +108,7 @@ class LionSide:
 
 
 class ComposedSide:
-    """The reference's way."""
+    """The composition that follows the reference."""
 
     name = "composed"
 
@@ -141,7 +141,7 @@ class ComposedSide:
 
 
 class InstructBlipSide:
-    """transformers' own; the image's tokens stand before the prompt."""
+    """transformers' InstructBLIP. Image tokens precede the prompt."""
 
     name = "instructblip"
 
@@ -149,7 +149,7 @@ class InstructBlipSide:
         self.model = model
 
     def prepare(self, inputs: Tensors) -> Tensors:
-        """Its arguments for the same question."""
+        """Convert inputs to arguments for the same question."""
         shape = (len(inputs["input_ids"]), self.model.config.num_query_tokens)
         images = torch.full(shape, self.model.config.image_token_index)
         input_ids = torch.cat([images, inputs["input_ids"]], dim=1)
@@ -176,7 +176,7 @@ class InstructBlipSide:
         return self.model(**self.prepare(inputs), labels=labels).loss
 
     def thaw(self) -> list[nn.Parameter]:
-        """The Q-Former, its queries and its projection, as InstructBLIP trains."""
+        """Train the Q-Former, its queries and its projection, like InstructBLIP."""
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith(("query_tokens", "qformer.", "language_projection.")))
         self.model.train()
@@ -185,10 +185,10 @@ class InstructBlipSide:
 
 
 def build_sides(size: Size, names: Iterable[str] = ("lion", "instructblip", "composed")) -> list[Any]:
-    """Sides of equal size; the two LIONs have equal weights.
+    """Build sides of the same size. The two LIONs have the same weights.
 
     Args:
-        names: a single "composed" is built from random weights of its own, so that no LION stands beside it in memory.
+        names: Sides to build. A single "composed" gets its own random weights, so that no other LION is in memory.
     """
     wanted = tuple(names)
     if wanted == ("composed",):

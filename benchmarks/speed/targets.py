@@ -1,4 +1,4 @@
-"""What LION is meant to reach, and whether it does."""
+"""Performance targets of LION, and whether they are met."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ class Target:
     """A bound on a ratio.
 
     Attributes:
-        row: name of the row.
-        against: the side that LION is set beside, or "floor".
-        least: "how many times as fast as" at least; else
-        most: "how many times the time (or memory) of" at most.
+        row: Name of the row.
+        against: Side to compare LION with, or "floor".
+        least: Lower bound on how many times as fast LION is, or
+        most: Upper bound on LION's time (or memory) as a multiple.
     """
 
     row: str
@@ -22,7 +22,7 @@ class Target:
     most: float | None = None
 
     def measured(self, row: Row) -> tuple[float, float, float] | None:
-        """The ratio, its lowest and its highest; `None` if a side is missing."""
+        """Return the ratio with its minimum and maximum, or `None` if a side is missing."""
         ours, theirs = row.values.get("lion"), row.values.get(self.against)
         if not ours or not theirs:
             return None

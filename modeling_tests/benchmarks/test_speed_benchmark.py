@@ -1,4 +1,4 @@
-"""The benchmark of speed at its smallest size: everything is measured, and what it compares is the same model.
+"""The speed benchmark at its smallest size: all sections run, and the compared models are the same.
 
 This folder is no package: `benchmarks` is the one that is tested.
 """
@@ -30,14 +30,14 @@ from benchmarks.speed.targets import Target  # noqa: E402
 from transformers_lion.training.stages import STAGES, trainable_parameters  # noqa: E402
 
 ALONE = "memory"
-"""The section that starts processes."""
+"""The section that starts new processes."""
 SMALL = Settings(size="tiny", threads=1, repeats=1, new_tokens=4, num_questions=2, quick=True)
 COMMAND = ["--quick", "--size", "tiny", "--threads", "1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> Iterator[None]:
-    """What the command says to transformers is taken back."""
+    """Restore the logging settings that the command changes."""
     with restored_logging():
         yield
 
@@ -88,11 +88,11 @@ def test_both_train_the_parts_of_the_stage() -> None:
     theirs = {name for name, value in composed.model.named_parameters() if value.requires_grad}
     ours = {name.replace("layer.1.adapter", "feed_forward.adapter").replace("layer.2.adapter", "feed_forward.adapter")
             for name in theirs}  # fmt: skip
-    assert expected < ours  # the reference also trains what reaches no output
+    assert expected < ours  # the reference also trains parameters that affect no output
     assert all(name.startswith("qformer.encoder.layer.1.") for name in ours - expected)
 
 
-def test_a_step_changes_what_trains_and_nothing_else() -> None:
+def test_a_step_changes_only_trained_parameters() -> None:
     [side] = build_sides(TINY, ("composed",))
     before = {name: value.clone() for name, value in side.model.state_dict().items()}
     step = training_step(side, make_inputs(TINY, 2), make_labels(TINY, 2))
@@ -104,7 +104,7 @@ def test_a_step_changes_what_trains_and_nothing_else() -> None:
     assert all(torch.equal(before[name], after[name]) for name in frozen)
 
 
-def test_a_run_that_breaks_off_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_keeps_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(bench: Bench) -> list[Row]:
         raise KeyboardInterrupt
 
@@ -115,12 +115,12 @@ def test_a_run_that_breaks_off_keeps_what_it_had(tmp_path: Path, monkeypatch: py
     assert HEADINGS["encode"] in (tmp_path / "speed.md").read_text()
 
 
-def test_the_page_shows_the_results_that_are_kept() -> None:
+def test_the_page_shows_the_stored_results() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     assert page.split(BEGIN)[1].split(END)[0].strip() == Results(ROOT / command.RESULTS).markdown().strip()
 
 
-def test_a_section_whose_sides_differ_is_left_out_and_the_run_fails(
+def test_a_section_with_differing_sides_is_dropped_and_the_run_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def differ(bench: Bench) -> list[Row]:
@@ -132,9 +132,9 @@ def test_a_section_whose_sides_differ_is_left_out_and_the_run_fails(
     assert list(json.loads((tmp_path / "speed.json").read_text())) == ["encode"]
 
 
-def test_a_page_without_a_place_for_results_is_refused(tmp_path: Path) -> None:
+def test_a_page_without_markers_for_results_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("# Page\n")
-    with pytest.raises(ValueError, match="no place for results"):
+    with pytest.raises(ValueError, match="must contain the markers"):
         Results(tmp_path).update_page(tmp_path / "page.md")
 
 
@@ -150,7 +150,7 @@ def test_the_floor_has_the_matrix_products_of_the_model() -> None:
         first_token(composed, prepared)
     bottleneck = lion_config(TINY).text_config.adapter_hidden_size
     counted = sum(product.count * product.flops for product in prefill_products(TINY, bottleneck))
-    assert 0.95 < counted / prefill.get_total_flops() < 1  # the first token itself is left out
+    assert 0.95 < counted / prefill.get_total_flops() < 1  # without the first token itself
 
 
 def test_the_bytes_of_a_step_are_the_decoders_without_what_it_reads_once() -> None:
@@ -180,6 +180,6 @@ def test_targets_are_ratios_of_turns() -> None:
     assert not Target("answer", "floor", most=1).is_met(1.1)
 
 
-def test_a_straight_line_is_found() -> None:
+def test_a_line_is_fitted() -> None:
     assert fit_line([1, 2, 4], [5, 7, 11]) == pytest.approx((2, 3, 1))
     assert fit_line([1, 2, 3], [1, 3, 2])[2] == pytest.approx(0.25)

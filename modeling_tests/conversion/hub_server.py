@@ -1,4 +1,4 @@
-"""A small Hub on this machine: the part of the HTTP API that huggingface_hub and transformers use for models.
+"""A small local Hub: the part of the HTTP API that huggingface_hub and transformers use for models.
 
 It keeps repositories in memory: branches of commits, a commit being a table of files. Large files come by the LFS
 protocol, all others inside the commits, as on the Hub. It binds a free port of the loopback address.
@@ -39,7 +39,7 @@ class Repository:
 
 
 class RefusedError(Exception):
-    """An answer that is not 200."""
+    """A response with a status other than 200."""
 
     def __init__(self, status: int, code: str = "", message: str = ""):
         super().__init__(message)
@@ -55,7 +55,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.large_files: dict[str, bytes] = {}
-        self.uploads: list[str] = []  # hashes, in the order in which large files came
+        self.uploads: list[str] = []  # hashes of large files, in order of upload
         self.uploads_to_break_off = 0
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments: Any) -> None:
-        """Silence."""
+        """Do not log requests."""
 
     def do(self) -> None:
         path = unquote(urlsplit(self.path).path)

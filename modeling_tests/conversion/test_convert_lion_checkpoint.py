@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Files:
-    """A user's files, copied so that a test may damage them, and the command on them."""
+    """A copy of the user's files that a test may damage, and the command that converts them."""
 
     def __init__(self, source: Path, folder: Path):
         self.folder = folder / "files"
@@ -70,7 +70,7 @@ def assert_same_parameters(first: torch.nn.Module, second: torch.nn.Module) -> N
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
 
 
-def test_the_command_makes_a_folder_with_everything_in_it(lion_files: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_complete_folder(lion_files: Path, tmp_path: Path) -> None:
     command = [sys.executable, "conversion/convert_lion_checkpoint.py", "--output", str(tmp_path / "deep" / "lion")]
     for option, name in (("lion", "lion.pth"), ("vision", "eva_vit.pth"), ("language-model", "llm"),
                          ("qformer-tokenizer", "bert"), ("overrides", "overrides.json")):  # fmt: skip
@@ -107,7 +107,7 @@ def test_the_generation_defaults_are_the_references(lion_model: LionForCondition
 
 
 @pytest.mark.parametrize("layout", ["full", "bare", "bare full"])
-def test_other_layouts_of_the_lion_file_make_the_same_model(
+def test_other_layouts_of_the_lion_file_give_the_same_model(
     layout: str, files: Files, lion_model: LionForConditionalGeneration
 ) -> None:
     name = "lion_full.pth" if "full" in layout else "lion.pth"
@@ -122,7 +122,7 @@ def test_other_layouts_of_the_lion_file_make_the_same_model(
 
 
 @pytest.mark.parametrize(("branch", "absent"), [("qformer", "aggregator"), ("aggregator", "qformer")])
-def test_a_stage_with_one_branch_makes_a_model_with_one_branch(branch: str, absent: str, files: Files) -> None:
+def test_a_stage_with_one_branch_gives_a_model_with_one_branch(branch: str, absent: str, files: Files) -> None:
     files.arguments["--lion"] = files.folder / f"lion_{branch}.pth"
     assert files.convert() == 0
     model = files.load()
@@ -187,7 +187,7 @@ def test_a_position_table_of_another_grid_is_resized_with_cls_apart(files: Files
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_the_wanted_dtype_is_written_and_loaded_by_default(dtype: str, files: Files) -> None:
+def test_the_requested_dtype_is_written_and_loaded_by_default(dtype: str, files: Files) -> None:
     files.arguments["--dtype"] = dtype
     assert files.convert() == 0
     assert {tensor.dtype for tensor in load_file(files.output / "model.safetensors").values()} == {
@@ -237,18 +237,22 @@ def replace(key: str, tensor: torch.Tensor) -> Any:
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("lion.pth", replace("surprise.weight", torch.ones(1)), ["nothing expects", "surprise.weight"]),
+        ("lion.pth", replace("surprise.weight", torch.ones(1)), ["unexpected keys", "surprise.weight"]),
         ("lion.pth", remove("t5_proj.bias"), ["language_projection.bias is missing"]),
         ("lion.pth", remove("query_tokens"), ["query_tokens is missing"]),
-        ("lion.pth", replace("t5_proj.bias", torch.ones(5)), ["width 5 (t5_proj.bias)", "48 wide"]),
+        ("lion.pth", replace("t5_proj.bias", torch.ones(5)), ["width 5 (t5_proj.bias)", "has width 48"]),
         (
             "lion.pth",
             replace("t5_proj.weight", torch.ones(48, 5)),
             ["language_projection.weight", "(48, 5)", "(48, 48)"],
         ),
-        ("lion.pth", replace("ln_vision.weight", torch.ones(64)), ["vision tower of width 64", "32 wide"]),
-        ("lion.pth", replace("t5_proj.weight", torch.full((48, 48), torch.nan)), ["t5_proj.weight holds 2304 NaN"]),
-        ("eva_vit.pth", replace("cls_token", torch.full((1, 1, 32), torch.inf)), ["visual_encoder.cls_token holds 32"]),
+        ("lion.pth", replace("ln_vision.weight", torch.ones(64)), ["vision tower of width 64", "has width 32"]),
+        ("lion.pth", replace("t5_proj.weight", torch.full((48, 48), torch.nan)), ["t5_proj.weight contains 2304 NaN"]),
+        (
+            "eva_vit.pth",
+            replace("cls_token", torch.full((1, 1, 32), torch.inf)),
+            ["visual_encoder.cls_token contains 32"],
+        ),
         (
             "lion.pth",
             replace("t5_model.encoder.embed_tokens.weight", torch.ones(512, 48)),
@@ -257,7 +261,7 @@ def replace(key: str, tensor: torch.Tensor) -> Any:
         ("eva_vit.pth", remove("blocks.7.attn.q_bias"), ["missing", "blocks.7.attn.q_bias"]),
         ("eva_vit.pth", replace("patch_embed.proj.weight", torch.ones(48, 3, 14, 14)), ["(48", "(32"]),
         ("lion.pth", lambda state: state.update({"epoch": 3}), ["'epoch'", "int"]),
-        ("eva_vit.pth", replace("pos_embed", torch.ones(1, 12, 32)), ["12 positions", "no square grid"]),
+        ("eva_vit.pth", replace("pos_embed", torch.ones(1, 12, 32)), ["12 positions", "not a square grid"]),
         ("eva_vit.pth", drop_block(20), ["visual_encoder.blocks.20 is missing", "38 layers"]),
         ("lion.pth", replace("t5_proj.weight", torch.ones(48, 48, dtype=torch.int32)), ["t5_proj.weight", "int32"]),
         ("lion.pth", replace("t5_proj.weight", torch.ones(48, 48).to_sparse()), ["t5_proj.weight", "sparse"]),
@@ -310,11 +314,11 @@ def assert_refused(files: Files, words: list[str], capsys: pytest.CaptureFixture
     assert sorted(files.folder.parent.iterdir()) == before
 
 
-def test_files_that_are_no_checkpoints_are_refused_by_name(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_not_checkpoints_are_refused_by_name(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     path = files.folder / "lion.pth"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert_refused(files, ["lion.pth", "cut off"], capsys)
+    assert_refused(files, ["lion.pth", "truncated"], capsys)
     for content in (b"no checkpoint", b"hello world" * 10, b"\x80\x02X"):
         path.write_bytes(content)
         assert_refused(files, ["lion.pth"], capsys)
@@ -345,7 +349,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     assert not (tmp_path / "boom").exists()
 
 
-def test_folders_that_miss_something_are_refused_by_name(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_incomplete_folders_are_refused_by_name(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     (files.folder / "llm" / "model.safetensors").rename(files.folder / "elsewhere")
     assert_refused(files, ["llm", "model.safetensors"], capsys)
     (files.folder / "elsewhere").rename(files.folder / "llm" / "model.safetensors")
@@ -356,9 +360,9 @@ def test_folders_that_miss_something_are_refused_by_name(files: Files, capsys: p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"--vision": "lion.pth"}, ["lion.pth", "not a vision tower's file"]),
-        ({"--vision": "lion_full.pth"}, ["lion_full.pth", "not a vision tower's file"]),
-        ({"--vision": None}, ["lion.pth", "holds no vision tower", "--vision"]),
+        ({"--vision": "lion.pth"}, ["lion.pth", "not the file of a vision tower"]),
+        ({"--vision": "lion_full.pth"}, ["lion_full.pth", "not the file of a vision tower"]),
+        ({"--vision": None}, ["lion.pth", "does not contain a vision tower", "--vision"]),
         ({"--lion": "eva_vit.pth"}, ["LION file", "neither a Q-Former nor"]),
         ({"--lion": "llm"}, ["llm", "a folder"]),
         ({"--language-model": "bert"}, ["bert", "'bert'"]),
@@ -367,7 +371,7 @@ def test_folders_that_miss_something_are_refused_by_name(files: Files, capsys: p
         ({"--tagger": "bert"}, ["bert", "'ram'"]),
     ],
 )
-def test_arguments_that_are_mixed_up_are_told(
+def test_swapped_arguments_are_reported(
     change: dict[str, str | None], words: list[str], files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files.arguments.update({option: name and files.folder / name for option, name in change.items()})
@@ -379,7 +383,7 @@ def test_arguments_that_are_mixed_up_are_told(
     ["{}", "no json", "\xff", '{"weight_map": {"a": 3}}', '{"weight_map": {"a": "../b"}}',
      '{"weight_map": {"a": "b.safetensors"}}'],
 )  # fmt: skip
-def test_an_index_that_leads_nowhere_is_refused_by_name(
+def test_an_index_of_missing_shards_is_refused_by_name(
     content: str, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (files.folder / "llm" / "model.safetensors").unlink()
@@ -388,7 +392,7 @@ def test_an_index_that_leads_nowhere_is_refused_by_name(
 
 
 def in_shards(folder: Path, more: dict[str, torch.Tensor]) -> None:
-    """Put a folder's weights in one shard, `more` in another, and an index beside them that names a copy, too."""
+    """Move a folder's weights to one shard and `more` to another, and write an index that also lists an alias."""
     names = load_file(folder / "model.safetensors").keys()
     (folder / "model.safetensors").rename(folder / "first.safetensors")
     save_file(more, folder / "second.safetensors")
@@ -397,7 +401,7 @@ def in_shards(folder: Path, more: dict[str, torch.Tensor]) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def test_an_index_may_name_copies_of_the_embedding_that_its_shards_are_without(files: Files) -> None:
+def test_an_index_may_list_aliases_of_the_embedding_that_its_shards_lack(files: Files) -> None:
     in_shards(files.folder / "llm", {})
     assert files.convert() == 0
 
@@ -407,9 +411,7 @@ def test_a_tensor_in_two_shards_is_refused(files: Files, capsys: pytest.CaptureF
     assert_refused(files, ["second.safetensors", "shared.weight", "another shard"], capsys)
 
 
-def test_a_file_saved_inside_of_a_parallel_wrapper_is_read(
-    files: Files, lion_model: LionForConditionalGeneration
-) -> None:
+def test_a_file_saved_from_a_parallel_wrapper_is_read(files: Files, lion_model: LionForConditionalGeneration) -> None:
     state = torch.load(files.folder / "lion.pth")["model"]
     torch.save({f"module.{key}": tensor for key, tensor in state.items()}, files.folder / "lion.pth")
     assert files.convert() == 0
@@ -419,7 +421,7 @@ def test_a_file_saved_inside_of_a_parallel_wrapper_is_read(
 def test_a_qformer_tokenizer_of_another_size_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     vocabulary = (files.folder / "bert" / "vocab.txt").read_text().splitlines()
     (files.folder / "bert" / "vocab.txt").write_text("\n".join(vocabulary[:160]))
-    assert_refused(files, ["161 tokens with [DEC]", "261 rows"], capsys)
+    assert_refused(files, ["161 tokens including [DEC]", "261 rows"], capsys)
 
 
 def test_a_tokenizer_larger_than_its_embedding_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -439,7 +441,7 @@ def test_a_tokenizer_larger_than_its_embedding_is_refused(files: Files, capsys: 
         ({"vision_config": {"num_hidden_layers": "39"}}, ["num_hidden_layers is '39'"]),
         ({"vision_config": {"num_attention_heads": 4, "image_size": 0}}, ["vision_config.image_size is 0"]),
         ({"vision_config": {"num_attention_heads": 4, "image_size": 13}}, ["image_size is 13", "14"]),
-        ({"dtype": "nonsense"}, ["'dtype'", "decided by the conversion"]),
+        ({"dtype": "nonsense"}, ["'dtype'", "set by the conversion"]),
         ({"aggregator_config": {"vision_feature_layers": [39, 1]}}, ["block 39", "0 to 38"]),
     ],
 )
@@ -450,14 +452,14 @@ def test_overrides_that_do_not_fit_are_refused(
     assert_refused(files, words, capsys)
 
 
-def test_an_output_that_exists_is_left_alone(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_output_is_left_unchanged(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     files.output.mkdir()
     (files.output / "mine").touch()
-    assert_refused(files, ["exists already"], capsys)
+    assert_refused(files, ["already exists"], capsys)
     assert (files.output / "mine").exists()
 
 
-def test_an_output_is_replaced_on_request_and_only_when_the_new_one_is_whole(
+def test_an_output_is_replaced_on_request_once_the_new_one_is_complete(
     files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert files.convert() == 0
@@ -488,7 +490,7 @@ def test_weights_are_divided_into_shards_with_an_index(
 
 
 @pytest.mark.parametrize("size", ["0", "-1", "nan", "inf", "1e300", "two"])
-def test_a_shard_size_that_is_none_is_refused(size: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_shard_size_is_refused(size: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         files.convert(f"--max-shard-size={size}")
     assert "--max-shard-size" in capsys.readouterr().err
@@ -553,7 +555,7 @@ def test_a_target_that_would_touch_a_source_is_refused(
     files.arguments["--output"] = tmp_path / output
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert files.convert("--overwrite") == 1
-    assert "which is read" in capsys.readouterr().err
+    assert "which is an input" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -573,7 +575,7 @@ def test_a_missing_tokenizer_is_refused_by_folder(part: str, files: Files, capsy
 def test_a_broken_tokenizer_is_refused_by_folder(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     (files.folder / "llm" / "spiece.model").write_bytes(b"no model")
     assert_refused(files, ["llm", "tokenizer cannot be loaded"], capsys)
-    (files.folder / "llm" / "spiece.model").write_bytes(b"")  # of which transformers makes one without a vocabulary
+    (files.folder / "llm" / "spiece.model").write_bytes(b"")  # transformers would load it without a vocabulary
     assert_refused(files, ["spiece.model", "is empty"], capsys)
 
 
@@ -592,14 +594,14 @@ def test_code_beside_a_tokenizer_is_not_run(files: Files, tmp_path: Path) -> Non
     assert not (tmp_path / "boom").exists()
 
 
-def test_a_repository_that_cannot_be_had_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_repository_that_cannot_be_downloaded_is_refused(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     files.arguments["--language-model"] = "google/flan-t5-nothing"
-    assert_refused(files, ["google/flan-t5-nothing", "not to be had from the Hub"], capsys)
+    assert_refused(files, ["google/flan-t5-nothing", "the Hub cannot provide it"], capsys)
     files.arguments["--language-model"] = "./nowhere"
-    assert_refused(files, ["nowhere: there is no such folder"], capsys)
+    assert_refused(files, ["nowhere: no such folder"], capsys)
 
 
-def test_a_tensor_that_is_not_written_as_it_should_be_is_noticed(
+def test_a_tensor_that_is_written_wrongly_is_noticed(
     files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def write_with_a_flipped_bit(folder: Path, shard: shards.Shard, load: Any) -> str:
@@ -612,13 +614,13 @@ def test_a_tensor_that_is_not_written_as_it_should_be_is_noticed(
         return digest
 
     monkeypatch.setattr(convert_lion_checkpoint, "write_shard", write_with_a_flipped_bit)
-    assert_refused(files, ["1 tensors are not what their sources say"], capsys)
+    assert_refused(files, ["1 tensors differ from their sources"], capsys)
 
 
-def test_runs_that_are_killed_leave_the_target_alone_and_can_be_started_again(
+def test_killed_runs_leave_the_target_unchanged_and_can_be_restarted(
     files: Files, lion_model: LionForConditionalGeneration
 ) -> None:
-    """Killed at ten moments from the start to behind the end; a target is there already, and is to be replaced."""
+    """Kill the run at ten moments from start to end, while it replaces an existing target."""
     assert files.convert() == 0
     before = (files.output / "model.safetensors").read_bytes()
     command = [sys.executable, str(ROOT / "conversion" / "convert_lion_checkpoint.py"), "--overwrite"]
@@ -640,7 +642,7 @@ def test_runs_that_are_killed_leave_the_target_alone_and_can_be_started_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_asked_to_stop_removes_what_it_wrote_and_says_so(number: signal.Signals, files: Files) -> None:
+def test_a_terminated_run_removes_its_output_and_reports_it(number: signal.Signals, files: Files) -> None:
     program = (
         "import os, signal, sys, convert_lion_checkpoint as script\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs start without it
@@ -656,14 +658,14 @@ def test_a_run_that_is_asked_to_stop_removes_what_it_wrote_and_says_so(number: s
     assert [path.name for path in files.output.parent.iterdir()] == ["files"]
 
 
-def test_a_target_that_was_moved_away_by_a_killed_run_comes_back(files: Files) -> None:
+def test_a_target_moved_away_by_a_killed_run_is_restored(files: Files) -> None:
     assert files.convert() == 0
     files.output.rename(files.output.with_name(".lion.replaced"))
-    assert files.convert() == 1  # it exists already
+    assert files.convert() == 1  # it already exists
     assert (files.output / "model.safetensors").is_file()
 
 
-def test_an_old_folder_that_a_killed_run_had_not_quite_deleted_is_in_nobodys_way(files: Files) -> None:
+def test_an_old_folder_half_deleted_by_a_killed_run_is_removed(files: Files) -> None:
     assert files.convert() == 0
     left_over = files.output.with_name(".lion.replaced")
     left_over.mkdir()

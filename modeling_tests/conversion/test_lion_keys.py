@@ -13,7 +13,7 @@ SIZES = {"xl": {}, "xxl": {"d_model": 4096, "d_ff": 10240, "num_heads": 64}}
 
 
 def reference_keys(size: str) -> dict[str, list[int]]:
-    """Every key of the reference model with its shape; the stored rows stand for ranges of layers."""
+    """All keys of the reference model with their shapes. Each stored row represents a range of layers."""
     keys = {}
     for template, shape, _, layers in json.loads((GOLDENS / "keys" / f"lion_{size}.json").read_text()):
         for layer in range(*layers) if layers else [None]:
@@ -28,7 +28,7 @@ def expected_names(keys: dict[str, list[int]]) -> list[str]:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_key_of_the_reference_becomes_a_parameter_of_its_shape_and_back(size: str) -> None:
+def test_each_reference_key_maps_to_a_parameter_of_its_shape_and_back(size: str) -> None:
     keys = reference_keys(size)
     assert len(keys) == 2040
     with torch.device("meta"):
@@ -44,7 +44,7 @@ def test_every_key_of_the_reference_becomes_a_parameter_of_its_shape_and_back(si
     assert original == set(names)
 
 
-def test_reverting_a_conversion_gives_back_every_bit() -> None:
+def test_reverting_a_conversion_restores_every_bit() -> None:
     originals = {
         "query_tokens": torch.randn(1, 5, 8),
         "soft_prompt_hint": torch.randn(8),
@@ -72,7 +72,7 @@ def test_no_name_fits_two_rules() -> None:
 
 
 def test_unknown_and_missing_keys_are_named() -> None:
-    with pytest.raises(KeyMapError, match=re.escape("1 keys that nothing expects: visual_encoder.surprise")):
+    with pytest.raises(KeyMapError, match=re.escape("1 unexpected keys: visual_encoder.surprise")):
         LION_KEYS.from_originals(["visual_encoder.surprise", "visual_encoder.cls_token"])
     with pytest.raises(KeyMapError, match=re.escape("1 keys are missing: visual_encoder.blocks.0.attn.v_bias")):
         LION_KEYS.from_originals(["visual_encoder.blocks.0.attn.q_bias"])
@@ -80,13 +80,13 @@ def test_unknown_and_missing_keys_are_named() -> None:
         LION_KEYS.from_converted(["language_model.surprise"])
 
 
-def test_the_bias_of_query_key_and_value_splits_only_where_the_key_has_none() -> None:
+def test_the_qkv_bias_splits_only_if_the_key_has_no_bias() -> None:
     q_bias, v_bias = torch.randn(4), torch.randn(4)
     joined = join_qkv_bias(q_bias, v_bias)
     assert torch.equal(joined[4:8], torch.zeros(4))
     assert all(torch.equal(a, b) for a, b in zip(split_qkv_bias(joined), (q_bias, v_bias), strict=True))
     joined[5] = 1
-    with pytest.raises(ValueError, match="1 values that are not 0"):
+    with pytest.raises(ValueError, match="has 1 nonzero values"):
         split_qkv_bias(joined)
 
 

@@ -1,4 +1,4 @@
-"""What the model card says of a folder, and that its examples run."""
+"""The content of model cards, and that their examples run."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 def run(card: str, where: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The names that each Python block of a card leaves behind."""
+    """The variables that each Python block of a card defines."""
     Image.radial_gradient("L").convert("RGB").resize((64, 43)).save(where / "photo.jpg")
     monkeypatch.chdir(where)
     namespaces: list[dict[str, Any]] = []
@@ -74,14 +74,14 @@ def test_base_models_follow_from_the_sizes(fields: dict[str, Any], size: str) ->
     ("fields", "shown", "hidden"),
     [(XL, ("LION-4B", "138.20", "82"), "139.25"), (XXL, ("LION-12B", "139.25"), "138.20")],
 )
-def test_the_paper_s_numbers_stand_for_its_own_sizes_as_the_paper_s(
+def test_cards_of_the_papers_sizes_show_its_results_as_the_papers(
     fields: dict[str, Any], shown: tuple[str, ...], hidden: str
 ) -> None:
     section = paper_numbers(LionConfig(**fields))
     assert all(text in section for text in shown)
     assert hidden not in section
     assert "**the paper's**" in section
-    assert "not measured with the files of this repository" in section
+    assert "not measured with the files in this repository" in section
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_the_paper_s_numbers_stand_for_its_own_sizes_as_the_paper_s(
         {"vision_config": {"num_hidden_layers": 40}},
     ],
 )
-def test_no_other_model_has_the_paper_s_numbers(fields: dict[str, Any]) -> None:
+def test_no_other_model_shows_the_papers_results(fields: dict[str, Any]) -> None:
     assert paper_numbers(LionConfig(**fields)) == ""
 
 
-def test_a_small_model_has_no_name_of_a_large_one(lion_folder: Path) -> None:
+def test_a_small_model_is_not_named_like_a_large_one(lion_folder: Path) -> None:
     assert size_of(LionConfig.from_pretrained(lion_folder)) is None
     card = model_card(lion_folder)
     assert "FlanT5-X" not in card
-    assert "paper's numbers" not in card
+    assert "Results of the paper" not in card
 
 
 def test_parameters_are_counted_in_the_files(
@@ -124,7 +124,7 @@ def test_counts_have_three_digits(count: int, words: str) -> None:
     assert in_words(count) == words
 
 
-def test_the_prompts_are_those_of_the_folder_s_processor(folder: Path) -> None:
+def test_the_prompts_are_those_of_the_folders_processor(folder: Path) -> None:
     edit(folder / "processor_config.json", caption_prompt="Say it briefly.", tag_prompt="<extra_id_0> sees {tags}. ")
     card = model_card(folder)
     assert "| a caption | `Say it briefly.` | `image_level` |" in card
@@ -137,20 +137,20 @@ def test_the_visual_branch_is_named(folder: Path) -> None:
     edit(folder / "config.json", visual_branch="qformer")
     card = model_card(folder)
     assert "`qformer`" in card
-    assert "a stage of the training, not LION" in card
+    assert "a training stage, not the full LION" in card
     assert 'task_type="image_level"' in card
 
 
-def test_a_tagger_is_shown_where_there_is_one(folder: Path, tmp_path: Path) -> None:
-    assert "holds no tagger" in model_card(folder)
+def test_a_tagger_is_mentioned_if_there_is_one(folder: Path, tmp_path: Path) -> None:
+    assert "has no tagger" in model_card(folder)
     assert "RAM (the tagger" not in model_card(folder)
     assert convert_ram(write_ram_files(tmp_path / "ram"), folder / "tagger") == 0
     card = model_card(folder)
-    assert "holds a tagger, RAM, in `tagger/`" in card
+    assert "includes a tagger, RAM, in `tagger/`" in card
     assert "| RAM (the tagger in `tagger/`) | Apache-2.0 |" in card
 
 
-def test_every_licence_and_the_citation_are_there(lion_folder: Path) -> None:
+def test_every_license_and_the_citation_are_included(lion_folder: Path) -> None:
     card = model_card(lion_folder)
     for part in (
         "original code | MIT",
@@ -162,7 +162,7 @@ def test_every_licence_and_the_citation_are_there(lion_folder: Path) -> None:
     assert "2311.11860" in card
 
 
-def test_trust_is_asked_for_only_where_the_folder_carries_the_code(folder: Path) -> None:
+def test_trust_remote_code_is_shown_only_if_the_folder_has_the_code(folder: Path) -> None:
     assert "trust_remote_code" not in model_card(folder)
     assert model_card(folder, with_code=True).count(", trust_remote_code=True)") == 3
     add_code(folder)

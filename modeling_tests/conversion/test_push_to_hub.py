@@ -1,4 +1,4 @@
-"""Uploads to a small Hub on this machine, and what comes back from it."""
+"""Uploads to a small local Hub, and downloads from it."""
 
 import shutil
 import socket
@@ -27,7 +27,7 @@ def hub() -> Iterator[HubServer]:
 
 
 def environment(hub: HubServer, token: str = TOKEN) -> dict[str, str]:
-    """Of a process that knows no Hub but this one; large files go by LFS, since this Hub has no Xet."""
+    """Environment of a process that only uses this Hub. Large files use LFS, because this Hub has no Xet."""
     return {
         "HF_ENDPOINT": hub.endpoint,
         "HF_TOKEN": token,
@@ -39,7 +39,7 @@ def environment(hub: HubServer, token: str = TOKEN) -> dict[str, str]:
 
 @pytest.fixture
 def online(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """This process as one with that environment."""
+    """Use that environment in this process."""
     for name, value in environment(hub).items():
         monkeypatch.setenv(name, value)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.endpoint)
@@ -52,7 +52,7 @@ def online(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def private_repo(hub: HubServer, lion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Uploaded by the command, in a process of its own."""
+    """A repository uploaded by the command in a new process."""
     repo = "someone/private-lion"
     home = tmp_path_factory.mktemp("upload") / "process"
     process = run_python(SCRIPT, lion_folder, "--repo", repo, "--private", home=home, **environment(hub))
@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_upload_holds_the_folder_s_files_and_a_card(private_repo: str, hub: HubServer, lion_folder: Path) -> None:
+def test_the_upload_contains_the_folders_files_and_a_card(private_repo: str, hub: HubServer, lion_folder: Path) -> None:
     files = dict(hub.repositories[private_repo].files())
     card = ModelCard(files.pop("README.md").decode())
     assert files == contents(lion_folder)
@@ -91,7 +91,7 @@ def test_weights_go_by_lfs_and_the_rest_in_the_commit(private_repo: str, hub: Hu
     assert (lion_folder / "tokenizer.json").read_bytes() not in hub.large_files.values()
 
 
-def test_a_fresh_process_downloads_what_answers_as_the_folder_does(
+def test_a_fresh_process_downloads_a_model_that_answers_like_the_folder(
     private_repo: str, hub: HubServer, lion_folder: Path, image: Path, tmp_path: Path
 ) -> None:
     code = (
@@ -103,7 +103,7 @@ def test_a_fresh_process_downloads_what_answers_as_the_folder_does(
     assert there == str(here)
 
 
-def test_a_repository_in_the_cache_is_asked_for_once(
+def test_a_cached_repository_is_requested_once(
     private_repo: str, hub: HubServer, online: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first = LionProcessor.from_pretrained(private_repo, cache_dir=tmp_path)
@@ -114,7 +114,7 @@ def test_a_repository_in_the_cache_is_asked_for_once(
     assert not list(tmp_path.rglob("*.safetensors")), "a processor needs no weights"
 
 
-def test_an_older_folder_gets_the_kind_of_its_second_tokenizer(
+def test_an_older_folder_gets_the_type_of_its_second_tokenizer(
     hub: HubServer, folder: Path, online: pytest.MonkeyPatch
 ) -> None:
     (folder / "qformer_tokenizer" / "config.json").unlink()
@@ -125,7 +125,7 @@ def test_an_older_folder_gets_the_kind_of_its_second_tokenizer(
     assert not (folder / "qformer_tokenizer" / "config.json").exists()
 
 
-def test_a_pushed_processor_tells_the_kind_of_its_second_tokenizer(
+def test_a_pushed_processor_has_the_type_of_its_second_tokenizer(
     hub: HubServer, lion_folder: Path, tmp_path: Path
 ) -> None:
     code = (
@@ -160,7 +160,7 @@ def test_a_second_upload_sends_no_weights_and_makes_no_commit(
     assert hub.repositories[repo].messages == messages
 
 
-def test_an_upload_that_broke_off_is_resumed(
+def test_an_interrupted_upload_is_resumed(
     hub: HubServer, sharded: Path, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = {path.name: path.read_bytes() for path in sharded.glob("*.safetensors")}
@@ -170,14 +170,14 @@ def test_an_upload_that_broke_off_is_resumed(
     online.setattr(hub, "uploads_to_break_off", 1)
     command = [str(sharded), "--repo", "someone/resumed"]
     assert main(command) == 1
-    assert "the same command again resumes it" in capsys.readouterr().err
+    assert "run the same command again to resume it" in capsys.readouterr().err
     assert not hub.repositories["someone/resumed"].messages, "a commit without all of the weights"
     assert main(command) == 0
     assert len(hub.uploads) == len(set(hub.uploads)) == len(shards), "a shard was sent twice"
     assert shards.items() <= hub.repositories["someone/resumed"].files().items()
 
 
-def test_a_user_s_card_is_kept(hub: HubServer, folder: Path, online: pytest.MonkeyPatch) -> None:
+def test_a_users_card_is_kept(hub: HubServer, folder: Path, online: pytest.MonkeyPatch) -> None:
     (folder / "README.md").write_text("---\nlicense: mit\n---\nMine.\n")
     assert main([str(folder), "--repo", "someone/own-card"]) == 0
     assert hub.repositories["someone/own-card"].files()["README.md"] == b"---\nlicense: mit\n---\nMine.\n"
@@ -218,7 +218,7 @@ def test_a_public_repository_gets_no_private_upload(
     assert not hub.repositories["someone/public"].files()
 
 
-def test_what_is_no_part_of_the_model_stays_here(folder: Path) -> None:
+def test_files_that_are_not_part_of_the_model_are_not_uploaded(folder: Path) -> None:
     expected = files_of(folder)
     assert expected == {name: len(content) for name, content in contents(folder).items()}
     for name in (
@@ -240,11 +240,11 @@ def test_what_is_no_part_of_the_model_stays_here(folder: Path) -> None:
     [
         ("someone/lion", "", "error: there is no token; log in with `hf auth login`, or set HF_TOKEN.\n"),
         ("someone/lion", "hf_other", "error: the Hub does not accept the token; log in again with `hf auth login`"),
-        ("another/lion", TOKEN, "error: the token may not write to another/lion; it needs the permission"),
+        ("another/lion", TOKEN, "error: the token has no write permission for another/lion"),
         ("a/b/c", TOKEN, "error: Repo id must be in the form"),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence(
+def test_an_error_of_the_hub_is_one_sentence(
     repo: str,
     token: str,
     message: str,
@@ -263,7 +263,7 @@ def test_what_the_hub_refuses_is_one_sentence(
     assert set(hub.repositories) == known
 
 
-def test_a_hub_that_does_not_answer_is_one_sentence(
+def test_a_connection_error_is_one_sentence(
     lion_folder: Path, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as unused:
@@ -276,7 +276,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_a_dry_run_shows_files_and_card_and_asks_nobody(
+def test_a_dry_run_shows_files_and_card_without_network_access(
     folder: Path, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def connect(*arguments: Any) -> None:
@@ -300,10 +300,10 @@ def test_a_dry_run_shows_files_and_card_and_asks_nobody(
         (["--repo", "some one/lion"], "'some one/lion'"),
         (["--repo", "someone/lion.git"], "'someone/lion.git'"),
         (["--repo", "someone/lion", "--base-model", "not a model"], "'not a model'"),
-        (["--repo", "someone/lion", "--revision", "not a..branch"], "not a..branch: is no name of a branch"),
+        (["--repo", "someone/lion", "--revision", "not a..branch"], "not a..branch: not a valid branch name"),
     ],
 )
-def test_names_that_the_hub_would_refuse_are_refused_by_a_dry_run_too(
+def test_a_dry_run_refuses_names_that_the_hub_would_refuse(
     options: list[str], message: str, lion_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(lion_folder), *options, "--dry-run"]) == 1
@@ -331,25 +331,28 @@ def broken_tagger(folder: Path) -> None:
 
 
 BROKEN = {
-    "no configuration": (remove("config.json"), "config.json: there is no such file"),
-    "a part that is none": (rewrite("config.json", '{"model_type": "lion", "text_config": 3}'), "config.json: is not"),
-    "another size": (rewrite("config.json", '{"model_type": "lion"}'), "not those of its configuration"),
-    "a configuration that is cut off": (rewrite("config.json", "{"), "config.json: not JSON"),
-    "another model": (rewrite("config.json", '{"model_type": "t5"}'), "holds no model of type 'lion' but one of 't5'"),
-    "no weights": (remove("model.safetensors"), "model.safetensors: there is no such file"),
-    "weights that are cut off": (cut_off, "model.safetensors: not a readable safetensors file"),
-    "an index that is none": (rewrite("model.safetensors.index.json", "{}"), "has no weight_map"),
-    "a processor without prompts": (rewrite("processor_config.json", "{}"), "has no caption_prompt"),
-    "no processor": (remove("processor_config.json"), "processor_config.json: there is no such file"),
-    "no T5 tokenizer": (remove("tokenizer_config.json"), "tokenizer_config.json: there is no such file"),
+    "no configuration": (remove("config.json"), "config.json: no such file"),
+    "an invalid part": (
+        rewrite("config.json", '{"model_type": "lion", "text_config": 3}'),
+        "config.json: not a valid configuration",
+    ),
+    "another size": (rewrite("config.json", '{"model_type": "lion"}'), "do not match its configuration"),
+    "a truncated configuration": (rewrite("config.json", "{"), "config.json: not valid JSON"),
+    "another model": (rewrite("config.json", '{"model_type": "t5"}'), "expected a model of type 'lion', not 't5'"),
+    "no weights": (remove("model.safetensors"), "model.safetensors: no such file"),
+    "truncated weights": (cut_off, "model.safetensors: not a readable safetensors file"),
+    "an invalid index": (rewrite("model.safetensors.index.json", "{}"), "has no weight_map"),
+    "a processor without prompts": (rewrite("processor_config.json", "{}"), "caption_prompt is missing"),
+    "no processor": (remove("processor_config.json"), "processor_config.json: no such file"),
+    "no T5 tokenizer": (remove("tokenizer_config.json"), "tokenizer_config.json: no such file"),
     "no T5 vocabulary": (remove("tokenizer.json"), "the T5 tokenizer has no vocabulary"),
     "no Q-Former vocabulary": (remove("qformer_tokenizer/tokenizer.json"), "the Q-Former's tokenizer has no vocab"),
-    "a tagger that is none": (broken_tagger, "holds no model of type 'ram' but one of 'lion'"),
+    "an invalid tagger": (broken_tagger, "expected a model of type 'ram', not 'lion'"),
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_an_incomplete_folder_is_refused_before_anything_is_done(
+def test_an_incomplete_folder_is_refused_first(
     what: str, folder: Path, hub: HubServer, online: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     destroy, message = BROKEN[what]
@@ -367,7 +370,7 @@ def test_a_missing_shard_is_refused(sharded: Path, capsys: pytest.CaptureFixture
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.unlink()
     assert main([str(sharded), "--repo", "someone/broken", "--dry-run"]) == 1
-    assert f"{shard.name}: there is no such file" in capsys.readouterr().err
+    assert f"{shard.name}: no such file" in capsys.readouterr().err
 
 
 def test_a_shard_without_its_tensors_is_refused(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,8 +378,8 @@ def test_a_shard_without_its_tensors_is_refused(sharded: Path, capsys: pytest.Ca
     shutil.copy(first, second)
     assert main([str(sharded), "--repo", "someone/broken", "--dry-run"]) == 1
     error = capsys.readouterr().err
-    assert f"{second.name}: holds " in error
-    assert "which the index does not place there" in error
+    assert f"{second.name}: contains " in error
+    assert "which the index does not assign to this file" in error
 
 
 def test_a_shard_that_lost_a_tensor_is_refused(sharded: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,7 +389,7 @@ def test_a_shard_that_lost_a_tensor_is_refused(sharded: Path, capsys: pytest.Cap
     del tensors[name]
     save_file(tensors, shard)
     assert main([str(sharded), "--repo", "someone/broken", "--dry-run"]) == 1
-    assert f"{shard.name}: does not hold {name}, as the index says" in capsys.readouterr().err
+    assert f"{shard.name}: does not contain {name}, although the index says so" in capsys.readouterr().err
 
 
 def test_weights_in_one_file_and_in_shards_are_refused(
@@ -401,11 +404,11 @@ def test_a_folder_that_lost_its_code_is_refused(folder: Path, capsys: pytest.Cap
     add_code(folder)
     (folder / f"{ENTRY_MODULE}.py").unlink()
     assert main([str(folder), "--repo", "someone/broken", "--dry-run"]) == 1
-    assert f"leads to {ENTRY_MODULE}.py, which is missing" in capsys.readouterr().err
+    assert f"refers to {ENTRY_MODULE}.py, which is missing" in capsys.readouterr().err
     assert main([str(folder), "--repo", "someone/mended", "--dry-run", "--with-code"]) == 0
 
 
-def test_a_repository_with_code_works_where_the_package_is_not(
+def test_a_repository_with_code_works_without_the_package(
     hub: HubServer, lion_folder: Path, online: pytest.MonkeyPatch, image: Path, tmp_path: Path
 ) -> None:
     assert main([str(lion_folder), "--repo", "someone/with-code", "--with-code"]) == 0
@@ -446,7 +449,7 @@ print("done")
         assert contents(lion_folder).keys() <= hub.repositories[repo].files().keys()
 
 
-def test_the_methods_push_the_code_of_a_folder_that_carries_it(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+def test_the_methods_push_the_code_that_a_folder_contains(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     add_code(folder)
     code = f"""
 import transformers_lion
@@ -462,5 +465,5 @@ print("done")
         assert code_files().keys() <= hub.repositories[f"someone/{repo}"].files().keys(), repo
 
 
-def test_the_small_hub_counts_as_git_does() -> None:
+def test_the_fake_hub_hashes_like_git() -> None:
     assert git_hash(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"

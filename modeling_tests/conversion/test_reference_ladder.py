@@ -24,8 +24,8 @@ from output_ladder import (
     compare_output,
     compare_outputs,
     folder_outputs,
+    images,
     output_table,
-    pictures,
     write_request,
 )
 from reference_outputs import load_weights, read_tensors
@@ -72,7 +72,7 @@ def options(files: Path, checkout: str | Path, python: str | Path, lion: str = "
 
 
 def output_rows(printed: str) -> dict[str, str]:
-    """What the ladder of outputs says of each rung."""
+    """The result of each rung."""
     lines = printed.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("output "))
     return {line[:40].strip(): line[40:].strip() for line in lines[start + 1 :] if ". " not in line}
@@ -85,7 +85,7 @@ def program(path: Path, text: str) -> Path:
 
 
 def python_with(version: str, folder: Path, script: str = "") -> Path:
-    """A Python that says it has this version of transformers, and runs `script` whatever it is asked to run."""
+    """A fake Python that reports this version of transformers, and runs `script` instead of any other."""
     fake = ""
     if script:
         (folder / "fake.py").write_text(script)
@@ -98,7 +98,7 @@ def python_with(version: str, folder: Path, script: str = "") -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What looks like a checkout of the reference, and cannot be imported."""
+    """A fake checkout of the reference that cannot be imported."""
     folder = tmp_path / "checkout"
     (folder / "models").mkdir(parents=True)
     (folder / "models" / "lion_t5.py").write_text("raise RuntimeError('no model\\nhere')")
@@ -107,10 +107,10 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stored(lion_files: Path, lion_folder: Path) -> Outputs:
-    """What the converted folder computes, to be given out as the reference's."""
+    """The outputs of the converted folder, to use as those of the reference."""
     request = write_request(lion_folder, LionConfig.from_pretrained(lion_folder), {"lion": lion_files / "lion.pth"})
     processor = LionProcessor.from_pretrained(lion_folder)
-    pixels = processor.image_processor(pictures(), return_tensors="pt")["pixel_values"]
+    pixels = processor.image_processor(images(), return_tensors="pt")["pixel_values"]
     return folder_outputs(lion_folder, request, pixels)
 
 
@@ -138,7 +138,7 @@ def test_one_wrong_output_fails_in_its_rung_alone(
     assert float(rows["aggregator"]) > 0.1
 
 
-def test_the_reference_is_asked_for_the_folders_sizes_files_and_dtypes(lion_files: Path, tmp_path: Path) -> None:
+def test_the_request_has_the_folders_sizes_files_and_dtypes(lion_files: Path, tmp_path: Path) -> None:
     folder = convert_lion(lion_files, tmp_path / "lion")
     model = LionForConditionalGeneration.from_pretrained(folder)
     model.vision_model.to(torch.bfloat16)
@@ -153,7 +153,7 @@ def test_the_reference_is_asked_for_the_folders_sizes_files_and_dtypes(lion_file
 
 
 def further(outputs: Outputs, name: str, amount: float) -> Outputs:
-    """`outputs` with the largest value of one of them grown by `amount` of itself."""
+    """`outputs` with the largest value of one of them increased by the fraction `amount`."""
     moved = outputs[name].clone()
     moved.view(-1)[moved.abs().argmax()] *= 1 + amount
     return {**outputs, name: moved}
@@ -166,7 +166,7 @@ def test_the_tolerance_is_relative_to_the_largest_value(factor: float, holds: bo
     assert {rung.name for rung in rungs if not rung.holds} == (set() if holds else {name})
 
 
-def test_ids_are_compared_row_by_row_without_the_padding_behind_them() -> None:
+def test_ids_are_compared_row_by_row_without_padding() -> None:
     ours = torch.tensor([[0, 5, 1, 0], [0, 6, 7, 1], [0, 8, 1, 1]])
     theirs = torch.tensor([[0, 5, 1, 0, 0], [0, 6, 7, 1, 0], [0, 8, 1, 0, 0]])
     rung = compare_output("ids", ours, theirs, pad_token_id=0)
@@ -176,11 +176,11 @@ def test_ids_are_compared_row_by_row_without_the_padding_behind_them() -> None:
 def test_tensors_of_other_shapes_and_outputs_on_one_side_only_do_not_pass(stored: Outputs) -> None:
     assert not compare_output("loss", torch.ones(2, 3), torch.ones(2, 1), pad_token_id=0).holds
     fewer = {name: tensor for name, tensor in stored.items() if name != "aggregator"}
-    with pytest.raises(ValueError, match="1 outputs are on one side only: aggregator"):
+    with pytest.raises(ValueError, match="1 outputs exist on one side only: aggregator"):
         compare_outputs(stored, fewer, pad_token_id=0)
 
 
-def test_the_known_difference_is_named_only_where_nothing_but_beams_differ() -> None:
+def test_the_known_difference_is_named_only_if_nothing_but_beam_search_differs() -> None:
     beams = OutputRung(f"image level, tags: {BEAM_SEARCH}", num_equal=2, num_rows=3)
     logits = OutputRung("image level, tags: logits", 1.0)
     assert EARLIER_STOP in output_table([beams])
@@ -190,8 +190,8 @@ def test_the_known_difference_is_named_only_where_nothing_but_beams_differ() -> 
 
 Case = Callable[[Path, Path], tuple[Path, Path | str]]
 ERRORS: dict[str, tuple[Case, str]] = {
-    "no checkout": (lambda checkout, tmp_path: (tmp_path / "none", sys.executable), "none: no such checkout"),
-    "no Python": (lambda checkout, tmp_path: (checkout, tmp_path / "none"), "none: no such Python"),
+    "no checkout": (lambda checkout, tmp_path: (tmp_path / "none", sys.executable), "none: not a checkout"),
+    "no Python": (lambda checkout, tmp_path: (checkout, tmp_path / "none"), "none: cannot be started"),
     "no transformers": (
         lambda checkout, tmp_path: (checkout, program(tmp_path / "python", "#!/bin/sh\nexit 1\n")),
         "python has no transformers; --reference-python needs one with transformers 4.42.",
@@ -207,13 +207,13 @@ ERRORS: dict[str, tuple[Case, str]] = {
     ),
     "other outputs": (
         lambda checkout, tmp_path: (checkout, python_with("4.42.4", tmp_path, COPY)),
-        "outputs are on one side only: ",
+        "outputs exist on one side only: ",
     ),
 }
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_what_goes_wrong_is_said_in_one_sentence(
+def test_errors_are_one_sentence(
     name: str, lion_files: Path, lion_folder: Path, checkout: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file({"loss": torch.zeros(())}, checkout / "stored")
@@ -236,11 +236,11 @@ def test_code_in_the_users_files_is_not_run_for_the_reference_either(tmp_path: P
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_tensor_that_no_file_has_is_not_left_as_the_reference_began_it(tmp_path: Path) -> None:
+def test_a_tensor_missing_from_all_files_does_not_stay_initialized(tmp_path: Path) -> None:
     model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("visual_encoder", "t5_proj", "t5_model")})
     names = [name for name in model.state_dict() if not name.startswith("t5_")]
     save_file({name: torch.zeros_like(model.state_dict()[name]) for name in names}, tmp_path / "lion.safetensors")
-    with pytest.raises(ValueError, match=r"2 tensors of the reference's model are in no file: t5_proj\.weight"):
+    with pytest.raises(ValueError, match=r"2 tensors of the reference's model are not in any file: t5_proj\.weight"):
         load_weights(model, {"lion": str(tmp_path / "lion.safetensors"), "vision": None}, lambda tower, tensors: None)
 
 
@@ -271,7 +271,7 @@ def test_a_folder_in_bfloat16_is_compared_with_the_reference_in_bfloat16(lion_fi
 
 
 @needs_reference
-def test_a_folder_with_equal_tensors_that_computes_something_else_is_told_from_the_reference(
+def test_a_folder_with_equal_tensors_but_other_outputs_is_detected(
     lion_files: Path, lion_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(lion_folder, tmp_path / "lion")

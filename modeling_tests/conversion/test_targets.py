@@ -1,4 +1,4 @@
-"""Never half a result: what is at a target before, during and after a run, whatever happens to the run."""
+"""No incomplete output: the state of a target before, during and after a run, even if the run fails."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_a_new_folder_takes_the_place_of_the_old_one_when_it_is_whole(target: Path) -> None:
+def test_a_new_folder_replaces_the_old_one_when_it_is_complete(target: Path) -> None:
     seen = []
     write(target, overwrite=True, during=lambda: seen.append((target / "config.json").read_text()))
     assert seen == ["old"]
@@ -46,21 +46,21 @@ def test_a_new_folder_takes_the_place_of_the_old_one_when_it_is_whole(target: Pa
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
-def test_what_fails_leaves_the_old_folder_and_nothing_else(error: type[BaseException], target: Path) -> None:
+def test_a_failure_leaves_only_the_old_folder(error: type[BaseException], target: Path) -> None:
     with pytest.raises(error):
         write(target, overwrite=True, during=lambda: fail(error))
     assert (target / "config.json").read_text() == "old"
     assert names(target.parent) == ["out"]
 
 
-def test_a_rename_that_fails_puts_the_old_folder_back(target: Path) -> None:
+def test_a_failed_rename_restores_the_old_folder(target: Path) -> None:
     with pytest.raises(OSError, match="unfinished"), replacing(target, overwrite=True):
-        pass  # there is nothing that could take the place
+        pass  # nothing was written that could replace it
     assert (target / "config.json").read_text() == "old"
     assert names(target.parent) == ["out"]
 
 
-def test_a_second_run_is_refused_while_the_first_goes_on_and_does_not_disturb_it(target: Path) -> None:
+def test_a_second_run_is_refused_and_does_not_disturb_the_first(target: Path) -> None:
     program = "import sys, pathlib, targets\nwith targets.replacing(pathlib.Path(sys.argv[1]), True): pass"
     command = [sys.executable, "-c", program, str(target)]
     seen = []
@@ -76,12 +76,12 @@ def test_a_second_run_is_refused_while_the_first_goes_on_and_does_not_disturb_it
 
 def test_a_target_that_appears_during_a_run_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(TargetError, match="exists already"):
+    with pytest.raises(TargetError, match="already exists"):
         write(target, during=target.mkdir)
     assert names(target) == []
 
 
-def test_what_a_killed_run_left_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".out.unfinished").mkdir()
     (tmp_path / ".out.unfinished" / "half").touch()
     (tmp_path / ".out.lock").touch()
@@ -100,10 +100,10 @@ def test_a_link_is_followed_and_stays(tmp_path: Path) -> None:
     assert names(tmp_path / "disk") == ["out"]
 
 
-def test_a_folder_that_holds_no_model_is_never_replaced(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "mine").touch()
-    with pytest.raises(TargetError, match=r"photos: holds no model"):
+    with pytest.raises(TargetError, match=r"photos: not a model folder"):
         write(tmp_path / "photos", overwrite=True)
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", overwrite=True)
@@ -111,7 +111,7 @@ def test_a_folder_that_holds_no_model_is_never_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "link"])
-def test_what_is_no_folder_is_never_replaced(kind: str, tmp_path: Path) -> None:
+def test_only_folders_are_replaced(kind: str, tmp_path: Path) -> None:
     make = {"file": Path.touch, "pipe": os.mkfifo, "link": lambda path: path.symlink_to(path)}
     make[kind](tmp_path / "out")
     before = (tmp_path / "out").lstat()
@@ -124,7 +124,7 @@ def test_what_is_no_folder_is_never_replaced(kind: str, tmp_path: Path) -> None:
 def test_the_root_and_the_folder_that_one_is_in_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for output in ("/", ".", ""):
-        with pytest.raises(TargetError, match="exists already"):
+        with pytest.raises(TargetError, match="already exists"):
             write(Path(output))
 
 
@@ -135,7 +135,7 @@ def test_a_read_only_target_is_refused(target: Path, monkeypatch: pytest.MonkeyP
     assert names(target.parent) == ["out"]
 
 
-def test_a_full_disk_is_told_with_the_targets_name(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_with_the_name_of_the_target(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"out: cannot be written \(No space left on device\)"):
         write(tmp_path / "deep" / "out", during=lambda: Path("/dev/full").write_text("x"))
     assert not names(tmp_path)

@@ -13,17 +13,17 @@ from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PATIENCE = 60_000
-"""Milliseconds until something has to have happened, on a machine that has much else to do."""
+"""Timeout in milliseconds, for a busy machine."""
 SHOWN = """() => {
     const images = [...document.querySelectorAll('#picture img')];
     return images.length > 0 && images.every(image => image.complete && image.naturalWidth > 0);
 }"""
-"""Whether the picture is there with its size."""
+"""Whether the image is displayed with its size."""
 
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """A browser; tests are skipped where there is none."""
+    """A browser. Tests are skipped if there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on this machine")
@@ -34,7 +34,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Visitor:
-    """Somebody with a page of their own, and what their browser did.
+    """A user with their own page, and the activity of their browser.
 
     Attributes:
         strangers: addresses that were asked for and are not the demo's.
@@ -56,26 +56,26 @@ class Visitor:
         self.page.wait_for_selector("#picture input[type=file]", state="attached")
 
     def wait_for(self, selector: str, text: str) -> None:
-        """Wait until an element shows a text."""
+        """Wait until an element contains a text."""
         self.page.wait_for_function(
             "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)", arg=[selector, text]
         )
 
     def upload(self, file: Path) -> None:
-        """Send a file."""
+        """Upload a file."""
         self.page.set_input_files("#picture input[type=file]", file)
 
     def take_example(self, index: int) -> None:
-        """Click an example, and wait until it was seen."""
+        """Click an example, and wait until it is encoded."""
         self.page.locator("#examples .thumbnail-item").nth(index).click()
         self.wait_for("#status", "0 questions")
 
     def open_tab(self, name: str) -> None:
-        """Show a task."""
+        """Open the tab of a task."""
         self.page.get_by_role("tab", name=name).click()
 
     def ask(self, task: str, count: int, words: str | None = None) -> str:
-        """Ask, and wait for the answer, which is the picture's `count`th."""
+        """Ask, and wait for the `count`th answer about the image."""
         if words is not None:
             self.page.fill(f"#{task}-text :is(textarea, input)", words)
         self.page.click(f"#{task}-button")
@@ -84,22 +84,22 @@ class Visitor:
         return self.answer
 
     def settle(self) -> None:
-        """Give the picture time to be shown."""
+        """Wait until the image is displayed."""
         self.page.wait_for_timeout(400)
         self.page.wait_for_function(SHOWN)
 
     @property
     def answer(self) -> str:
-        """What stands in the field of answers."""
+        """The text in the answer field."""
         return self.page.input_value("#answer textarea")
 
     @property
     def ticked(self) -> list[str]:
-        """The ticked tags."""
+        """The selected tags."""
         return self.page.locator("#tags label:has(input:checked)").all_inner_texts()
 
     def place(self) -> tuple[float, float, float]:
-        """Where the picture's upper left corner is on the page, and how large its pixels are there."""
+        """The position of the image's upper-left corner on the page, and the scale of its pixels."""
         self.page.wait_for_function(SHOWN)
         found = self.page.evaluate(
             """() => {
@@ -111,18 +111,18 @@ class Visitor:
         )
         return found[0], found[1], found[2]
 
-    def click_picture(self, x: float, y: float) -> None:
-        """Click a pixel of the picture."""
+    def click_image(self, x: float, y: float) -> None:
+        """Click a pixel of the image."""
         left, top, scale = self.place()
         self.page.mouse.click(left + x * scale, top + y * scale)
         self.page.wait_for_timeout(300)
 
     def screenshot(self, full_page: bool = False) -> Image.Image:
-        """What is seen of the page, or all of it."""
+        """A screenshot of the visible part of the page, or of all of it."""
         return Image.open(io.BytesIO(self.page.screenshot(full_page=full_page))).convert("RGB")
 
 
 def boxes_in(answer: str) -> list[tuple[float, float, float, float]]:
-    """Boxes of an answer about where something is."""
+    """The boxes in an answer to a location question."""
     found = re.findall(r"(\d+), (\d+), (\d+), (\d+)", answer)
     return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in found]

@@ -1,4 +1,4 @@
-"""The example checkpoint behind the page, and a server of it on a free port."""
+"""The example checkpoint for the page, and its server on a free port."""
 
 import socket
 from collections.abc import Iterator
@@ -17,21 +17,21 @@ def lion() -> Lion:
 
 @pytest.fixture(scope="session")
 def sketch_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "sketch.png"
+    path = tmp_path_factory.mktemp("images") / "sketch.png"
     sketch().save(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def no_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("no picture") / "photo.png"
+def no_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("no image") / "photo.png"
     path.write_text("This is text.")
     return path
 
 
 @pytest.fixture(scope="session")
 def address(lion: Lion, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a running demo."""
+    """The address of a running demo."""
     pytest.importorskip("gradio", reason="the extra [demo] is not installed")
     from transformers_lion.demo.server import start
 

@@ -1,4 +1,4 @@
-"""The pictures of `docs/demo.md`, taken anew: `python modeling_tests/demo/screenshots.py [FOLDER]`.
+"""Recreate the images of `docs/demo.md`: `python modeling_tests/demo/screenshots.py [FOLDER]`.
 
 It takes what the demo's tests take: Gradio, Playwright and Chromium. To be run when the page or the example checkpoint
 has changed.
@@ -17,11 +17,11 @@ from transformers_lion import Lion
 from transformers_lion.demo.server import EXAMPLE, start
 
 COLORS = 256
-"""Of a stored picture, which makes it small."""
+"""Number of colors of a stored image, to keep it small."""
 
 
 def main() -> None:
-    """Start a demo, use it and store what is seen."""
+    """Start a demo, use it and store screenshots."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("docs/images"))
     folder = parser.parse_args().folder
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def take_all(browser: Any, address: str, folder: Path) -> None:
-    """All pictures."""
+    """All images."""
     visitor = Visitor(browser, address, width=1100, height=760)
     visitor.take_example(0)
     visitor.ask("caption", 1)
@@ -43,8 +43,8 @@ def take_all(browser: Any, address: str, folder: Path) -> None:
     visitor.ask("locate", 3, "the blue triangle")
     store(visitor, folder / "demo-locate.png", full_page=True)
     visitor.take_example(1)
-    visitor.click_picture(20, 20)
-    visitor.click_picture(230, 180)
+    visitor.click_image(20, 20)
+    visitor.click_image(230, 180)
     visitor.page.wait_for_timeout(500)
     visitor.ask("region", 1)
     visitor.page.locator("#details button").first.click()
@@ -53,7 +53,7 @@ def take_all(browser: Any, address: str, folder: Path) -> None:
 
 
 def store(visitor: Visitor, file: Path, full_page: bool = False) -> None:
-    """Write what is seen of a page."""
+    """Write a screenshot of a page."""
     visitor.page.mouse.move(1, 1)
     visitor.settle()
     screen = visitor.screenshot(full_page)

@@ -1,4 +1,4 @@
-"""Behind the page: pictures are encoded once, answers are those of `Lion` and can be stopped, users do not mix."""
+"""Behind the page: images are encoded once, answers match `Lion` and can be stopped, users are independent."""
 
 import threading
 import time
@@ -40,14 +40,14 @@ def last(lion: Lion, seen: Seen, question: Question, tags: Any, options: Options
 
 @pytest.fixture
 def encoded(lion: Lion) -> Iterator[list[int]]:
-    """Grows when an image goes through the vision tower."""
+    """A list that grows whenever the vision tower encodes an image."""
     calls: list[int] = []
     hook = lion.model.vision_model.register_forward_pre_hook(lambda *_: calls.append(1))
     yield calls
     hook.remove()
 
 
-def test_several_questions_encode_the_picture_once(lion: Lion, encoded: list[int]) -> None:
+def test_several_questions_encode_the_image_once(lion: Lion, encoded: list[int]) -> None:
     seen = see(lion, sketch())
     for task, about in (("caption", ""), ("ask", "How many objects are there?"), ("locate", "the red circle")):
         question = make_question(lion, seen, task, about)  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def test_answers_are_those_of_lion(lion: Lion, seen: Seen, tags: list[str] | Non
     assert region.text == lion.describe_region(sketch(), (51, 57, 268, 264), tags=given, **GREEDY)
 
 
-def test_beams_answer_as_lion_does(lion: Lion, seen: Seen) -> None:
+def test_beam_search_answers_match_lion(lion: Lion, seen: Seen) -> None:
     found = last(lion, seen, make_question(lion, seen, "caption", ""), seen.tags, Options(3, 20))
     assert found.text == lion.caption(sketch(), num_beams=3, max_new_tokens=20)
     assert found.first is None
@@ -81,7 +81,7 @@ def test_an_answer_grows_word_by_word(lion: Lion, seen: Seen) -> None:
     assert all(texts[-1].startswith(text) for text in texts)
 
 
-def test_who_closes_an_answer_stops_the_model(lion: Lion, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_an_answer_stops_the_model(lion: Lion, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     put, steps = answering.TextSoFar.put, []
 
     def slow(self: Any, value: Any) -> None:
@@ -128,7 +128,7 @@ def test_users_with_different_tasks_do_not_mix(lion: Lion) -> None:
         assert list(pool.map(run, jobs * 2)) == alone * 2
 
 
-def test_a_picture_without_a_tagger_has_no_tags(lion: Lion) -> None:
+def test_an_image_without_a_tagger_has_no_tags(lion: Lion) -> None:
     assert see(Lion(lion.model, lion.processor), sketch()).tags is None
 
 
@@ -148,7 +148,7 @@ def test_a_picture_without_a_tagger_has_no_tags(lion: Lion) -> None:
         ("ask", "a" * (MAX_CHARACTERS + 1), f"{MAX_CHARACTERS + 1} characters"),
     ],
 )
-def test_a_question_that_is_none_is_refused(lion: Lion, seen: Seen, task: Any, about: str, said: str) -> None:
+def test_an_invalid_question_is_refused(lion: Lion, seen: Seen, task: Any, about: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make_question(lion, seen, task, about)
 
@@ -157,7 +157,7 @@ def test_a_box_may_be_typed_from_any_corner() -> None:
     assert read_box("30 40, 10,20") == (10, 20, 30, 40)
 
 
-def test_tags_are_typed_with_commas_and_come_once() -> None:
+def test_typed_tags_are_split_at_commas_and_deduplicated() -> None:
     assert read_tags(" red, big  dog,red,, blue", ["blue"]) == ["red", "big dog"]
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: as its users load, fill, click and see it."""
+"""The page in a real browser, used like a user would."""
 
 import time
 from collections.abc import Iterator
@@ -32,14 +32,14 @@ def visitor(browser: Any, address: str) -> Iterator[Visitor]:
 
 
 def is_red_near(screen: Image.Image, x: float, y: float, reach: int = 2) -> bool:
-    """Whether a pixel has the colour of the first box, though the browser scales the picture."""
+    """Whether a pixel has the color of the first box, even if the browser scales the image."""
     area = screen.crop((round(x) - reach, round(y) - reach, round(x) + reach + 1, round(y) + reach + 1))
     pixels = [area.getpixel((i, j)) for i in range(area.width) for j in range(area.height)]
     return any(sum(abs(a - b) for a, b in zip(pixel, RED, strict=True)) < 60 for pixel in pixels)  # type: ignore[arg-type]
 
 
 def shows_box(visitor: Visitor, box: tuple[float, float, float, float]) -> bool:
-    """Whether all four edges of a box are seen on the page, at their places."""
+    """Whether all four edges of a box are visible on the page at their positions."""
     (left, top, scale), screen = visitor.place(), visitor.screenshot()
     x1, y1, x2, y2 = box
     middle = ((x1 + x2) / 2, (y1 + y2) / 2)
@@ -53,7 +53,7 @@ def test_the_page_loads_without_any_other_server(visitor: Visitor) -> None:
     assert visitor.strangers == []
 
 
-def test_a_picture_is_sent_tagged_and_described(visitor: Visitor, sketch_file: Path) -> None:
+def test_an_image_is_sent_tagged_and_described(visitor: Visitor, sketch_file: Path) -> None:
     visitor.upload(sketch_file)
     visitor.wait_for("#status", "640 x 480")
     assert len(visitor.ticked) > 2
@@ -72,7 +72,7 @@ def test_a_picture_is_sent_tagged_and_described(visitor: Visitor, sketch_file: P
     assert f'"{first}"' not in raw
 
 
-def test_a_box_is_seen_at_its_place(visitor: Visitor) -> None:
+def test_a_box_is_drawn_at_its_place(visitor: Visitor) -> None:
     visitor.take_example(0)
     visitor.open_tab("Locate")
     (box,) = boxes_in(visitor.ask("locate", 1, "the blue triangle"))
@@ -81,10 +81,10 @@ def test_a_box_is_seen_at_its_place(visitor: Visitor) -> None:
     assert not shows_box(visitor, (x1 + 12, y1 + 12, x2 - 12, y2 - 12))
 
 
-def test_two_clicks_choose_the_region_that_is_described(visitor: Visitor) -> None:
+def test_two_clicks_select_the_region_to_describe(visitor: Visitor) -> None:
     visitor.take_example(0)
-    visitor.click_picture(320, 80)
-    visitor.click_picture(590, 300)
+    visitor.click_image(320, 80)
+    visitor.click_image(590, 300)
     visitor.page.wait_for_function("document.querySelector('#region-text :is(textarea, input)').value !== ''")
     visitor.settle()
     (box,) = boxes_in(visitor.page.input_value("#region-text :is(textarea, input)"))
@@ -94,19 +94,19 @@ def test_two_clicks_choose_the_region_that_is_described(visitor: Visitor) -> Non
     assert shows_box(visitor, box)
 
 
-def test_a_file_that_is_no_picture_is_refused_on_the_page(
-    visitor: Visitor, no_picture: Path, sketch_file: Path
+def test_a_file_that_is_not_an_image_is_refused_on_the_page(
+    visitor: Visitor, no_image: Path, sketch_file: Path
 ) -> None:
-    visitor.upload(no_picture)
-    visitor.wait_for("#status", "not a picture")
+    visitor.upload(no_image)
+    visitor.wait_for("#status", "not an image")
     assert "Traceback" not in visitor.page.locator("body").inner_text()
-    visitor.upload(sketch_file)  # the field is free again
+    visitor.upload(sketch_file)  # the field accepts another file
     visitor.wait_for("#status", "640 x 480")
 
 
-def test_a_question_without_a_picture_is_refused_on_the_page(visitor: Visitor) -> None:
+def test_a_question_without_an_image_is_refused_on_the_page(visitor: Visitor) -> None:
     visitor.page.click("#caption-button")
-    visitor.page.get_by_text("Choose a picture first.").wait_for()
+    visitor.page.get_by_text("Choose an image first.").wait_for()
 
 
 def test_two_pages_at_once_do_not_mix(browser: Any, address: str, visitor: Visitor) -> None:

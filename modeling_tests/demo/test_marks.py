@@ -1,4 +1,4 @@
-"""What is drawn on the page's picture, in its own pixels."""
+"""Drawings on the image of the page, in its own pixels."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ RED = ImageColor.getrgb(PALETTE[0])
 
 @pytest.fixture
 def seen() -> Seen:
-    """A picture that is shown at half its size."""
+    """An image that is displayed at half its size."""
     features = LionImageFeatures(last_hidden_state=torch.zeros(1, 1, 1))
     return Seen(Image.new("RGB", (200, 100), "black"), (400, 200), features, None, 0.0)
 
 
-def test_boxes_are_drawn_where_they_are_on_the_smaller_picture(seen: Seen) -> None:
+def test_boxes_are_drawn_where_they_are_on_the_smaller_image(seen: Seen) -> None:
     found = Answer("", "", None, [("dog", (0, 3), [(100.0, 80.0, 300.0, 160.0)])], (400, 200))
     drawn = draw_answer(seen, Question("locate", "the dog", ""), found)
     assert [drawn.getpixel(point) for point in ((100, 80), (50, 60), (150, 60))] == [RED] * 3
@@ -40,5 +40,5 @@ def test_one_corner_is_a_cross_and_two_are_a_region(seen: Seen) -> None:
     assert (two.getpixel((150, 60)), two.getpixel((100, 60))) == (RED, (0, 0, 0))
 
 
-def test_corners_become_a_box_of_the_picture_that_was_sent(seen: Seen) -> None:
+def test_corners_become_a_box_in_the_uploaded_image(seen: Seen) -> None:
     assert box_as_text(to_box([(150, 80), (50, 40)], seen)) == "100, 80, 300, 160"

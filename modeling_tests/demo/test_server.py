@@ -1,4 +1,4 @@
-"""A running server, asked by programs: sessions, wrong files, limits, and what it does not hand out."""
+"""A running server, queried by programs: sessions, invalid files, limits, and files that it does not serve."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ gradio = pytest.importorskip("gradio", reason="the extra [demo] is not installed
 gradio_client = pytest.importorskip("gradio_client", reason="the extra [demo] is not installed")
 
 SETTINGS = (True, [], 1, 64)
-"""Tell the tags, the ticked ones, beams, length."""
+"""Use tags, selected tags, beams, length."""
 
 
 def connect(address: str) -> Any:
@@ -26,12 +26,12 @@ def connect(address: str) -> Any:
 
 
 def send(client: Any, file: Path) -> str:
-    """Send a file as a picture; the line below the picture."""
+    """Upload a file as an image, and return the status."""
     return client.predict(gradio_client.handle_file(str(file)), api_name="/see")[1]
 
 
 def ask(client: Any, task: str, *about: str) -> tuple[str, str]:
-    """The line below the picture, and the answer."""
+    """Return the status and the answer."""
     _, status, found, *_ = client.predict(*SETTINGS, *about, api_name=f"/{task}")
     return status, found
 
@@ -44,7 +44,7 @@ def fetch(url: str) -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def test_a_picture_is_encoded_once_for_all_questions_of_a_user(address: str, sketch_file: Path) -> None:
+def test_an_image_is_encoded_once_for_all_questions_of_a_user(address: str, sketch_file: Path) -> None:
     client = connect(address)
     assert "640 x 480" in send(client, sketch_file)
     assert "1 question" in ask(client, "caption")[0]
@@ -70,18 +70,18 @@ def test_two_users_at_once_get_the_answers_to_their_own_questions(address: str, 
     assert ":" not in captioned[1]
 
 
-def test_a_file_that_is_no_picture_is_refused_in_a_sentence(address: str, no_picture: Path, sketch_file: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_in_a_sentence(address: str, no_image: Path, sketch_file: Path) -> None:
     client = connect(address)
-    assert "not a picture" in send(client, no_picture)
+    assert "not an image" in send(client, no_image)
     assert "640 x 480" in send(client, sketch_file)
 
 
-def test_a_question_without_a_picture_is_refused_in_a_sentence(address: str) -> None:
-    with pytest.raises(gradio_client.exceptions.AppError, match="Choose a picture first"):
+def test_a_question_without_an_image_is_refused_in_a_sentence(address: str) -> None:
+    with pytest.raises(gradio_client.exceptions.AppError, match="Choose an image first"):
         ask(connect(address), "caption")
 
 
-def test_tags_that_are_typed_can_be_ticked(address: str, sketch_file: Path) -> None:
+def test_typed_tags_can_be_selected(address: str, sketch_file: Path) -> None:
     client = connect(address)
     send(client, sketch_file)
     offered, emptied = client.predict("sky, red", [], api_name="/add_tags")
@@ -108,7 +108,7 @@ def test_a_file_above_the_limit_is_refused(address: str, tmp_path: Path) -> None
         "/proc/self/environ",
     ],
 )
-def test_no_file_of_the_machine_is_handed_out(address: str, path: str) -> None:
+def test_no_file_of_the_server_is_served(address: str, path: str) -> None:
     for prefix in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "theme.css/", ""):
         code, content = fetch(f"{address}{prefix}{path}")
         assert code != 200 or b"<!doctype html>" in content[:200].lower(), prefix
@@ -116,15 +116,15 @@ def test_no_file_of_the_machine_is_handed_out(address: str, path: str) -> None:
         assert b"[project]" not in content
 
 
-def test_what_was_sent_is_handed_out(address: str, sketch_file: Path) -> None:
-    """So that the test above is about the path, and not about an address that is never right."""
+def test_uploaded_files_are_served(address: str, sketch_file: Path) -> None:
+    """Show that the test above fails because of the path, not because of a wrong URL."""
     client = connect(address)
-    picture = client.predict(gradio_client.handle_file(str(sketch_file)), api_name="/see")[0]
-    assert Path(picture["path"] if isinstance(picture, dict) else picture).stat().st_size > 1000
+    image = client.predict(gradio_client.handle_file(str(sketch_file)), api_name="/see")[0]
+    assert Path(image["path"] if isinstance(image, dict) else image).stat().st_size > 1000
 
 
-def post_picture(address: str, path: str) -> str:
-    """Ask for a picture by a path that was not sent; all that comes back."""
+def post_image(address: str, path: str) -> str:
+    """Request an image by a path that was not uploaded, and return the response."""
     functions = json.loads(fetch(f"{address}config")[1])["dependencies"]
     index = next(function["id"] for function in functions if function["api_name"] == "see")
     body = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}], "fn_index": index, "session_hash": "x"}
@@ -137,8 +137,8 @@ def post_picture(address: str, path: str) -> str:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", __file__, "https://example.com/photo.png"])
-def test_neither_files_nor_addresses_can_be_named_in_the_place_of_an_upload(address: str, path: str) -> None:
-    answer = post_picture(address, path)
+def test_paths_and_urls_are_refused_instead_of_an_upload(address: str, path: str) -> None:
+    answer = post_image(address, path)
     assert '"success":false' in answer
     assert "Traceback" not in answer
     assert "root:" not in answer
@@ -151,7 +151,7 @@ def test_the_server_downloads_nothing(address: str) -> None:
         asyncio.run(processing_utils.async_ssrf_protected_download("https://example.com/photo.png"))
 
 
-def test_the_page_names_no_address_but_its_own(address: str) -> None:
+def test_the_page_refers_to_no_other_server(address: str) -> None:
     page = fetch(address)[1].decode() + fetch(f"{address}theme.css")[1].decode()
     assert "fonts.googleapis.com/css" not in page
     assert '"analytics_enabled":false' in page.replace(" ", "")
@@ -167,7 +167,7 @@ def test_nothing_is_opened_unless_asked(lion: Lion, tmp_path: Path, monkeypatch:
 
 
 def post_file(address: str, size: int, headers: dict[str, str] | None = None) -> int:
-    """Send a file by itself, as no page does; the status of the answer."""
+    """Upload a file without a page, and return the status code."""
     body = (
         b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
         + bytes(size)
@@ -183,7 +183,7 @@ def post_file(address: str, size: int, headers: dict[str, str] | None = None) ->
         return error.code
 
 
-def test_what_is_sent_never_fills_the_disk(
+def test_uploads_never_fill_the_disk(
     lion: Lion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sketch_file: Path
 ) -> None:
     monkeypatch.setattr(server, "MAX_FOLDER_SIZE", 1_000_000)

@@ -1,4 +1,4 @@
-"""The folder of the Space: it starts the demo with what the tests run on."""
+"""The folder of the Space starts the demo with the versions that the tests use."""
 
 import re
 import runpy
@@ -20,7 +20,7 @@ def test_the_space_shows_the_example_to_everybody(monkeypatch: pytest.MonkeyPatc
     runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
     assert (served["host"], served["port"]) == ("0.0.0.0", 7860)
     assert served["lion"].tagger is not None
-    assert served["examples"].pictures
+    assert served["examples"].images
 
 
 def test_the_space_runs_on_the_gradio_that_is_tested() -> None:

@@ -1,4 +1,4 @@
-"""A model that needs no weights: what it answers follows from the picture's size and the question."""
+"""A model without weights, whose answers are derived from the size of the image and the question."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from transformers_lion.inference import Answer, Request
 
 
 class FakeLion:
-    """As much of `Lion` as an evaluation uses.
+    """The part of `Lion` that an evaluation uses.
 
     Args:
         leaky: have answers tell how many others were in the batch.
@@ -35,7 +35,7 @@ class FakeLion:
         return prompts
 
     def answer(self, requests: Sequence[Request], *, batch_size: int, **generation: Any) -> list[Answer]:
-        """`2x3: the question`, for a picture of that size."""
+        """`2x3: the question`, for an image of that size."""
         self.note(requests, generation)
         return [
             Answer(

@@ -1,4 +1,4 @@
-"""Scenes of the small world as pictures and data files: for REC, short answers, POPE and multiple choice."""
+"""Scenes of the small world as images and data files: for REC, short answers, POPE and multiple choice."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ SIZE = 100
 
 
 def write_scenes(folder: Path, count: int = 6) -> None:
-    """Write `count` pictures into `folder/images`, and beside it a file of data for each task."""
+    """Write `count` images into `folder/images`, and beside it a file of data for each task."""
     (folder / "images").mkdir(parents=True)
     rows: dict[str, list[dict[str, Any]]] = {"rec": [], "exact": [], "pope": [], "choice": []}
     for index in range(count):

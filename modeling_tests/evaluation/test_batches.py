@@ -1,4 +1,4 @@
-"""Which examples go through the model together."""
+"""How examples are grouped into batches."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ COUNTS = st.lists(st.integers(1, 12), max_size=40)
 
 
 def examples(counts: list[int]) -> list[Example]:
-    """So many questions about each image, of all lengths."""
+    """Create questions of various lengths: one count per image."""
     return [
         Example(f"{image}-{place}", f"{image}.jpg", "?" * (1 + (7 * image + 3 * place) % 20), None)
         for image, count in enumerate(counts)

@@ -1,4 +1,4 @@
-"""Captions: words, figures against pycocoevalcap with Java, and the forms of data."""
+"""Captions: words, metrics compared with pycocoevalcap and Java, and data formats."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from transformers_lion.evaluation.task import Example, Prediction, Scores
 
 GOLDEN = json.loads((GOLDENS / "evaluation" / "captions.json").read_text(encoding="utf-8"))
 WORDS = st.lists(st.sampled_from("abcdef"), max_size=8)
-PICTURES = [{"id": 1, "file_name": "one.jpg"}, {"id": 2, "file_name": "two.jpg"}]
+IMAGE_ROWS = [{"id": 1, "file_name": "one.jpg"}, {"id": 2, "file_name": "two.jpg"}]
 
 
 def score(images: Sequence[dict[str, Any]]) -> Scores:
@@ -131,17 +131,17 @@ def test_an_empty_answer_is_worth_nothing() -> None:
 
 
 @pytest.mark.usefixtures("no_java")
-def test_what_is_missing_for_meteor_and_spice_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_missing_requirement_of_meteor_and_spice_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         figures = score([{"answer": "a cat", "references": ["a cat"]}]).figures
     assert "meteor" not in figures
-    assert "METEOR is left out: there is no java on the PATH." in caplog.text
-    assert "SPICE is left out" in caplog.text
+    assert "METEOR is skipped: java is not on the PATH." in caplog.text
+    assert "SPICE is skipped" in caplog.text
 
 
 def test_cocos_captions_are_read(tmp_path: Path) -> None:
     annotations = [{"image_id": 2, "caption": "b"}, {"image_id": 1, "caption": "a"}, {"image_id": 2, "caption": "c"}]
-    data = write(tmp_path / "a.json", {"images": PICTURES, "annotations": annotations})
+    data = write(tmp_path / "a.json", {"images": IMAGE_ROWS, "annotations": annotations})
     examples = load_captions(data)
     assert captions_of(examples) == {"one.jpg": ["a"], "two.jpg": ["b", "c"]}
     assert [example.id for example in examples] == ["1", "2"]
@@ -149,16 +149,16 @@ def test_cocos_captions_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_java")
 def test_domains_of_nocaps_have_their_own_figures(tmp_path: Path) -> None:
-    pictures = [{**picture, "domain": name} for picture, name in zip(PICTURES, ("in", "out"), strict=True)]
+    images = [{**image, "domain": name} for image, name in zip(IMAGE_ROWS, ("in", "out"), strict=True)]
     annotations = [{"image_id": 2, "caption": "b"}, {"image_id": 1, "caption": "a"}]
-    examples = load_captions(write(tmp_path / "a.json", {"images": pictures, "annotations": annotations}))
+    examples = load_captions(write(tmp_path / "a.json", {"images": images, "annotations": annotations}))
     figures = score_captions(examples, [Prediction("1", "a"), Prediction("2", "c")]).figures
     assert (figures["bleu_1 in"], figures["bleu_1 out"], figures["bleu_1"]) == pytest.approx((100, 0, 50))
 
 
-def test_images_and_captions_that_do_not_fit_are_counted(tmp_path: Path) -> None:
-    content = {"images": PICTURES, "annotations": [{"image_id": 1, "caption": "a"}]}
-    with pytest.raises(ValueError, match=r"2 images and captions of 1 do not fit: 1 images have no caption.* 2\."):
+def test_images_and_captions_that_do_not_match_are_counted(tmp_path: Path) -> None:
+    content = {"images": IMAGE_ROWS, "annotations": [{"image_id": 1, "caption": "a"}]}
+    with pytest.raises(ValueError, match=r"2 images do not match the captions of 1 images: 1 images have .* 2\."):
         load_captions(write(tmp_path / "a.json", content))
 
 
@@ -181,7 +181,7 @@ def test_of_a_karpathy_split_without_a_test_what_is_not_for_training_is_read(tmp
     assert list(captions_of(load_captions(data))) == ["val2014/b.jpg"]
 
 
-def test_pictures_are_found_without_the_folder_that_a_karpathy_split_names(tmp_path: Path) -> None:
+def test_images_are_found_without_the_folder_that_a_karpathy_split_names(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").touch()
     data = write(tmp_path / "a.json", karpathy(c="test"))
     assert load_captions(data, tmp_path)[0].image == "c.jpg"
@@ -209,12 +209,12 @@ def test_records_are_read(tmp_path: Path, record: dict[str, Any], form: str) -> 
     [
         ("train_images/a.jpg", ".", "train_images/a.jpg"),
         ("train_images/a.jpg", "train_images", "a.jpg"),
-        ("pictures/a.jpg", "pictures", "a.jpg"),
+        ("images/a.jpg", "images", "a.jpg"),
         ("train/a.jpg", ".", "train/a.jpg"),
         ("elsewhere/a.jpg", ".", "train/a.jpg"),
     ],
 )
-def test_a_picture_of_textcaps_is_found_where_it_is_published(
+def test_an_image_of_textcaps_is_found_where_it_is_published(
     tmp_path: Path, file: str, images: str, expected: str
 ) -> None:
     (tmp_path / file).parent.mkdir()
@@ -224,7 +224,7 @@ def test_a_picture_of_textcaps_is_found_where_it_is_published(
     assert (example.id, example.image) == ("a", expected)
 
 
-def test_a_picture_of_another_folder_is_not_taken_for_one_of_the_same_name(tmp_path: Path) -> None:
+def test_an_image_of_another_folder_is_not_taken_for_one_of_the_same_name(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(b"")
     [example] = load_captions(write(tmp_path / "a.json", [{"image": "val/1.jpg", "caption": "one"}]), tmp_path)
     assert example.image == "val/1.jpg"

@@ -1,4 +1,4 @@
-"""`lion eval` on the example checkpoint and scenes, as a person would drive it; killed, and on two processes."""
+"""`lion eval` on the example checkpoint and scenes, run by a user, interrupted, and with two processes."""
 
 import json
 import os
@@ -100,7 +100,7 @@ def test_boxes_in_another_form_are_told_so_on_the_line(place: Path) -> None:
     lion("rec", "thousandths", *options, "--box-unit", "thousandths")
     lion("rec", "rec", *options, "--limit", "3", output="pixels")
     assert read("result.json")["figures"] == pytest.approx(read("result.json", "pixels")["figures"], abs=0.1)
-    assert "leaves its image" in refusal("rec", "thousandths", *options, "--box-unit", "pixels", output="wrong")
+    assert "extends beyond its image" in refusal("rec", "thousandths", *options, "--box-unit", "pixels", output="wrong")
 
 
 def test_short_answers_are_scored(place: Path) -> None:
@@ -172,13 +172,13 @@ def test_a_killed_command_started_again_ends_as_any_other(place: Path) -> None:
     assert read("result.json")["figures"] == read("result.json", "whole")["figures"]
 
 
-def test_a_damaged_picture_is_reported_and_the_rest_is_done(place: Path) -> None:
-    Path("images/scene1.png").write_bytes(b"no picture")
+def test_a_damaged_image_is_reported_and_the_rest_is_done(place: Path) -> None:
+    Path("images/scene1.png").write_bytes(b"no image")
     result = lion("pope", "pope", "--tags", "none", "--num-beams", "1", exit_code=1)
     assert "18 examples, of which 3 have no answer and count as wrong." in result.stdout
     assert result.stderr == ""
     assert [error["id"] for error in read("errors.jsonl")] == ["10", "11", "12"]
-    assert "is not a picture in a known format" in read("errors.jsonl")[0]["error"]
+    assert "is not an image in a known format" in read("errors.jsonl")[0]["error"]
     assert read("result.json")["counts"]["missing"] == 3
     again = lion("pope", "pope", "--predictions", "out/predictions.jsonl", output="again", exit_code=1)
     assert "3 have no answer" in again.stdout

@@ -26,7 +26,7 @@ TASK_REGEX = re.compile(r"\[\s*(-?\d+(?:\.\d+)?),\s*(-?\d+(?:\.\d+)?),\s*(-?\d+(
 
 
 class StandIn:
-    """As much of `lmms_eval.api.model.lmms` as a model uses: a constructor, and the documents of tasks."""
+    """The part of `lmms_eval.api.model.lmms` that a model uses: a constructor, and the documents of tasks."""
 
     def __init__(self) -> None:
         self.task_dict: dict[str, Any] = {}
@@ -62,7 +62,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 class Speaker(FakeLion):
-    """Says what it is told to."""
+    """Returns predefined answers."""
 
     def __init__(self, *texts: str):
         super().__init__()
@@ -76,7 +76,7 @@ class Speaker(FakeLion):
 
 @dataclass
 class Instance:
-    """What lmms-eval hands to a model: `args` are the context, options or a continuation, and where the document is."""
+    """A request of lmms-eval: `args` are the context, options or a continuation, and the location of the document."""
 
     args: tuple[Any, ...]
 
@@ -86,9 +86,9 @@ def build(module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     def build(lion: FakeLion, **options: Any) -> Any:
         monkeypatch.setattr(module.Lion, "from_pretrained", lambda *arguments, **more: lion)
         model = module.LionForLmmsEval(**options)
-        pictures = [Image.new("RGB", (20 + index, 16)) for index in range(9)]
+        images = [Image.new("RGB", (20 + index, 16)) for index in range(9)]
         tasks = ("refcoco_bbox_rec_val", "refcoco_grounding_test", "gqa", "seedbench_ppl")
-        model.task_dict = {task: {"val": [{"images": [picture]} for picture in pictures]} for task in tasks}
+        model.task_dict = {task: {"val": [{"images": [image]} for image in images]} for task in tasks}
         return model
 
     return build
@@ -142,10 +142,10 @@ def test_the_likeliest_continuation_has_the_least_loss(build: Any) -> None:
     assert build(Speaker("red")).loglikelihood(asked) == [(4.5, True), (3.0, False)]
 
 
-def test_a_document_without_one_picture_is_an_error_that_counts_them(build: Any) -> None:
+def test_a_document_without_exactly_one_image_is_an_error(build: Any) -> None:
     model = build(FakeLion())
     model.task_dict["gqa"]["val"][0]["images"] *= 2
-    with pytest.raises(ValueError, match="Document 0 of gqa has 2 pictures, but LION takes 1"):
+    with pytest.raises(ValueError, match="Document 0 of gqa has 2 images, but LION accepts 1"):
         model.generate_until([instance("What?", {}, "gqa")])
     with pytest.raises(NotImplementedError, match="one question at a time"):
         model.generate_until_multi_round([])

@@ -1,4 +1,4 @@
-"""The page and the picture of the worst cases."""
+"""The page and the image of the worst cases."""
 
 import re
 from html.parser import HTMLParser
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Tags(HTMLParser):
-    """What a browser finds in a page."""
+    """The content that a browser finds in a page."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -76,13 +76,13 @@ def test_the_page_needs_no_other_file(folder: Path) -> None:
 
 
 def test_boxes_of_answer_and_reference_are_drawn_in_their_colours(folder: Path) -> None:
-    picture = Case(example(), "[0.1,0.1,0.3,0.3]", 0.0).draw(folder, 600)
-    assert picture is not None
-    assert picture.size == (600, 400)
-    colors = {color for _, color in picture.getcolors(1 << 20)}  # type: ignore[union-attr]
+    image = Case(example(), "[0.1,0.1,0.3,0.3]", 0.0).draw(folder, 600)
+    assert image is not None
+    assert image.size == (600, 400)
+    colors = {color for _, color in image.getcolors(1 << 20)}  # type: ignore[union-attr]
     assert {RED, GREEN} <= colors
-    assert picture.getpixel((60, 100)) == RED
-    assert picture.getpixel((540, 250)) == GREEN
+    assert image.getpixel((60, 100)) == RED
+    assert image.getpixel((540, 250)) == GREEN
 
 
 def test_the_worst_come_first_and_those_without_an_answer_last() -> None:
@@ -111,7 +111,7 @@ def test_references_of_all_tasks_are_put_in_words(made: Example, words: str) -> 
     assert describe_reference(made) == words
 
 
-def test_the_picture_has_a_tile_for_each_case_also_for_one_that_cannot_be_read(folder: Path) -> None:
+def test_the_image_has_a_tile_for_each_case_also_for_one_that_cannot_be_read(folder: Path) -> None:
     cases = [Case(example(), "word " * 500, 0.0), Case(Example("b", "lost.png", "?", ["x"]), "", 0.0, error="lost")]
     sheet = make_sheet(cases, folder)
     assert sheet.width > 2 * 320

@@ -1,4 +1,4 @@
-"""Records in Parquet: as those in JSON, pictures in the file itself, and errors that say what is read."""
+"""Records in Parquet: the same as in JSON, images inside the file, and errors that list the supported formats."""
 
 import io
 import json
@@ -44,7 +44,7 @@ def encode(color: tuple[int, int, int], size: tuple[int, int] = (200, 100)) -> b
     return buffer.getvalue()
 
 
-def test_a_picture_is_the_file_of_its_path_or_else_the_one_in_the_file(tmp_path: Path) -> None:
+def test_an_image_is_the_file_of_its_path_or_else_the_one_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     rows = [{**row, "image": {"bytes": b"many", "path": row["image"]}, "thumbnail": b"few"} for row in RECORDS]
     rows[1]["image"] = {"bytes": encode((9, 9, 9)), "path": None}
@@ -53,24 +53,24 @@ def test_a_picture_is_the_file_of_its_path_or_else_the_one_in_the_file(tmp_path:
     assert open_picture(second.image, tmp_path).getpixel((0, 0)) == (9, 9, 9)
 
 
-def test_pictures_of_many_row_groups_are_their_own(tmp_path: Path) -> None:
+def test_images_of_many_row_groups_are_their_own(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": encode((index, 0, 0), (200 + index, 100)), "path": f"{index}.png"},
              "phrase": "it", "bbox": [20.0, 20.0, 100.0, 80.0]} for index in range(7)]  # fmt: skip
     examples = load_rec(write_parquet(tmp_path / "a.parquet", rows, row_group_size=2), tmp_path)
-    pictures = [open_picture(example.image, tmp_path) for example in examples[::-1]]
-    assert [picture.getpixel((0, 0)) for picture in pictures] == [(index, 0, 0) for index in range(6, -1, -1)]
+    images = [open_picture(example.image, tmp_path) for example in examples[::-1]]
+    assert [image.getpixel((0, 0)) for image in images] == [(index, 0, 0) for index in range(6, -1, -1)]
     assert [example.references[2] for example in examples] == [pytest.approx(100 / (200 + x)) for x in range(7)]
 
 
-def test_a_damaged_picture_in_the_file_costs_its_own_phrases_only(tmp_path: Path) -> None:
-    contents = (b"no picture", None, encode((1, 2, 3)))
+def test_a_damaged_image_in_the_file_costs_its_own_phrases_only(tmp_path: Path) -> None:
+    contents = (b"no image", None, encode((1, 2, 3)))
     record = {name: value for name, value in RECORDS[0].items() if name not in ("width", "height")}
     rows = [{**record, "id": index, "image": {"bytes": x, "path": "lost.png"}} for index, x in enumerate(contents)]
     bad, lost, good = load_rec(write_parquet(tmp_path / "a.parquet", rows), tmp_path)
     assert "a.parquet#image:0 cannot be read: cannot identify image" in bad.error
-    assert "a.parquet#image:1 cannot be read: the Parquet file has its path, but not the picture itself" in lost.error
+    assert "a.parquet#image:1 cannot be read: the Parquet file contains its path but not the image itself" in lost.error
     assert (good.error, good.references) == ("", pytest.approx([0.1, 0.2, 0.5, 0.8]))
-    with pytest.raises(ValueError, match=r"a\.parquet#image:1 cannot be read: the Parquet file has its path"):
+    with pytest.raises(ValueError, match=r"a\.parquet#image:1 cannot be read: the Parquet file contains its path"):
         open_picture(lost.image, tmp_path)
 
 
@@ -82,13 +82,13 @@ def test_data_that_were_moved_have_the_same_hash(tmp_path: Path) -> None:
     assert hash_examples(here) == hash_examples(there)
 
 
-def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
         load_rec(tmp_path / "a.parquet")
     (tmp_path / "a.arrow").write_bytes(b"ARROW1\xff\xff")
-    with pytest.raises(ValueError, match=r"a\.arrow is no text in UTF-8 .* What is read is JSON, JSON Lines, and Parq"):
+    with pytest.raises(ValueError, match=r"a\.arrow is not UTF-8 text .* Supported formats are JSON, JSON Lines"):
         load_rec(tmp_path / "a.arrow")
     with pytest.raises(ValueError, match=r"lost\.parquet cannot be read as Parquet"):
         load_rec(tmp_path / "lost.parquet")
@@ -97,5 +97,5 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 def test_without_pyarrow_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"a\.parquet: reading Parquet needs pyarrow"):
+    with pytest.raises(ValueError, match=r"a\.parquet: reading Parquet requires pyarrow"):
         load_rec(tmp_path / "a.parquet")

@@ -1,4 +1,4 @@
-"""POPE: figures against its official script, splits, and answers that are neither yes nor no."""
+"""POPE: metrics compared with its official script, splits, and answers that are neither yes nor no."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_a_folder_of_three_splits_is_read_as_one(tmp_path: Path) -> None:
 
 def test_a_split_that_is_missing_is_named(tmp_path: Path) -> None:
     write(tmp_path / "coco_pope_random.json", RECORD)
-    with pytest.raises(ValueError, match=r"expected one file \*popular\*\.json, found 0"):
+    with pytest.raises(ValueError, match=r"expected one file \*popular\*\.json, but found 0"):
         load_pope(tmp_path)
 
 

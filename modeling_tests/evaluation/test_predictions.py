@@ -1,4 +1,4 @@
-"""Files of predictions: what is read, what is reported, and whether they fit the examples."""
+"""Files of predictions: supported formats, errors, and whether they match the examples."""
 
 import json
 import logging
@@ -53,12 +53,12 @@ def test_whatever_is_cut_off_the_end_the_whole_lines_are_read(
     assert read_predictions(path) == made[:complete]
 
 
-def test_a_line_that_breaks_off_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_last_line_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": "1", "answer": "yes"}\n{"id": "2", "ans')
     with caplog.at_level(logging.WARNING):
         read_predictions(path)
-    assert "line 2 breaks off" in caplog.text
+    assert "line 2 is incomplete" in caplog.text
 
 
 def test_other_fields_are_kept_beside_a_prediction(tmp_path: Path) -> None:
@@ -78,13 +78,13 @@ def test_results_as_official_scripts_read_them_are_read(tmp_path: Path, record: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"id": "1", "answer": "a"}\n{"id": "2"\n{"id": "3", "answer": "b"}\n', "line 2: expected an object in JSON"),
+        ('{"id": "1", "answer": "a"}\n{"id": "2"\n{"id": "3", "answer": "b"}\n', "line 2: expected a JSON object"),
         ('{"answer": "a"}\n', "line 1: expected id or question_id or image_id, but its fields are answer"),
         ('{"id": "1"}\n', "line 1: expected answer or caption"),
-        ('{"id": "1", "answer": 3}\n', "line 1: expected a text in answer, not 3"),
+        ('{"id": "1", "answer": 3}\n', "line 1: expected a string in answer, not 3"),
         ('{"id": "1", "answer": "a", "scores": [NaN]}\n', "log-likelihoods in scores, not NaN"),
-        ('{"id": "1", "answer": "a", "scores": []}\n', "expected a list in scores"),
-        ('{"id": [], "answer": "a"}\n', r"whole number in id or question_id or image_id, not \[\]"),
+        ('{"id": "1", "answer": "a", "scores": []}\n', "expected a non-empty list in scores"),
+        ('{"id": [], "answer": "a"}\n', r"integer in id or question_id or image_id, not \[\]"),
         ("3\n", "line 1: expected an object, not 3"),
         ('[{"id": "1", "answer": "a"}', "expected a JSON list of predictions"),
         ("[3]", "record 1: expected an object, not 3"),
@@ -110,14 +110,14 @@ def test_predictions_are_put_in_the_order_of_their_examples() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("abbc", "4 predictions do not fit 3 examples: 1 ids are predicted twice: b."),
-        ("a", "1 predictions do not fit 3 examples: 2 ids are without a prediction: b, c."),
-        ("abcd", "4 predictions do not fit 3 examples: 1 ids are of no example: d."),
-        ("ad", "2 ids are without a prediction: b, c; 1 ids are of no example: d."),
+        ("abbc", "4 predictions do not match 3 examples: 1 ids are predicted twice: b."),
+        ("a", "1 predictions do not match 3 examples: 2 ids are without a prediction: b, c."),
+        ("abcd", "4 predictions do not match 3 examples: 1 ids are not in the examples: d."),
+        ("ad", "2 ids are without a prediction: b, c; 1 ids are not in the examples: d."),
     ],
 )
-def test_predictions_that_do_not_fit_are_named_and_counted(names: str, message: str) -> None:
-    with pytest.raises(ValueError, match="do not fit") as error:
+def test_predictions_that_do_not_match_are_named_and_counted(names: str, message: str) -> None:
+    with pytest.raises(ValueError, match="ids are ") as error:
         match_predictions(examples("a", "b", "c"), predictions(*names))
     assert message in str(error.value)
 

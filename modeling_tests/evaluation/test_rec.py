@@ -1,4 +1,4 @@
-"""Referring expressions: figures by hand, the forms of data, and boxes that are not what they seem."""
+"""Referring expressions: metrics computed by hand, data formats, and ambiguous boxes."""
 
 import json
 import logging
@@ -16,11 +16,11 @@ from transformers_lion.grounding import format_boxes
 from transformers_lion.image_pixels import ORIENTATION
 
 BOX = [0.1, 0.2, 0.5, 0.8]
-"""All forms below have this one, in an image of 200 by 100 pixels."""
+"""The box in all formats below, in an image of 200 by 100 pixels."""
 XYXY, XYWH = [20, 20, 100, 80], [20, 20, 80, 60]
 SIZE = {"width": 200, "height": 100}
 RECORD = {"image": "a.jpg", "phrase": "the dog", **SIZE}
-PICTURES = [{"id": 7, "file_name": "a.jpg", **SIZE}]
+IMAGE_ROWS = [{"id": 7, "file_name": "a.jpg", **SIZE}]
 FRACTION = st.integers(0, 1000).map(lambda value: value / 1000)
 
 
@@ -44,15 +44,15 @@ FORMS: dict[str, Any] = {
     "fractions told": {"id": 3, "image": "a.jpg", "phrase": "the dog", "bbox": BOX, "box_unit": "fractions"},
     "thousandths told": {"id": 3, **RECORD, "bbox": [100, 200, 500, 800], "box_unit": "thousandths"},
     "MDETR": {
-        "images": [{**PICTURES[0], "caption": "the dog"}],
+        "images": [{**IMAGE_ROWS[0], "caption": "the dog"}],
         "annotations": [{"id": 3, "image_id": 7, "category_id": 1, "bbox": XYWH}],
     },
     "COCO with phrases": {
-        "images": PICTURES,
+        "images": IMAGE_ROWS,
         "annotations": [{"id": 3, "image_id": 7, "category_id": 1, "bbox": XYWH, "caption": "the dog"}],
     },
     "COCO": {
-        "images": PICTURES,
+        "images": IMAGE_ROWS,
         "annotations": [{"id": 3, "image_id": 7, "category_id": 1, "bbox": XYWH}],
         "categories": [{"id": 1, "name": "the dog"}],
     },
@@ -88,7 +88,7 @@ def refer(**splits: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def refer_folder(tmp_path: Path) -> Path:
     annotations = [{"id": 3, "image_id": 7, "bbox": XYWH}]
-    write(tmp_path / "instances.json", {"images": PICTURES, "annotations": annotations})
+    write(tmp_path / "instances.json", {"images": IMAGE_ROWS, "annotations": annotations})
     return tmp_path
 
 
@@ -112,7 +112,7 @@ def test_splits_have_their_own_figures(refer_folder: Path) -> None:
 
 def test_references_of_unknown_instances_are_named(refer_folder: Path) -> None:
     data = write(refer_folder / "refs.json", [{**refer(b="val")[0], "ann_id": 9}])
-    with pytest.raises(ValueError, match=r"refs\.json, record 1: expected in ann_id one of 1 ids, not 9"):
+    with pytest.raises(ValueError, match=r"refs\.json, record 1: expected one of 1 ids in ann_id, not 9"):
         load_rec(data)
 
 
@@ -121,22 +121,22 @@ def test_pickled_references_are_not_opened(tmp_path: Path) -> None:
         load_rec(tmp_path / "refs(unc).p")
 
 
-def test_of_cocos_annotations_those_alone_of_their_kind_are_read(
+def test_coco_annotations_that_are_the_only_ones_of_their_category_are_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     annotations = [
         {"id": number, "image_id": 7, "category_id": kind, "bbox": XYWH} for number, kind in enumerate((1, 2, 2))
     ]
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
-    content = {"images": PICTURES, "annotations": annotations, "categories": categories}
+    content = {"images": IMAGE_ROWS, "annotations": annotations, "categories": categories}
     assert [example.id for example in load_rec(write(tmp_path / "a.json", content))] == ["0"]
-    assert "2 of 3 annotations are not the only ones" in caplog.text
+    assert "skipped 2 of 3 annotations" in caplog.text
 
 
 def test_an_images_caption_is_the_phrase_of_its_only_annotation(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    captioned = [{**PICTURES[0], "caption": "a dog and a cat"}, {**PICTURES[0], "id": 8, "caption": "the dog"}]
+    captioned = [{**IMAGE_ROWS[0], "caption": "a dog and a cat"}, {**IMAGE_ROWS[0], "id": 8, "caption": "the dog"}]
     annotations = [
         {"id": 1, "image_id": 7, "category_id": 1, "bbox": XYWH},
         {"id": 2, "image_id": 7, "category_id": 2, "bbox": XYWH},
@@ -146,7 +146,7 @@ def test_an_images_caption_is_the_phrase_of_its_only_annotation(
     content = {"images": captioned, "annotations": annotations}
     [alone] = load_rec(write(tmp_path / "a.json", content))
     assert (alone.id, alone.question.split(" in the")[0]) == ("4", "How can I locate the dog")
-    assert "3 of 4 annotations are not the only ones of their category in their image and have no phrase" in caplog.text
+    assert "skipped 3 of 4 annotations, which have no phrase of their own and are not the only ones of" in caplog.text
     categories = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
     examples = load_rec(write(tmp_path / "b.json", {**content, "categories": categories}))
     assert [example.id for example in examples] == ["1", "4"]
@@ -168,26 +168,26 @@ def test_the_form_of_boxes_can_be_told_for_a_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("box", "message"),
     [
-        (BOX, r"record 1: the box \[0\.1, 0\.2, 0\.5, 0\.8\] may be fractions or pixels; say so"),
-        ([100, 20, 80, 60], r"the box \[100\.0, .*\] has no area\. Is it in another form \(box_format"),
-        ([20, 20, 100, 180], r"leaves its image, of which it covers 0\.100, 0\.200, 0\.500, 1\.800\. Is it"),
-        ([20, 20, 100], "expected 4 numbers in bbox, found 3"),
+        (BOX, r"record 1: the box \[0\.1, 0\.2, 0\.5, 0\.8\] may be in fractions or pixels; specify"),
+        ([100, 20, 80, 60], r"the box \[100\.0, .*\] has no area\. Does it have another format \(box_format"),
+        ([20, 20, 100, 180], r"extends beyond its image, of which it covers 0\.100, 0\.200, 0\.500, 1\.800\. Does it"),
+        ([20, 20, 100], "expected 4 numbers in bbox, but found 3"),
         ([20, 20, 100, float("nan")], r"expected numbers in bbox or box, not \[20, 20, 100, NaN\]"),
         ([20, 20, 100, "80"], "expected numbers in bbox"),
         (None, "expected bbox or box, but its fields are"),
     ],
 )
-def test_a_box_that_is_none_or_may_be_in_another_form_is_an_error(tmp_path: Path, box: Any, message: str) -> None:
+def test_a_box_that_is_invalid_or_ambiguous_is_an_error(tmp_path: Path, box: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_rec(write(tmp_path / "a.json", {**RECORD, "bbox": box}))
 
 
 @pytest.mark.parametrize("field", ["box_format", "box_unit"])
-def test_a_form_that_nobody_knows_is_an_error(tmp_path: Path, field: str) -> None:
+def test_an_unknown_box_format_is_an_error(tmp_path: Path, field: str) -> None:
     data = write(tmp_path / "a.json", {**RECORD, "bbox": XYXY, field: "cxcywh"})
     with pytest.raises(ValueError, match=rf"expected one of .* in {field}, not \"cxcywh\""):
         load_rec(data)
-    with pytest.raises(ValueError, match=f"{field} is 'cxcywh', not one of"):
+    with pytest.raises(ValueError, match=f"{field} is 'cxcywh', but must be one of"):
         load_rec(data, **{field: "cxcywh"})
 
 
@@ -198,7 +198,7 @@ def test_a_box_a_little_over_the_edge_is_cut_off_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "tif"])  # Pillow turns the latter by itself
 @pytest.mark.parametrize(("orientation", "size"), [(1, (200, 100)), (6, (100, 200))])
-def test_an_images_size_is_read_off_the_picture_as_it_is_seen(
+def test_an_images_size_is_read_off_the_image_as_it_is_seen(
     tmp_path: Path, orientation: int, size: tuple[int, int], suffix: str
 ) -> None:
     exif = Image.Exif()
@@ -210,7 +210,7 @@ def test_an_images_size_is_read_off_the_picture_as_it_is_seen(
 
 def test_an_unknown_size_is_asked_for(tmp_path: Path) -> None:
     data = write(tmp_path / "a.json", {"image": "a.jpg", "phrase": "the dog", "bbox": XYXY})
-    with pytest.raises(ValueError, match=r"record 1: has no width and height; with the folder of images"):
+    with pytest.raises(ValueError, match=r"record 1: has no width and height; pass the image folder"):
         load_rec(data)
     with pytest.raises(ValueError, match=r"record 1: has no width and height, and image .*a\.jpg cannot be read"):
         load_rec(data, tmp_path)
@@ -218,13 +218,13 @@ def test_an_unknown_size_is_asked_for(tmp_path: Path) -> None:
 
 UNREADABLE = {
     "missing": (lambda path: None, "No such file"),
-    "no picture": (lambda path: path.write_bytes(b"no picture"), "cannot identify"),
+    "no image": (lambda path: path.write_bytes(b"no image"), "cannot identify"),
     "above Pillow's limit": (lambda path: path.write_bytes(b"P6 100000 100000 255\n"), "exceeds limit"),
 }
 
 
 @pytest.mark.parametrize(("spoil", "reason"), UNREADABLE.values(), ids=UNREADABLE)
-def test_a_picture_without_a_size_costs_its_own_phrases_only(
+def test_an_image_without_a_size_costs_its_own_phrases_only(
     tmp_path: Path, spoil: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.new("RGB", (200, 100)).save(tmp_path / "good.png")
@@ -256,16 +256,16 @@ REGIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
-def test_a_region_of_visual_genome_does_not_give_its_picture_a_size(tmp_path: Path, region: dict[str, Any]) -> None:
+def test_the_size_of_a_visual_genome_region_is_not_that_of_its_image(tmp_path: Path, region: dict[str, Any]) -> None:
     Image.new("RGB", (200, 100)).save(tmp_path / "31.jpg")
     data = write(tmp_path / "a.json", [region])
     [example] = load_rec(data, tmp_path)
     assert (example.id, example.image, example.references) == ("5", "31.jpg", pytest.approx(BOX))
-    with pytest.raises(ValueError, match="its width and height are the region's; with the folder of images"):
+    with pytest.raises(ValueError, match="its width and height are the region's; pass the image folder"):
         load_rec(data)
 
 
-def test_a_point_beside_the_pictures_size_is_no_region(tmp_path: Path) -> None:
+def test_a_point_beside_the_images_size_is_no_region(tmp_path: Path) -> None:
     data = write(tmp_path / "a.json", {"id": 1, **RECORD, "x": 60, "y": 50, "bbox": XYXY})
     assert load_rec(data)[0].references == pytest.approx(BOX)
 

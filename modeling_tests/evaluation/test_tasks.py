@@ -1,4 +1,4 @@
-"""All tasks: from files of data and predictions to figures, without any model."""
+"""All tasks: metrics from files of data and predictions, without a model."""
 
 import json
 import sys
@@ -68,12 +68,12 @@ def test_a_right_prediction_has_the_top_figure(tmp_path: Path, task: str) -> Non
 @pytest.mark.parametrize("task", CASES)
 def test_a_missing_prediction_is_an_error(tmp_path: Path, task: str) -> None:
     (tmp_path / "data.json").write_text(json.dumps(CASES[task][0]))
-    with pytest.raises(ValueError, match="0 predictions do not fit 1 examples: 1 ids are without a prediction"):
+    with pytest.raises(ValueError, match="0 predictions do not match 1 examples: 1 ids are without a prediction"):
         evaluate_predictions(task, tmp_path / "data.json", [])
 
 
 def test_an_unknown_task_is_named() -> None:
-    with pytest.raises(ValueError, match="'tagging' is no task; there are rec, captioning, vqa"):
+    with pytest.raises(ValueError, match="Unknown task 'tagging'; use one of rec, captioning, vqa"):
         evaluate_predictions("tagging", Path("data.json"), [])
 
 
@@ -104,4 +104,4 @@ def test_without_the_package_of_the_extra_all_but_its_figures_are_there(
     (tmp_path / "data.json").write_text(json.dumps(record))
     figures = evaluate_predictions("captioning", tmp_path / "data.json", [prediction]).figures
     assert list(figures) == ["cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"]
-    assert "METEOR is left out: pycocoevalcap is not installed" in caplog.text
+    assert "METEOR is skipped: pycocoevalcap is not installed" in caplog.text

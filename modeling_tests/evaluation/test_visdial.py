@@ -1,4 +1,4 @@
-"""VisDial: figures against the challenge's code, ties, and its form of data."""
+"""VisDial: metrics compared with the challenge's code, ties, and the data format."""
 
 import json
 from pathlib import Path
@@ -112,9 +112,9 @@ def test_relevance_is_read_from_the_file_beside(tmp_path: Path) -> None:
     ("turn", "message"),
     [
         ({"gt_index": None}, "dialog, record 1: expected gt_index.*test split"),
-        ({"gt_index": 2}, "place of one of 2 candidates, not 2"),
-        ({"answer_options": [0, 9]}, "place of one of 3 texts, not 9"),
-        ({"question": -1}, "place of one of 2 texts, not -1"),
+        ({"gt_index": 2}, "expected an index below 2 in gt_index, not 2"),
+        ({"answer_options": [0, 9]}, "expected an index below 3, not 9"),
+        ({"question": -1}, "expected an index below 2, not -1"),
     ],
 )
 def test_a_round_that_is_wrong_is_named(tmp_path: Path, turn: dict[str, Any], message: str) -> None:
@@ -127,10 +127,10 @@ def test_a_round_that_is_wrong_is_named(tmp_path: Path, turn: dict[str, Any], me
 
 def test_relevance_of_no_round_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "a_dense_annotations.json", [{"image_id": 1, "round_id": 1, "gt_relevance": [1.0]}])
-    with pytest.raises(ValueError, match=r"1 of 1 dense annotations are of no round: 1-1\."):
+    with pytest.raises(ValueError, match=r"1 of 1 dense annotations belong to no round: 1-1\."):
         load_visdial(write(tmp_path / "a.json", DATA))
 
 
 def test_a_file_in_another_form_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected an object in VisDial's form"):
+    with pytest.raises(ValueError, match="expected an object in VisDial's format"):
         load_visdial(write(tmp_path / "a.json", [{"id": 1}]))

@@ -1,4 +1,4 @@
-"""Short answers: figures against VQA's official script, exact match, choices, and the forms of data."""
+"""Short answers: metrics compared with VQA's official script, exact match, choices, and data formats."""
 
 import json
 import logging
@@ -121,7 +121,7 @@ def test_kinds_of_answers_have_their_own_figures(tmp_path: Path) -> None:
 
 def test_a_missing_partner_is_asked_for(tmp_path: Path) -> None:
     data = write(tmp_path / NAMES[0], QUESTIONS)
-    with pytest.raises(ValueError, match="expected the file of annotations beside it"):
+    with pytest.raises(ValueError, match="expected the file of annotations in the same folder"):
         load_vqa(data)
 
 
@@ -131,7 +131,7 @@ def test_a_pair_that_does_not_fit_is_counted(tmp_path: Path) -> None:
         load_vqa(data)
 
 
-def test_a_picture_is_found_under_the_names_that_data_sets_give(tmp_path: Path) -> None:
+def test_an_image_is_found_under_the_names_that_data_sets_give(tmp_path: Path) -> None:
     (tmp_path / "000000000042.jpg").touch()
     record = {"id": 1, "image_id": 42, "question": "?", "answers": ["a"] * 10}
     assert load_vqa(write(tmp_path / "a.json", [record]), tmp_path)[0].image == "000000000042.jpg"
@@ -143,12 +143,12 @@ def test_direct_answers_that_are_too_difficult_are_left_out(tmp_path: Path, capl
     with caplog.at_level(logging.INFO):
         examples = load_vqa(write(tmp_path / "a.json", records))
     assert [example.id for example in examples] == ["a", "c"]
-    assert "1 of 3 questions are marked as too difficult" in caplog.text
+    assert "skipped 1 of 3 questions marked as too difficult" in caplog.text
 
 
-def test_the_answers_of_few_people_are_no_vqa(tmp_path: Path) -> None:
+def test_vqa_needs_the_answers_of_several_people(tmp_path: Path) -> None:
     data = write(tmp_path / "a.json", [{"id": 1, "image": "a.jpg", "question": "?", "answer": "yes"}])
-    with pytest.raises(ValueError, match="record 1: expected the answers of at least 4 people, found 1"):
+    with pytest.raises(ValueError, match="record 1: expected the answers of at least 4 people, but found 1"):
         load_vqa(data)
 
 
@@ -179,7 +179,7 @@ def test_choices_by_hand(scores: tuple[float, ...], accuracy: float) -> None:
     [
         (None, "'1' has no scores for 3 candidates"),
         ((-1.0,), "'1' has 1 scores for 3 candidates"),
-        ((math.nan, -1.0, -1.0), "'1' has a score that is no number"),
+        ((math.nan, -1.0, -1.0), "'1' has a score that is not a number"),
     ],
 )
 def test_scores_that_do_not_fit_the_candidates_are_an_error(scores: Any, message: str) -> None:
@@ -220,9 +220,9 @@ def test_of_iconqa_questions_with_texts_to_choose_from_are_read(tmp_path: Path) 
     assert [(example.id, example.image) for example in load_multiple_choice(data)] == [("5", "5/image.png")]
 
 
-def test_ids_that_are_given_twice_are_named(tmp_path: Path) -> None:
+def test_duplicate_ids_are_named(tmp_path: Path) -> None:
     data = write(tmp_path / "a.json", [{**CHOICE, "answer": 0}] * 3)
-    with pytest.raises(ValueError, match=r"3 records have 1 ids; twice: 5\."):
+    with pytest.raises(ValueError, match=r"3 records have 1 ids; duplicates: 5\."):
         load_multiple_choice(data)
 
 
@@ -233,22 +233,22 @@ def test_ids_that_are_given_twice_are_named(tmp_path: Path) -> None:
         ('{"id": 1,\n', "line 2: expected JSON or JSON Lines"),
         ('{"id": 1}\n{"id": 2\n', "line 2: expected JSON or JSON Lines"),
         ("[" * 100_000, "nested too deeply|expected JSON"),
-        ('{"id": 1, "image": "a.jpg", "question": " ", "answer": "a"}', "expected a text in question, not"),
-        ('{"id": 1, "image": 1.5, "question": "?", "answer": "a"}', "expected a text or a whole number in image"),
-        ('{"id": 1, "image": "a.jpg", "question": "?", "answer": ["a", 1]}', "expected a text or a list of them in"),
+        ('{"id": 1, "image": "a.jpg", "question": " ", "answer": "a"}', "expected a string in question, not"),
+        ('{"id": 1, "image": 1.5, "question": "?", "answer": "a"}', "string or an integer in image"),
+        ('{"id": 1, "image": "a.jpg", "question": "?", "answer": ["a", 1]}', "a string or a list of strings in"),
         (
             '{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "tag": ["b"]}',
-            "record 1: tag is not read: tags",
+            "record 1: tag is not read: use tags",
         ),
         (
             '{"data": [{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "prompt": "b"}]}',
             "prompt is not read",
         ),
         ('{"1": {"image": "a.jpg", "question": "?", "answer": "a", "task_type": "b"}}', "'1': task_type is not read"),
-        ('{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "tags": [1]}', "expected texts in tags"),
+        ('{"id": 1, "image": "a.jpg", "question": "?", "answer": "a", "tags": [1]}', "non-empty strings in tags"),
     ],
 )
-def test_a_file_that_is_no_data_is_an_error_that_says_where(tmp_path: Path, content: str, message: str) -> None:
+def test_invalid_data_is_an_error_that_says_where(tmp_path: Path, content: str, message: str) -> None:
     data = tmp_path / "a.jsonl"
     data.write_text(content)
     with pytest.raises(ValueError, match=message) as error:

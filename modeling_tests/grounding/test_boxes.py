@@ -29,7 +29,7 @@ def test_a_box_is_rounded_as_it_is_written(box: tuple[float, float, float, float
 
 
 @given(boxes, sides, sides)
-def test_pixels_and_fractions_are_each_others_inverse(box: tuple, width: int, height: int) -> None:
+def test_pixels_and_fractions_are_inverse(box: tuple, width: int, height: int) -> None:
     pixels = scale_box(box, (width, height))
     assert pixels[0] == box[0] * width
     assert pixels[3] == box[3] * height
@@ -37,11 +37,11 @@ def test_pixels_and_fractions_are_each_others_inverse(box: tuple, width: int, he
 
 
 @given(boxes)
-def test_cocos_form_is_the_inverse_of_corners(box: tuple) -> None:
+def test_coco_boxes_and_corners_are_inverse(box: tuple) -> None:
     assert box_from_xywh(box_to_xywh(box)) == pytest.approx(box)
 
 
-def test_cocos_form_has_width_and_height() -> None:
+def test_coco_boxes_have_width_and_height() -> None:
     assert box_to_xywh((10, 20, 60, 100)) == (10, 20, 50, 80)
 
 
@@ -50,7 +50,7 @@ def test_an_image_without_a_width_is_refused() -> None:
         normalize_box((0, 0, 1, 1), (0, 5))
 
 
-def test_iou_is_the_shared_part() -> None:
+def test_iou_is_the_shared_fraction_of_the_area() -> None:
     assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
     assert box_iou((0, 0, 1, 1), (1, 1, 2, 2)) == 0
     assert box_iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0

@@ -22,7 +22,7 @@ def test_tokens_are_found_in_the_text_they_were_decoded_to() -> None:
     ]  # fmt: skip
 
 
-def test_tokens_are_found_behind_one_that_is_shown_otherwise() -> None:
+def test_tokens_are_found_after_one_that_decodes_to_other_characters() -> None:
     text = "犬 [0,0,1,1]"
     tokens = ["<0xE7>", "<0x8A>", "<0xAC>", "\u0120[", "0", ",", "0", ",", "1", ",", "1", "]"]
     spans = token_spans(text, tokens)
@@ -30,14 +30,14 @@ def test_tokens_are_found_behind_one_that_is_shown_otherwise() -> None:
 
 
 @given(st.lists(st.text(max_size=5), max_size=20), st.text(max_size=40))
-def test_any_tokens_have_spans_that_rise(tokens: list[str], text: str) -> None:
+def test_spans_of_any_tokens_are_in_order(tokens: list[str], text: str) -> None:
     spans = token_spans(text, tokens)
     edges = [0, *(edge for span in spans for edge in span), len(text)]
     assert len(spans) == len(tokens)
     assert edges == sorted(edges)
 
 
-def test_a_score_is_the_geometric_mean_of_the_digits_probabilities() -> None:
+def test_a_score_is_the_geometric_mean_over_tokens_with_digits() -> None:
     probabilities = {4: 0.5, 5: 0.25, 7: 1.0, 9: 0.5, 10: 0.8, 11: 0.1}  # of the tokens with digits
     log_probs = [math.log(probabilities.get(index, 0.01)) for index in range(len(TOKENS))]
     expected = (0.5 * 0.25 * 1.0 * 0.5 * 0.8 * 0.1) ** (1 / 6)
@@ -56,11 +56,11 @@ def test_a_box_that_no_token_wrote_has_no_score() -> None:
     assert score_boxes("no box", ["\u2581no", "\u2581box"], [0.0, 0.0]) == []
 
 
-def test_ids_that_the_tokenizer_does_not_have_wrote_nothing() -> None:
+def test_ids_unknown_to_the_tokenizer_are_ignored() -> None:
     assert score_boxes("[0,0,1,1]", [None, *"[0,0,1,1]", None], [-9.0, *[0.0] * 9, -9.0]) == [1.0]
 
 
-def test_counts_of_tokens_have_to_fit() -> None:
+def test_numbers_of_tokens_and_log_probs_must_agree() -> None:
     with pytest.raises(ValueError, match="1 log_probs for 2 tokens"):
         score_boxes("a b", ["a", "b"], [0.0])
 
@@ -83,7 +83,7 @@ def test_log_probabilities_are_those_of_the_model_for_greedy_and_beams(options: 
         torch.testing.assert_close(found[row, :length], by_hand[:length], atol=1e-4, rtol=1e-4)
 
 
-def test_without_logits_the_error_says_what_to_ask_for() -> None:
+def test_without_logits_the_error_names_the_missing_option() -> None:
     model = tiny_model()
     generated = model.generate(**tiny_inputs(1), num_beams=1, max_new_tokens=2, return_dict_in_generate=True)
     with pytest.raises(ValueError, match="output_logits=True"):
@@ -105,7 +105,7 @@ def test_the_processor_fills_in_the_scores_of_generated_boxes(lion_processor: Li
     assert plain["boxes"].equal(result["boxes"])
 
 
-def test_scores_have_to_belong_to_the_ids(lion_processor: LionProcessor) -> None:
+def test_scores_must_match_the_ids(lion_processor: LionProcessor) -> None:
     with pytest.raises(ValueError, match="scores are of 1 sequences of ids, but outputs are 1 texts"):
         lion_processor.post_process_grounded_object_detection(["a"], scores=torch.zeros(1, 3))
     with pytest.raises(ValueError, match="scores are of 2 sequences of ids, but outputs are 1 sequences"):

@@ -15,13 +15,13 @@ def entity(phrase: str, *boxes: tuple) -> tuple:
     return phrase, (0, len(phrase)), list(boxes)
 
 
-def colored(picture: Image.Image, color: tuple) -> int:
-    return sum(count for count, value in picture.getcolors(picture.width * picture.height) if value == color)
+def colored(image: Image.Image, color: tuple) -> int:
+    return sum(count for count, value in image.getcolors(image.width * image.height) if value == color)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 64), (64, 64), (640, 480), (4000, 3000), (3000, 40)])
 @pytest.mark.parametrize("phrase", PHRASES)
-def test_any_phrase_is_written_on_pictures_of_any_size(size: tuple[int, int], phrase: str) -> None:
+def test_any_phrase_is_written_on_images_of_any_size(size: tuple[int, int], phrase: str) -> None:
     width, height = size
     entities = [entity(phrase, (0, 0, width, height)), entity(phrase, (width, height, width, height))]
     drawn = draw_boxes(Image.new("RGB", size), entities)
@@ -37,20 +37,20 @@ def test_a_box_at_the_edge_or_beyond_is_seen_at_the_edge(box: tuple) -> None:
 
 @pytest.mark.parametrize("background", ["white", "black", PALETTE[0]])
 def test_a_box_is_seen_on_any_background(background: str) -> None:
-    picture = Image.new("RGB", (100, 80), background)
-    drawn = draw_boxes(picture, [entity("", (20, 20, 60, 60))])
+    image = Image.new("RGB", (100, 80), background)
+    drawn = draw_boxes(image, [entity("", (20, 20, 60, 60))])
     line = [drawn.getpixel((x, 40)) for x in (19, 20, 21)]
     assert line == [(255, 255, 255), COLORS[0], (255, 255, 255)]
 
 
-def test_letters_and_lines_grow_with_the_picture() -> None:
+def test_text_and_lines_scale_with_the_image() -> None:
     assert font_size((64, 64)) == 10
     assert font_size((4000, 4000)) == pytest.approx(4000 / 35, abs=1)
     large = draw_boxes(Image.new("RGB", (4000, 4000)), [entity("", (1000, 1000, 3000, 3000))])
     assert all(large.getpixel((1000 + x, 2000)) == COLORS[0] for x in range(20))
 
 
-def test_labels_of_boxes_at_one_place_lie_beside_each_other() -> None:
+def test_labels_of_identical_boxes_do_not_overlap() -> None:
     box = (100.0, 100.0, 300.0, 300.0)
     taken: list = []
     for _ in range(6):
@@ -59,7 +59,7 @@ def test_labels_of_boxes_at_one_place_lie_beside_each_other() -> None:
     assert not any(drawing.shared_area(a, b) for index, a in enumerate(taken) for b in taken[:index])
 
 
-def test_a_long_label_is_shortened_to_its_box_or_a_part_of_the_picture() -> None:
+def test_a_long_label_is_shortened_to_the_width_it_may_have() -> None:
     font = drawing.load_font(None, 12)
     assert font is not None
     label = drawing.shortened("a phrase of many words", font, 60)
@@ -68,14 +68,14 @@ def test_a_long_label_is_shortened_to_its_box_or_a_part_of_the_picture() -> None
     assert drawing.shortened("a dog", font, 60) == "a dog"
 
 
-def test_letters_that_no_font_has_become_the_number_of_the_entity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_that_no_font_can_draw_becomes_the_number_of_the_entity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "FALLBACK_FONTS", ())
-    picture, box = Image.new("RGB", (200, 200)), (50, 50, 150, 150)
-    numbered = draw_boxes(picture, [entity("\u4e00\u53ea\u72d7", box)])
-    assert numbered.tobytes() == draw_boxes(picture, [entity("1", box)]).tobytes()
+    image, box = Image.new("RGB", (200, 200)), (50, 50, 150, 150)
+    numbered = draw_boxes(image, [entity("\u4e00\u53ea\u72d7", box)])
+    assert numbered.tobytes() == draw_boxes(image, [entity("1", box)]).tobytes()
 
 
-def test_a_font_of_the_system_is_taken_where_it_has_the_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_font_is_used_if_it_has_the_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     class Font:
         def __init__(self, known: str):
             self.known = known
@@ -95,7 +95,7 @@ def test_a_font_of_the_system_is_taken_where_it_has_the_letters(monkeypatch: pyt
     assert drawing.font_for("\u0431", None, 9) is None
 
 
-def test_a_font_that_is_not_there_is_an_error() -> None:
+def test_a_missing_font_is_an_error() -> None:
     with pytest.raises(OSError, match="cannot open"):
         draw_boxes(Image.new("RGB", (9, 9)), [entity("a", (0, 0, 5, 5))], font="no such font.ttf")
 
@@ -111,21 +111,21 @@ def test_each_entity_has_its_color() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
-def test_pictures_of_any_mode_become_rgb(mode: str) -> None:
+def test_images_of_any_mode_become_rgb(mode: str) -> None:
     assert draw_boxes(Image.new(mode, (50, 50)), [entity("a", (5, 5, 40, 40))]).mode == "RGB"
 
 
 @pytest.mark.parametrize("boxes", [[(0.1, 0.2, 0.5, 0.75)], [(0, 0, 1, 1), (0.5, 0.5, 1.0, 1.0)]])
-def test_fractions_in_the_place_of_pixels_are_an_error(boxes: list[tuple]) -> None:
-    with pytest.raises(ValueError, match=r"box \[.*\] of 'a dog' may be fractions, but must be pixels"):
+def test_fractions_instead_of_pixels_are_an_error(boxes: list[tuple]) -> None:
+    with pytest.raises(ValueError, match=r"box \[.*\] of 'a dog' looks like fractions, but must be in pixels"):
         draw_boxes(Image.new("RGB", (100, 80)), [entity("a dog", *boxes)])
 
 
-def test_a_box_of_less_than_a_pixel_beside_others_is_drawn() -> None:
+def test_a_box_smaller_than_a_pixel_among_others_is_drawn() -> None:
     drawn = draw_boxes(Image.new("RGB", (100, 80)), [entity("", (0, 0, 0.5, 0.5), (20, 20, 60, 60))])
     assert drawn.getpixel((20, 40)) == COLORS[0]
 
 
-def test_answers_are_drawn_whatever_their_boxes() -> None:
-    """An answer's boxes are known to be pixels, and a model may write one of no size."""
+def test_boxes_of_any_size_in_an_answer_are_drawn() -> None:
+    """The boxes of an answer are known to be pixels, and a model may write an empty one."""
     assert drawing.draw_entities(Image.new("RGB", (100, 80)), [entity("", (0, 0, 0.1, 0.1))]).size == (100, 80)

@@ -22,7 +22,7 @@ RESULT = {
 
 
 TWO_THINGS = [("a dog", (0, 5), [(10.0, 20.0, 60.0, 80.0)]), ("and a cat", (6, 15), [(1.0, 2.0, 3.0, 4.0)])]
-"""As "a dog [..] and a cat [..]" is read."""
+"""The entities of "a dog [..] and a cat [..]"."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ def test_a_detectors_result_keeps_its_scores(supervision: Any) -> None:
     assert detections.class_id.tolist() == [2, 1]
 
 
-def test_a_class_has_one_number_in_all_answers(supervision: Any) -> None:
+def test_a_class_has_the_same_id_in_all_answers(supervision: Any) -> None:
     first = to_supervision([("a cat", (0, 5), [(10.0, 10.0, 90.0, 90.0)])])
     second = to_supervision(
         [("a puppy", (0, 7), [(10.0, 10.0, 90.0, 90.0)]), ("and a cat", (8, 17), [(11.0, 10.0, 90.0, 90.0)])]
@@ -91,7 +91,7 @@ def test_classes_may_be_ids_by_name_or_a_function_of_the_phrase(supervision: Any
     assert to_supervision(TWO_THINGS, class_names=["a cat", "a dog"]).class_id.tolist() == [1, 0]
 
 
-def test_no_box_becomes_no_detection(supervision: Any) -> None:
+def test_an_answer_without_boxes_has_no_detections(supervision: Any) -> None:
     assert to_supervision([]).xyxy.shape == (0, 4)
 
 
@@ -101,7 +101,7 @@ def test_without_supervision_the_error_names_the_extra(monkeypatch: pytest.Monke
         to_supervision(ENTITIES)
 
 
-def test_cocos_results_have_corner_width_and_height() -> None:
+def test_coco_results_have_corner_width_and_height() -> None:
     results = to_coco_results(ENTITIES, image_id=7, categories={"a dog": 18, "a cat": 17}, scores=[0.9, 0.5, 0.1])
     assert json.loads(json.dumps(results)) == [
         {"image_id": 7, "category_id": 18, "bbox": [10.0, 20.0, 50.0, 60.0], "score": 0.9},
@@ -112,16 +112,16 @@ def test_cocos_results_have_corner_width_and_height() -> None:
     assert [entry["category_id"] for entry in to_coco_results(ENTITIES, image_id=7)] == [1, 1, 1]
 
 
-def test_counts_and_categories_have_to_fit() -> None:
+def test_counts_and_categories_must_fit() -> None:
     with pytest.raises(ValueError, match="2 scores for 3 boxes"):
         to_coco_results(ENTITIES, 1, scores=[0.1, 0.2])
-    with pytest.raises(ValueError, match="'a cat' is none of 'a dog'"):
+    with pytest.raises(ValueError, match="'a cat' is not one of 'a dog'"):
         to_coco_results(ENTITIES, 1, {"a dog": 1})
     with pytest.raises(ValueError, match="its own scores"):
         to_coco_results(RESULT, 1, scores=[0.1, 0.2])
 
 
-def test_a_category_is_found_behind_and_or_a_comma() -> None:
+def test_a_category_is_found_after_and_or_a_comma() -> None:
     categories = {"a dog": 18, "a cat": 17}
     assert [row["category_id"] for row in to_coco_results(TWO_THINGS, 7, categories)] == [18, 17]
     box = [(10.0, 20.0, 60.0, 80.0)]
@@ -146,18 +146,18 @@ def export(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> A
 
 def test_fractions_are_an_error_that_shows_the_box(export: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"box \[0\.1, 0\.2, 0\.5, 0\.75\] of 'a dog' may be fractions, but must be pixels"
+        ValueError, match=r"box \[0\.1, 0\.2, 0\.5, 0\.75\] of 'a dog' looks like fractions, but must be in pixels"
     ):
         export([("a dog", (0, 5), [(0.1, 0.2, 0.5, 0.75)])])
-    with pytest.raises(ValueError, match="may be fractions"):
+    with pytest.raises(ValueError, match="looks like fractions"):
         export({**RESULT, "boxes": torch.tensor([[10.0, 20.0, 60.0, 80.0], [0.0, 0.0, 1.0, 1.0]])})
 
 
-def test_boxes_without_an_area_are_left_out_with_a_warning(export: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_boxes_without_an_area_are_dropped_with_a_warning(export: Any, caplog: pytest.LogCaptureFixture) -> None:
     boxes = [(320.0, 96.0, 320.0, 288.0), (0.0, 0.0, 0.0, 0.0), (60.0, 80.0, 10.0, 20.0)]
     with caplog.at_level(logging.WARNING):
         found = export([("a pole", (0, 6), boxes)], scores=[0.3, 0.2, 0.9])
-    assert "2 of 3 boxes have no area and are left out: [320.0, 96.0, 320.0, 288.0] of 'a pole'." in caplog.text
+    assert "2 of 3 boxes have no area and were dropped: [320.0, 96.0, 320.0, 288.0] of 'a pole'." in caplog.text
     if isinstance(found, list):
         assert found == [{"image_id": 7, "category_id": 1, "bbox": [10.0, 20.0, 50.0, 60.0], "score": 0.9}]
     else:
@@ -165,12 +165,12 @@ def test_boxes_without_an_area_are_left_out_with_a_warning(export: Any, caplog: 
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), None, "high"])
-def test_a_score_that_is_no_number_is_named(export: Any, score: Any) -> None:
+def test_a_score_that_is_not_a_number_is_an_error(export: Any, score: Any) -> None:
     with pytest.raises(ValueError, match=rf"The score of box 2 \('and a cat'\) is {score}, which"):
         export(TWO_THINGS, scores=[0.5, score])
 
 
-def test_a_box_that_is_no_numbers_is_named(export: Any) -> None:
+def test_a_box_without_four_finite_numbers_is_an_error(export: Any) -> None:
     for box in ((10.0, 20.0, float("nan"), 80.0), (10.0, 20.0, 60.0), (10.0, 20.0, float("inf"), 80.0)):
         with pytest.raises(ValueError, match=r"Box 1 \('a dog'\) must be four finite numbers, but is \[10"):
             export([("a dog", (0, 5), [box])])
@@ -190,18 +190,18 @@ def test_ids_and_numbers_of_any_type_are_written_as_json(number: Any) -> None:
 
 
 @pytest.mark.parametrize("number", [True, np.True_, torch.tensor(True), 7.5, None, "dog"])
-def test_a_category_that_is_no_whole_number_is_an_error(number: Any) -> None:
-    with pytest.raises(ValueError, match="categories must be a whole number, but is"):
+def test_a_category_that_is_not_an_integer_is_an_error(number: Any) -> None:
+    with pytest.raises(ValueError, match="categories must be an integer, but is"):
         to_coco_results(ENTITIES[:1], 7, number)
-    with pytest.raises(ValueError, match="The category of 'a dog' must be a whole number, but is"):
+    with pytest.raises(ValueError, match="The category of 'a dog' must be an integer, but is"):
         to_coco_results(ENTITIES[:1], 7, {"a dog": number})
     if not isinstance(number, str):
-        with pytest.raises(ValueError, match="image_id must be a whole number or a text, but is"):
+        with pytest.raises(ValueError, match="image_id must be an integer or a string, but is"):
             to_coco_results(ENTITIES[:1], number)
 
 
-def test_boxes_at_the_edges_are_written_with_a_point() -> None:
-    """Readers of JSON Lines take a column's type from its first rows, and cut fractions off later ones."""
+def test_boxes_at_the_edges_are_written_with_a_decimal_point() -> None:
+    """JSON Lines readers infer a column's type from its first rows, and would truncate later fractions."""
     _, entities = extract_entities("a wall [0,0,1,1]")
     assert json.dumps(entities[0][2]) == "[[0.0, 0.0, 1.0, 1.0]]"
     assert json.dumps(extract_entities("a wall [0,0,1,1]", (200, 100))[1][0][2]) == "[[0.0, 0.0, 200.0, 100.0]]"

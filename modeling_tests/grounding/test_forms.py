@@ -42,30 +42,30 @@ MARKED = ("markdown", "qwen", "qwen2")
 
 
 @pytest.mark.parametrize("form", WRITTEN)
-def test_each_form_is_written_as_its_model_does(form: str) -> None:
+def test_each_format_is_written_as_its_model_writes_it(form: str) -> None:
     assert write_grounded_text(GroundedText.from_entities(TEXT, ENTITIES), form, SIZE) == WRITTEN[form]
 
 
 @pytest.mark.parametrize("form", MARKED)
 @given(texts=grounded_texts(boxes))
-def test_what_is_written_with_marks_is_read_again(form: str, texts: GroundedText) -> None:
+def test_text_with_marked_phrases_is_read_back_unchanged(form: str, texts: GroundedText) -> None:
     assert read_grounded_text(write_grounded_text(texts, form), form) == texts
 
 
 @given(texts=grounded_texts(cells.map(grid_box)))
-def test_what_is_written_in_cells_is_read_again(texts: GroundedText) -> None:
+def test_boxes_on_the_grid_are_read_back_unchanged(texts: GroundedText) -> None:
     assert read_grounded_text(write_grounded_text(texts, "kosmos2"), "kosmos2") == texts
 
 
 @pytest.mark.parametrize("form", ["lion", "shikra", "thousandths"])
 @given(texts=grounded_texts(boxes, between=st.sampled_from([", ", ". Then, ", "; ", "\n"])))
-def test_what_is_written_in_brackets_is_read_again(form: str, texts: GroundedText) -> None:
+def test_boxes_in_brackets_are_read_back_unchanged(form: str, texts: GroundedText) -> None:
     assert read_grounded_text(write_grounded_text(texts, form), form) == texts
 
 
 @pytest.mark.parametrize("form", ["qwen2.5", "qwen3"])
 @given(parts=st.lists(st.tuples(phrases | st.text(max_size=9).map(str.strip), boxes), max_size=4))
-def test_what_is_written_as_json_is_read_again(form: str, parts: list) -> None:
+def test_json_is_read_back_unchanged(form: str, parts: list) -> None:
     texts = grounded([(", " if index else "", phrase, [box]) for index, (phrase, box) in enumerate(parts)], "")
     written = write_grounded_text(texts, form, (1000, 1000))
     assert [entry["label"] for entry in json.loads(written)] == [phrase for phrase, _ in parts]
@@ -73,14 +73,14 @@ def test_what_is_written_as_json_is_read_again(form: str, parts: list) -> None:
 
 
 @given(st.tuples(*[st.floats(0, 1)] * 4))
-def test_cells_hold_any_box_to_a_cell(box: tuple) -> None:
+def test_the_grid_keeps_any_box_to_within_a_cell(box: tuple) -> None:
     texts = GroundedText.from_entities("a", [("a", (0, 1), [box])])
     (found,) = read_grounded_text(write_grounded_text(texts, "kosmos2"), "kosmos2").boxes
     assert found.box == pytest.approx(texts.boxes[0].box, abs=1 / 32)
 
 
 @given(texts=grounded_texts(cells.map(grid_box), between=st.text("ab. ,", max_size=6)))
-def test_kosmos_2_is_read_as_transformers_reads_it(texts: GroundedText) -> None:
+def test_kosmos_2_text_is_read_as_transformers_reads_it(texts: GroundedText) -> None:
     written = write_grounded_text(texts, "kosmos2")
     assert read_grounded_text(written, "kosmos2").text == clean_text_and_extract_entities_with_bboxes(written)[0]
     theirs = clean_text_and_extract_entities_with_bboxes(written)[1]
@@ -89,7 +89,7 @@ def test_kosmos_2_is_read_as_transformers_reads_it(texts: GroundedText) -> None:
 
 @pytest.mark.parametrize("source", FORMS)
 @pytest.mark.parametrize("target", FORMS)
-def test_each_form_is_turned_into_each_other(source: str, target: str) -> None:
+def test_each_format_converts_to_each_other(source: str, target: str) -> None:
     grid = [("a dog", (0, 5), [(0.25, 0.5, 0.75, 1.0)]), ("a cat", (7, 12), [(0.0, 0.25, 0.5, 0.5)])]
     texts = GroundedText.from_entities("a dog, a cat", grid)
     written = write_grounded_text(texts, source, SIZE)
@@ -114,7 +114,9 @@ def test_each_form_is_turned_into_each_other(source: str, target: str) -> None:
         ("qwen2.5", '```json\n[{"bbox_2d": [64, 48, 320, 240]}]\n```', (0.1, 0.1, 0.5, 0.5), False, False),
     ],
 )  # fmt: skip
-def test_mended_boxes_are_flagged_in_each_form(form: str, text: str, box: tuple, repaired: bool, clipped: bool) -> None:
+def test_repaired_boxes_are_flagged_in_each_format(
+    form: str, text: str, box: tuple, repaired: bool, clipped: bool
+) -> None:
     (found,) = read_grounded_text(text, form, SIZE).boxes
     assert found.box == pytest.approx(box)
     assert (found.repaired, found.clipped) == (repaired, clipped)
@@ -130,7 +132,7 @@ def test_mended_boxes_are_flagged_in_each_form(form: str, text: str, box: tuple,
         ("thousandths", "[0.4.4,1,2,3]"), ("thousandths", "[1,2,3]"),
     ],
 )  # fmt: skip
-def test_what_is_no_box_of_a_form_stays_in_its_text(form: str, text: str) -> None:
+def test_text_that_is_not_a_box_is_kept(form: str, text: str) -> None:
     assert read_grounded_text(text, form) == GroundedText(text)
 
 
@@ -140,7 +142,7 @@ def test_what_is_no_box_of_a_form_stays_in_its_text(form: str, text: str) -> Non
      '{"bbox_2d": [1, 2, 3, 1e999]}', '{"bbox_2d": [1,2,3,4], "label": 5}', "[1, 2, 3, 4]", "{}", "null",
      '{"bbox_2d": ' + "[" * 100_000 + "}", '{"bbox_2d": [1, 2, 3, ' + "9" * 5000 + "]}"],
 )  # fmt: skip
-def test_json_without_a_box_has_none(text: str) -> None:
+def test_json_without_a_box_yields_no_box(text: str) -> None:
     assert read_grounded_text(text, "qwen3") == GroundedText("")
 
 
@@ -156,7 +158,7 @@ def test_json_without_a_box_has_none(text: str) -> None:
         ("qwen3", '[{"bbox_2d": [1,2,3,4], "label": "a"}, {"bbox_2d": [1, 2', 1, '{"bbox_2d": [1, 2'),
     ],
 )  # fmt: skip
-def test_a_cut_off_box_is_reported_in_each_form(form: str, text: str, num_boxes: int, cut_off: str) -> None:
+def test_a_cut_off_box_is_reported_in_each_format(form: str, text: str, num_boxes: int, cut_off: str) -> None:
     found = read_grounded_text(text, form)
     assert (len(found.boxes), found.cut_off) == (num_boxes, cut_off)
 
@@ -167,30 +169,30 @@ def test_a_cut_off_box_is_reported_in_each_form(form: str, text: str, num_boxes:
      ("kosmos2", "see </phrase> a dog"),
      ("qwen", "see <ref> a dog"), ("qwen", "a dog<box>1</box> a dog")],
 )  # fmt: skip
-def test_a_text_that_would_be_read_as_a_mark_is_not_written(form: str, text: str) -> None:
+def test_text_that_would_be_read_as_a_marker_is_refused(form: str, text: str) -> None:
     start = 0 if text.startswith(("a dog", "[1] ")) else len(text) - 5
     end = start + 5 if text.startswith("a dog") else len(text)
     texts = GroundedText.from_entities(text, [(text[start:end], (start, end), [(0, 0, 1, 1)])])
-    with pytest.raises(ValueError, match=f"would be read as a mark of the form '{form}'"):
+    with pytest.raises(ValueError, match=f"would be read as a box or marker of the format '{form}'"):
         write_grounded_text(texts, form)
 
 
-def test_phrases_have_to_stand_at_their_spans() -> None:
-    with pytest.raises(ValueError, match=r"At \(0, 5\) stands 'a dog', not 'a cat'"):
+def test_phrases_must_match_their_spans() -> None:
+    with pytest.raises(ValueError, match=r"The text at \(0, 5\) is 'a dog', not 'a cat'"):
         write_grounded_text(GroundedText.from_entities(TEXT, [("a cat", (0, 5), [])]))
-    with pytest.raises(ValueError, match=r"span \(0, 5\), but must begin at 15 or later"):
+    with pytest.raises(ValueError, match=r"span \(0, 5\), but must start at 15 or later"):
         write_grounded_text(GroundedText.from_entities(TEXT, ENTITIES[::-1]))
 
 
-def test_forms_are_known_by_name_and_pixels_need_a_size() -> None:
-    with pytest.raises(ValueError, match="There is no form 'yolo', only lion, shikra"):
+def test_an_unknown_format_and_a_missing_image_size_are_errors() -> None:
+    with pytest.raises(ValueError, match="Unknown box format 'yolo'; use one of lion, shikra"):
         read_grounded_text("", "yolo")
-    with pytest.raises(ValueError, match=r"'qwen2\.5' are pixels: give image_size"):
+    with pytest.raises(ValueError, match=r"'qwen2\.5' are in pixels: pass image_size"):
         convert_grounded_text("", "lion", "qwen2.5")
 
 
-def test_pixels_are_not_taken_for_fractions_and_clipped() -> None:
-    with pytest.raises(ValueError, match=r"box \[0, 20, 100, 75\] of 'a dog' may be pixels, but must be fractions"):
+def test_pixels_are_not_clipped_as_if_they_were_fractions() -> None:
+    with pytest.raises(ValueError, match=r"box \[0, 20, 100, 75\] of 'a dog' looks like pixels, but must be fractions"):
         GroundedText.from_entities("a dog", [("a dog", (0, 5), [(0, 20, 100, 75)])])
     (found,) = GroundedText.from_entities("a dog", [("a dog", (0, 5), [(-0.1, 0, 1.2, 1)])]).boxes
     assert (found.box, found.clipped) == ((0, 0, 1, 1), True)

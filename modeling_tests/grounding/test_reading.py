@@ -48,7 +48,7 @@ def test_boxes_are_read_with_their_phrases(text: str, clean: str, phrases: list[
      "[\u0660.\u0661,0,1,1]", "0,0,1,1]", "[]", "[,,,]", "[;]", "[0,0,1,1;]", "[0,0,1,1;0]", "[1e-1,0,1,1]",
      "[__import__('os'),0,1,1]", "[[[[", "(0.1,0.2,0.3,0.4)", "[0." + "1" * 100_000 + ",0,1,1]"],
 )  # fmt: skip
-def test_what_is_no_box_stays_in_the_text(text: str) -> None:
+def test_text_that_is_not_a_box_is_kept(text: str) -> None:
     assert read_grounded_text(text) == GroundedText(text)
 
 
@@ -66,7 +66,7 @@ def test_what_is_no_box_stays_in_the_text(text: str) -> None:
         ("[0.5,0.5,0.5,0.5]", (0.5, 0.5, 0.5, 0.5), False, False),
     ],
 )
-def test_boxes_that_were_mended_are_flagged(text: str, box: tuple, repaired: bool, clipped: bool) -> None:
+def test_repaired_boxes_are_flagged(text: str, box: tuple, repaired: bool, clipped: bool) -> None:
     (found,) = read_grounded_text(text).boxes
     assert (found.box, found.repaired, found.clipped) == (box, repaired, clipped)
 
@@ -87,20 +87,20 @@ def test_boxes_that_were_mended_are_flagged(text: str, box: tuple, repaired: boo
         ("see [0.1,0.2] there", "see [0.1,0.2] there", 0, None),
     ],
 )
-def test_a_box_that_the_end_cut_off_is_reported_and_not_made_up(
+def test_a_cut_off_box_is_reported_but_not_completed(
     text: str, clean: str, num_boxes: int, cut_off: str | None
 ) -> None:
     found = read_grounded_text(text)
     assert (found.text, len(found.boxes), found.cut_off) == (clean, num_boxes, cut_off)
 
 
-def test_a_box_knows_where_its_numbers_were_written() -> None:
+def test_a_box_has_the_span_of_its_numbers() -> None:
     text = "a dog [0,0,1,1; 0.5,0.5,1,1] runs [0.1,0.2,0.3,0.4]"
     written = [text[slice(*found.written)].strip() for found in read_grounded_text(text).boxes]
     assert written == ["0,0,1,1", "0.5,0.5,1,1", "0.1,0.2,0.3,0.4"]
 
 
-def test_pixels_come_from_the_width_and_the_height() -> None:
+def test_pixels_are_computed_from_width_and_height() -> None:
     _, entities = extract_entities("[0.5,0.25,1,0.75]", image_size=(200, 100))
     assert entities[0][2] == [(100.0, 25.0, 200.0, 75.0)]
 
@@ -113,7 +113,7 @@ def test_a_bracket_is_all_boxes_or_none() -> None:
 @given(
     st.lists(st.tuples(st.text("abc .,", max_size=8), boxes), max_size=5), st.text("abc .[];,0123456789", max_size=20)
 )
-def test_what_is_written_is_read_again(parts: list, tail: str) -> None:
+def test_written_boxes_are_read_back(parts: list, tail: str) -> None:
     text = "".join(f"{phrase}[{','.join(f'{value:.3f}' for value in box)}]" for phrase, box in parts)
     clean, entities = extract_entities(text)
     assert [entity_boxes[0] for _, _, entity_boxes in entities] == [box for _, box in parts]
@@ -131,7 +131,7 @@ PIECES = ["[", "]", "(", ")", "{", "}", ";", ",", ".", "0", "1", "0.5", "-", "10
 
 
 def check_is_defined(text: str, form: str) -> None:
-    """Whatever the text is, it is read, and what is read is sound."""
+    """Check that any text is read to consistent regions."""
     found = read_grounded_text(text, form, image_size=SIZE)
     end = 0
     for region in found.regions:
@@ -174,7 +174,7 @@ UNITS = ["[", "]", "[0.1,", "[0,0,1,1]", "a [0,0,1,1] ", "a, ", "[0,0,1,1;", "0.
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in ("shikra", "qwen2.5")])
 @pytest.mark.parametrize("start", ["", "[", "<object>", "<box>", "<ref>", "<phrase>"])
-def test_the_time_grows_with_the_length_and_not_with_its_square(form: str, start: str) -> None:
+def test_reading_takes_linear_time(form: str, start: str) -> None:
     def seconds(unit: str, length: int) -> float:
         text = start + unit * (length // len(unit))
         begin = time.process_time()

@@ -44,22 +44,22 @@ def test_tags_without_thresholds_get_the_default_one() -> None:
         ({"thresholds": [0.5, 0.5]}, ("5 tags", "2 thresholds")),
         ({"thresholds": [0.5, 0.5, 0.5, 0.5, 1.5]}, ("'large'", "1.5")),
         ({"thresholds": [float("nan")] * 5}, ("'red'", "nan")),
-        ({"names": ["a", "b", "a"]}, ("'a'", "number 0", "number 2")),
+        ({"names": ["a", "b", "a"]}, ("'a'", "ids 0", "2")),
         ({"num_attention_heads": 3}, ("(3)", "(16)")),
-        ({"vision_config": {"window_size": 5}}, ("4x4", "5 wide")),
+        ({"vision_config": {"window_size": 5}}, ("4x4", "(5)")),
         ({"vision_config": {"patch_size": 0}}, ("patch_size is 0", "from 1")),
         ({"vision_config": {"depths": [1, 10**6]}}, ("depths is [1, 1000000]", "to 256")),
         ({"hidden_size": -16}, ("hidden_size is -16", "from 1")),
         ({"num_hidden_layers": 10**6}, ("num_hidden_layers is 1000000", "to 256")),
     ],
 )
-def test_what_does_not_fit_is_refused_with_both_numbers(fields: dict[str, Any], numbers: tuple[str, ...]) -> None:
+def test_incompatible_fields_are_refused_with_both_values(fields: dict[str, Any], numbers: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=".*".join(map(re.escape, numbers))):
         tiny_config(**fields)
 
 
-def test_gaps_in_the_tag_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="no number 1"):
+def test_gaps_in_the_tag_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match="no id 1"):
         RamConfig(id2label={0: "a", 2: "b"})
 
 

@@ -180,7 +180,7 @@ KEY = "encoder.layer.0.crossattention.self.key.weight"
         (lambda tensors: {"model": {"label_embed": 3}}, ["label_embed"]),
     ],
 )
-def test_a_file_that_does_not_fit_is_an_error_that_names_what(
+def test_an_error_names_the_tensor_that_does_not_fit(
     change: Callable[[Tensors], Any],
     named: list[str],
     tensors: Tensors,
@@ -261,13 +261,13 @@ def test_a_missing_file_is_named(name: str, ram_files: Path, tmp_path: Path, cap
         ({"vision_config": {"size": 96}}, ["'vision_config.size'"]),
         ({"vision_config": 96}, ["96"]),
         ({"vision_config": {"image_size": "small"}}, ["image_size"]),
-        ({"vision_config": {"image_size": 64}}, ["2x2", "3 wide"]),
+        ({"vision_config": {"image_size": 64}}, ["2x2", "(3)"]),
         ({"vision_config": {"image_size": 96, "window_size": -3}}, ["vision_config.window_size", "-3"]),
         ({"vision_config": {"image_size": 96, "depths": [2, 0]}}, ["vision_config.depths", "[2, 0]"]),
-        ({"dtype": "float16"}, ["'dtype'", "decided"]),
+        ({"dtype": "float16"}, ["'dtype'", "set by the conversion"]),
         ({"vision_config": {"image_size": 96}, "num_attention_heads": 5}, ["(5)", "(48)"]),
         ({"vision_config": {"image_size": 96}, "num_hidden_layers": 3}, ["missing", "layer.2."]),
-        ({"vision_config": {"image_size": 96}, "num_hidden_layers": 1}, ["not expected", "layer.1."]),
+        ({"vision_config": {"image_size": 96}, "num_hidden_layers": 1}, ["unexpected", "layer.1."]),
     ],
 )
 def test_wrong_overrides_are_refused(
@@ -284,7 +284,7 @@ def test_an_output_that_exists_is_replaced_on_request_only(
     assert convert_ram(ram_files, tmp_path / "out") == 0
     (tmp_path / "out" / "mine").touch()
     assert convert_ram(ram_files, tmp_path / "out") == 1
-    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert "pass --overwrite to replace it" in capsys.readouterr().err
     assert (tmp_path / "out" / "mine").exists()
     assert convert_ram(ram_files, tmp_path / "out", overwrite=True) == 0
     assert not (tmp_path / "out" / "mine").exists()
@@ -297,7 +297,7 @@ def test_an_output_that_holds_a_source_is_refused(
     (tmp_path / "config.json").touch()
     Path(tmp_path / "tags.txt").write_text((ram_files / "tag_list.txt").read_text())
     assert convert_ram(ram_files, tmp_path, tags=tmp_path / "tags.txt", overwrite=True) == 1
-    assert "tags.txt, which is read" in capsys.readouterr().err
+    assert "tags.txt, which is an input" in capsys.readouterr().err
     assert (tmp_path / "tags.txt").exists()
 
 

@@ -150,7 +150,7 @@ def test_a_folder_that_is_no_tagger_is_refused(
     arguments = ["--lion", str(lion_files / "lion.pth"), "--language-model", str(lion_files / "llm")]
     arguments += ["--qformer-tokenizer", str(lion_files / "bert"), "--output", str(tmp_path / "lion")]
     assert convert([*arguments, "--tagger", str(lion_folder)]) == 1
-    assert "holds no model of type 'ram' but one of 'lion'" in capsys.readouterr().err
+    assert "expected a model of type 'ram', not 'lion'" in capsys.readouterr().err
     assert convert([*arguments, "--tagger", str(tmp_path)]) == 1
     assert not (tmp_path / "lion").exists()
 

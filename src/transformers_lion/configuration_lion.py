@@ -1,7 +1,8 @@
-"""Configuration of LION: every fact of the architecture is a field here, with the XL model's value as its default.
+"""Configuration of LION. It has a field for every property of the architecture, with the values of the XL model as
+defaults.
 
-Source: LION (arXiv:2311.11860), sections 3.2 to 3.4, and the sizes of its reference code. `LionConfig` composes four
-parts: the vision tower, the Q-Former, the vision aggregator, and the language model with its mixture of adapters.
+Source: LION (arXiv:2311.11860), sections 3.2 to 3.4, and the sizes of its reference code. `LionConfig` has four parts:
+the vision tower, the Q-Former, the vision aggregator, and the language model with its mixture of adapters.
 """
 
 import copy
@@ -14,24 +15,26 @@ from transformers import InstructBlipQFormerConfig, InstructBlipVisionConfig, Pr
 from .remote_code import carries_its_code
 
 TASK_TYPES = ("region_level", "image_level")
-"""Names of the tasks in the order of the router's rows: `task_type_ids` index this tuple."""
+"""Names of the tasks in the order of the router's rows. `task_type_ids` are indices into this tuple."""
 
 VISUAL_BRANCHES = ("both", "qformer", "aggregator")
-"""What may stand before the text."""
+"""Visual features that may precede the text."""
 
 MAX_NUM_ADAPTERS = 2
-"""The paper's mixture has one adapter for each task type."""
+"""The mixture in the paper has one adapter for each task type."""
 
 
 MAX_SIZE = 16_777_216
-"""More than any width, length or vocabulary has."""
+"""Upper bound for any width, length or vocabulary."""
 
 MAX_NUM_LAYERS = 256
-"""More than any part has; a model of a damaged number would be built for hours before its weights do not fit."""
+"""Upper bound for the depth of any part. Without it, building a model from a damaged config could take hours before
+loading fails.
+"""
 
 
 def check_sizes(part: str, config: Any, names: Sequence[str], largest: int = MAX_SIZE) -> None:
-    """Raise `ValueError` if a field is no size. One that is `None` is passed over, of a pair each entry counts."""
+    """Raise `ValueError` if a field is not a valid size. `None` is skipped, and each entry of a pair is checked."""
     for name in names:
         value = getattr(config, name)
         for size in value if isinstance(value, list | tuple) else [value]:
@@ -48,11 +51,12 @@ def check_divides(heads: int, width: int, part: str) -> None:
 @strict
 class LionVisionConfig(InstructBlipVisionConfig):
     r"""
-    Vision tower: EVA-ViT-g/14 as InstructBLIP has it.
+    Configuration of the vision tower: InstructBLIP's EVA-ViT-g/14.
 
     Args:
         post_layernorm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of the norm after the last block, which only the Q-Former sees; the blocks' own is `layer_norm_eps`.
+            Epsilon of the layer norm after the last block, which only the Q-Former reads. The layer norms inside the
+            blocks use `layer_norm_eps`.
     """
 
     model_type = "lion_vision_model"
@@ -67,16 +71,17 @@ class LionVisionConfig(InstructBlipVisionConfig):
         smallest = self.image_size if isinstance(self.image_size, int) else min(self.image_size)
         if self.patch_size > smallest:
             raise ValueError(
-                f"vision_config: image_size is {self.image_size}, less than one patch: patch_size is {self.patch_size}."
+                f"vision_config: image_size is {self.image_size}, but must be at least patch_size ({self.patch_size})."
             )
 
 
 @strict
 class LionQFormerConfig(InstructBlipQFormerConfig):
     r"""
-    Text-conditioned Q-Former of InstructBLIP. Its vocabulary is bert-base-uncased's and one added token, `[DEC]`.
+    Configuration of InstructBLIP's text-conditioned Q-Former. Its vocabulary is that of bert-base-uncased plus the
+    token `[DEC]`.
 
-    `encoder_hidden_size` is always the vision tower's `hidden_size`: `LionConfig` sets it.
+    `LionConfig` always sets `encoder_hidden_size` to the `hidden_size` of the vision tower.
     """
 
     model_type = "lion_qformer"
@@ -98,21 +103,22 @@ class LionQFormerConfig(InstructBlipQFormerConfig):
 @strict
 class LionAggregatorConfig(PreTrainedConfig):
     r"""
-    Vision aggregator: post-norm BERT layers over three depths of the vision tower, and the projection behind them.
+    Configuration of the vision aggregator: post-norm BERT layers over three depths of the vision tower, followed by a
+    projection.
 
     Args:
         vision_feature_layers (`list[int]`, *optional*, defaults to `[38, 28, 18]`):
-            Zero-based blocks of the vision tower whose outputs are read, before any final norm. The first is where the
-            aggregator starts from; each further one is what one layer cross-attends to, so there are
-            `len(vision_feature_layers) - 1` layers.
+            Zero-based indices of the vision tower blocks whose outputs are read, before any final layer norm. The first
+            output is the input of the aggregator. Each of its `len(vision_feature_layers) - 1` layers
+            cross-attends to one of the others.
         hidden_size (`int`, *optional*):
-            Width; always the vision tower's `hidden_size`: `LionConfig` sets it.
+            Width. `LionConfig` always sets it to the `hidden_size` of the vision tower.
         intermediate_size (`int`, *optional*, defaults to 3072):
-            Width of the feed-forward (the reference takes BERT's default here, not four times the width).
+            Width of the feed-forward layers. The reference uses BERT's default here, not four times `hidden_size`.
         projection_intermediate_size (`int`, *optional*):
-            Width between the projection's two linear layers; four times `hidden_size` by default.
+            Width between the two linear layers of the projection. Defaults to four times `hidden_size`.
         projection_layer_norm_eps (`float`, *optional*, defaults to 1e-5):
-            Epsilon of the norm in front of the projection.
+            Epsilon of the layer norm before the projection.
     """
 
     model_type = "lion_aggregator"
@@ -136,31 +142,31 @@ class LionAggregatorConfig(PreTrainedConfig):
         self.vision_feature_layers = list(self.vision_feature_layers)
         if len(self.vision_feature_layers) < 2:
             raise ValueError(
-                "aggregator_config: vision_feature_layers needs the block to start from and at least one to "
-                f"cross-attend to, so 2 or more entries, but has {len(self.vision_feature_layers)}."
+                "aggregator_config: vision_feature_layers must have at least 2 entries, the block to start from and "
+                f"those to cross-attend to, but has {len(self.vision_feature_layers)}."
             )
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of layers: one for each cross-attended depth."""
+        """Number of layers, one for each depth that is cross-attended to."""
         return len(self.vision_feature_layers) - 1
 
     @property
     def encoder_hidden_size(self) -> int | None:
-        """Width of what the cross-attention reads: the vision tower's, like its own."""
+        """Width of the states that cross-attention reads: that of the vision tower, like its own."""
         return self.hidden_size
 
     def attach_to(self, vision_config: LionVisionConfig) -> None:
-        """Take the width of `vision_config`, and check the rest against it.
+        """Set the width to that of `vision_config` and check the other fields against it.
 
         Raises:
-            ValueError: if an own width was given and differs, if the heads do not divide the width, or if a
-                tapped block does not exist.
+            ValueError: If `hidden_size` was set to another width, the heads do not divide the width, or a block in
+                `vision_feature_layers` does not exist.
         """
         width = vision_config.hidden_size
         if self.hidden_size not in (None, width):
             raise ValueError(
-                f"aggregator_config: hidden_size ({self.hidden_size}) is not the vision tower's ({width})."
+                f"aggregator_config: hidden_size ({self.hidden_size}) must match the vision tower's ({width})."
             )
         self.hidden_size = width
         self.projection_intermediate_size = self.projection_intermediate_size or 4 * width
@@ -168,7 +174,7 @@ class LionAggregatorConfig(PreTrainedConfig):
         for block in self.vision_feature_layers:
             if not 0 <= block < vision_config.num_hidden_layers:
                 raise ValueError(
-                    f"aggregator_config: vision_feature_layers reads block {block}, but the vision tower has blocks 0 "
+                    f"aggregator_config: vision_feature_layers has block {block}, but the vision tower has blocks 0 "
                     f"to {vision_config.num_hidden_layers - 1}."
                 )
 
@@ -176,18 +182,19 @@ class LionAggregatorConfig(PreTrainedConfig):
 @strict
 class LionT5Config(T5Config):
     r"""
-    FlanT5 with a mixture of adapters in parallel to every feed-forward layer.
+    Configuration of FlanT5 with a mixture of adapters parallel to each feed-forward layer.
 
-    It differs from `T5Config` in two facts that the reference code sets: the activation is the exact GELU (FlanT5's own
-    config says `gelu_new`), and `lm_head` is not tied to the embeddings.
+    As in the reference code, it differs from `T5Config` in two ways: the activation is the exact GELU (FlanT5's config
+    has `gelu_new`), and `lm_head` is not tied to the embeddings.
 
     Args:
         num_adapters (`int`, *optional*, defaults to 2):
-            Adapters at each feed-forward layer. With 2 a router mixes them per task; with 1 there is no router.
+            Number of adapters at each feed-forward layer. With 2, a router mixes them per task. With 1, there is no
+            router.
         adapter_hidden_size (`int`, *optional*, defaults to 64):
-            Width of the adapters' bottleneck.
+            Bottleneck width of the adapters.
         num_task_types (`int`, *optional*, defaults to 2):
-            Rows of the router, one for each entry of `TASK_TYPES`.
+            Number of rows of the router, one for each entry of `TASK_TYPES`.
     """
 
     model_type = "lion_t5"
@@ -208,11 +215,11 @@ class LionT5Config(T5Config):
     def __post_init__(self, **kwargs: Any) -> None:
         stated = {"dense_act_fn": self.dense_act_fn, "scale_decoder_outputs": self.scale_decoder_outputs}
         super().__post_init__(**kwargs)
-        for name, value in stated.items():  # T5Config derives both from other fields, and not to LION's values
+        for name, value in stated.items():  # T5Config derives both from other fields and overwrites LION's values
             setattr(self, name, value)
         if not 1 <= self.num_adapters <= MAX_NUM_ADAPTERS:
             raise ValueError(
-                f"text_config: num_adapters is {self.num_adapters}, but LION mixes 1 to {MAX_NUM_ADAPTERS} adapters."
+                f"text_config: num_adapters is {self.num_adapters}, but must be from 1 to {MAX_NUM_ADAPTERS}."
             )
         names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "adapter_hidden_size", "num_task_types")
         buckets = ("relative_attention_num_buckets", "relative_attention_max_distance")
@@ -220,7 +227,9 @@ class LionT5Config(T5Config):
         check_sizes("text_config", self, ("num_layers", "num_decoder_layers"), MAX_NUM_LAYERS)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "LionT5Config":
-        """The whole, or with `decoder=True` alone the decoder's, whose depth sizes the caches of generation."""
+        """Return this config. With `decoder=True` alone, return that of the decoder, whose depth defines the size of
+        generation caches.
+        """
         if not decoder or encoder:
             return self
         config = copy.deepcopy(self)
@@ -229,12 +238,12 @@ class LionT5Config(T5Config):
         return config
 
 
-if TYPE_CHECKING:  # what a part is
+if TYPE_CHECKING:  # type of a part after initialization
     VisionPart = LionVisionConfig
     QFormerPart = LionQFormerConfig
     AggregatorPart = LionAggregatorConfig
     TextPart = LionT5Config
-else:  # what may be given for it
+else:  # types that are accepted for a part
     VisionPart = QFormerPart = AggregatorPart = TextPart = dict | PreTrainedConfig | None
 
 
@@ -242,22 +251,23 @@ else:  # what may be given for it
 @strict
 class LionConfig(PreTrainedConfig):
     r"""
-    Configuration of [`LionForConditionalGeneration`]. The defaults are LION-FlanT5-XL.
+    Configuration of [`LionForConditionalGeneration`]. The defaults are those of LION-FlanT5-XL.
 
     Args:
         vision_config, qformer_config, aggregator_config, text_config (`dict` or config, *optional*):
-            The parts; see `LionVisionConfig`, `LionQFormerConfig`, `LionAggregatorConfig` and `LionT5Config`.
+            Configurations of the parts; see `LionVisionConfig`, `LionQFormerConfig`, `LionAggregatorConfig` and
+            `LionT5Config`.
         visual_branch (`str`, *optional*, defaults to `"both"`):
-            What stands before the text: `"qformer"` (stage 1 of the training), `"aggregator"` (stage 2) or `"both"`.
+            Visual features that precede the text: `"qformer"` (training stage 1), `"aggregator"` (stage 2) or `"both"`.
         num_query_tokens (`int`, *optional*, defaults to 32):
-            Learned queries of the Q-Former, and so its output positions.
+            Number of learned queries of the Q-Former, which is also the number of its output positions.
         use_soft_prompt (`bool`, *optional*, defaults to `True`):
-            Whether the embedding at `soft_prompt_token_id` is replaced by a learned vector.
+            Whether to replace the embedding of `soft_prompt_token_id` by a learned vector.
         soft_prompt_token_id (`int`, *optional*, defaults to 32099):
-            Position marker of the soft prompt in `input_ids`: `<extra_id_0>` of the T5 tokenizer.
+            Id of the token that marks the position of the soft prompt in `input_ids`: T5's `<extra_id_0>`.
 
     Raises:
-        ValueError: if the parts do not fit together; the message holds both numbers.
+        ValueError: If the parts are incompatible. The message has both values.
     """
 
     model_type = "lion"
@@ -306,13 +316,14 @@ class LionConfig(PreTrainedConfig):
         check_sizes("LionConfig", self, ("num_query_tokens",))
         if self.use_soft_prompt and not 0 <= self.soft_prompt_token_id < self.text_config.vocab_size:
             raise ValueError(
-                f"soft_prompt_token_id ({self.soft_prompt_token_id}) is outside of the language model's vocabulary of "
-                f"{self.text_config.vocab_size}."
+                f"soft_prompt_token_id ({self.soft_prompt_token_id}) is outside the vocabulary of the language "
+                "model, which has "
+                f"{self.text_config.vocab_size} tokens."
             )
 
     @property
     def pad_token_id(self) -> int | None:
-        """The language model's, which the Trainer looks for here."""
+        """Padding token id of the language model. The Trainer looks for it here."""
         return self.text_config.pad_token_id
 
     @pad_token_id.setter
@@ -321,12 +332,12 @@ class LionConfig(PreTrainedConfig):
 
     @property
     def uses_qformer(self) -> bool:
-        """Whether the Q-Former branch is part of the model."""
+        """Whether the model has the Q-Former branch."""
         return self.visual_branch != "aggregator"
 
     @property
     def uses_aggregator(self) -> bool:
-        """Whether the vision aggregator branch is part of the model."""
+        """Whether the model has the vision aggregator branch."""
         return self.visual_branch != "qformer"
 
 

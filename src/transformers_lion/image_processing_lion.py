@@ -1,7 +1,7 @@
-"""Pictures -> `pixel_values` as the reference makes them: squashed to a square, bicubic, CLIP's statistics.
+"""Image processor of LION: resize to a square with bicubic interpolation and normalize with CLIP's statistics.
 
-Source: the reference code's image processor. The pixels are exact because Pillow does the resizing; a tensor path does
-not give the same ones, so there is none.
+Source: the reference code's image processor. Pixels are identical to the reference's because Pillow does the resizing.
+There is no path for tensors, which would give different pixels.
 """
 
 from collections.abc import Callable
@@ -18,46 +18,46 @@ from .remote_code import carries_its_code
 
 @carries_its_code
 class LionImageProcessor(BlipImageProcessorPil):
-    """BLIP's image processor at 224 x 224, for any image that `image_loading` can open."""
+    """BLIP's image processor with 224 x 224 pixels, for any image that `image_loading` can open."""
 
     size = {"height": 224, "width": 224}
 
     def preprocess(self, images: Any, *args: Any, timeout: float | None = TIMEOUT, **kwargs: Any) -> BatchFeature:
-        """As `BlipImageProcessorPil.preprocess`, for paths, URLs, pictures of any mode, arrays and tensors.
+        """Preprocess images like `BlipImageProcessorPil.preprocess`, and also accept paths, URLs, images of any mode,
+        arrays and tensors.
 
         Args:
-            images: one image or a (nested) list; see `image_loading.ImageSource`. They are opened one after the other,
-                so that never more than one of them is in memory at its full size.
-            timeout: of each download, in seconds; `None` for none.
+            images: One image or a (nested) list of images; see `image_loading.ImageSource`. Images are opened one after
+                the other, so that only one of them is in memory at full size.
+            timeout: Timeout of each download in seconds, or `None`.
 
         Returns:
-            `pixel_values`, (B, 3, H, W).
+            `pixel_values` of shape (B, 3, H, W).
 
         Raises:
-            ValueError: if there is no image, or one cannot be read; the message names it.
+            ValueError: If there are no images, or one of them cannot be read. The message names it.
         """
         if kwargs.get("do_rescale", self.do_rescale) and kwargs.get("input_data_format") is None:
             shrink = self._shrinker(kwargs)
             images = [shrink(to_rgb(image, timeout)) for image in flatten(images)]
             if not images:
-                raise ValueError("There are no images: an empty batch was given.")
+                raise ValueError("There are no images: the batch is empty.")
         return super().preprocess(images, *args, **kwargs)
 
     def _shrinker(self, options: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
-        """The first step of a call, by which transformers' own, on several copies of the picture, has nothing to do."""
+        """Return the resizing step, applied on loading so that transformers does not copy images at full size."""
         size, resample = options.get("size", self.size), options.get("resample", self.resample)
         if size is None or not options.get("do_resize", self.do_resize) or not isinstance(resample, int):
-            return unchanged
+            return _unchanged
         sides = dict(get_size_dict(size, default_to_square=self.default_to_square))
         height, width = sides.get("height"), sides.get("width")
         if not (height and width):
-            return unchanged
-        return lambda picture: picture.resize((width, height), Image.Resampling(resample))
+            return _unchanged
+        return lambda image: image.resize((width, height), Image.Resampling(resample))
 
 
-def unchanged(picture: Image.Image) -> Image.Image:
-    """The picture itself."""
-    return picture
+def _unchanged(image: Image.Image) -> Image.Image:
+    return image
 
 
 __all__ = ["LionImageProcessor"]

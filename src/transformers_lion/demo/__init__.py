@@ -1,7 +1,7 @@
-"""The demo in a browser: `lion demo`, or `serve` from Python. Only `page.py` needs Gradio, of the extra `demo`.
+"""Browser demo: run `lion demo`, or call `serve` from Python. Only `page.py` needs Gradio, from the extra `demo`.
 
-`uploads.py` opens what strangers send, `answering.py` asks the model and streams, `marks.py` draws on the picture,
-`examples.py` has what can be tried, `page.py` is the page and `server.py` the server around it.
+`uploads.py` opens uploaded images, `answering.py` queries the model and streams answers, `marks.py` draws on images,
+`examples.py` has example inputs, `page.py` is the page, and `server.py` is the server around it.
 """
 
 from .server import serve

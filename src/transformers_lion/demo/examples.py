@@ -1,4 +1,4 @@
-"""Pictures and questions that the page offers; nothing is downloaded."""
+"""Example images and questions for the page. Nothing is downloaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ from ..example import sketch
 from .uploads import open_upload
 
 PICTURES = Path(__file__).parent / "pictures"
-"""Scenes of the small world that no training saw, drawn beforehand: drawing them takes the packages of training."""
+"""Test scenes of the small world, which are shipped as files because rendering them needs training dependencies."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MOST = 12
 
 
 @dataclass(frozen=True)
 class Examples:
-    """What can be tried with one click.
+    """Inputs to try with one click.
 
     Attributes:
-        pictures: with what stands below each.
+        images: Images with their captions.
     """
 
-    pictures: Sequence[tuple[Image.Image, str]]
+    images: Sequence[tuple[Image.Image, str]]
     questions: Sequence[str]
     phrases: Sequence[str]
 
 
 def small_world() -> Examples:
-    """For the example checkpoint, which knows nothing else."""
+    """Examples for the example checkpoint, which only knows the small world."""
     scenes = [(open_upload(file), file.stem.replace("-", " ")) for file in sorted(PICTURES.glob("*.png"))]
     return Examples(
         [(sketch(), "sketch"), *scenes],
@@ -39,26 +39,26 @@ def small_world() -> Examples:
 
 
 def from_folder(folder: Path) -> Examples:
-    """The first pictures of a folder, for a model that knows the world.
+    """Use the first images in a folder, for a model of the real world.
 
     Raises:
-        OSError: if there is no such folder.
-        ValueError: if there is no picture in it, or one cannot be read.
+        OSError: If the folder does not exist.
+        ValueError: If it contains no images, or one cannot be read.
     """
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)[:MOST]
     if not files:
-        raise ValueError(f"{folder}: there is no picture ({', '.join(SUFFIXES)}) in this folder.")
-    pictures = []
+        raise ValueError(f"{folder}: no images ({', '.join(SUFFIXES)}) found in this folder.")
+    images = []
     for file in files:
         try:
-            pictures.append((open_upload(file), file.stem))
+            images.append((open_upload(file), file.stem))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-    return Examples(pictures, *WORLD)
+    return Examples(images, *WORLD)
 
 
 def no_pictures() -> Examples:
-    """Only questions, for a model that knows the world."""
+    """Examples without images, for a model of the real world."""
     return Examples([], *WORLD)
 
 

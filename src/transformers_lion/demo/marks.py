@@ -1,4 +1,4 @@
-"""What is drawn on the picture of the page: the boxes of an answer, and the region that somebody chooses."""
+"""Draw on the image of the page: the boxes of an answer, and the region that a user selects."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ REGION_LABEL = "your region"
 
 
 def draw_answer(seen: Seen, question: Question, answer: Answer) -> Image.Image:
-    """The picture with the boxes of an answer; those of "locate" carry the words that were looked for."""
+    """Draw the boxes of an answer on the image. Boxes of the task "locate" are labeled with the phrase to locate."""
     entities = [
         (question.about if question.task == "locate" else phrase, span, boxes)
         for phrase, span, boxes in answer.entities
@@ -26,14 +26,14 @@ def draw_answer(seen: Seen, question: Question, answer: Answer) -> Image.Image:
 
 
 def scale(entity: Entity, seen: Seen) -> Entity:
-    """An entity in pixels of the picture that was sent, in those of the one that is shown."""
+    """Convert an entity from pixels of the uploaded image to pixels of the displayed image."""
     x, y = seen.shown.width / seen.size[0], seen.shown.height / seen.size[1]
     phrase, span, boxes = entity
     return phrase, span, [(box[0] * x, box[1] * y, box[2] * x, box[3] * y) for box in boxes]
 
 
 def draw_corners(seen: Seen, corners: Sequence[Point]) -> Image.Image:
-    """The picture with one corner of a region, or with the region of two; in pixels of the picture that is shown."""
+    """Draw one corner of a region, or the region between two corners, in pixels of the displayed image."""
     if len(corners) == 2:
         (x1, y1), (x2, y2) = corners
         return draw_entities(seen.shown, [(REGION_LABEL, (0, 0), [(x1, y1, x2, y2)])])
@@ -47,12 +47,12 @@ def draw_corners(seen: Seen, corners: Sequence[Point]) -> Image.Image:
 
 
 def to_box(corners: Sequence[Point], seen: Seen) -> Box:
-    """Two corners on the picture that is shown as a box in pixels of the picture that was sent."""
+    """Convert two corners on the displayed image to a box in pixels of the uploaded image."""
     x, y = seen.size[0] / seen.shown.width, seen.size[1] / seen.shown.height
     (x1, y1), (x2, y2) = corners
     return min(x1, x2) * x, min(y1, y2) * y, max(x1, x2) * x, max(y1, y2) * y
 
 
 def box_as_text(box: Box) -> str:
-    """A box in whole pixels."""
+    """Format a box in whole pixels."""
     return ", ".join(f"{value:.0f}" for value in box)

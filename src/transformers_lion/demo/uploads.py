@@ -1,4 +1,4 @@
-"""Pictures that somebody sends: only formats that Pillow decodes by itself, and only so large."""
+"""Open uploaded images, limited in size and to formats that Pillow decodes without other programs."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -8,58 +8,58 @@ from PIL import Image, UnidentifiedImageError
 from ..image_loading import open_file, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""What is tried; Pillow's others are rare, and EPS would start another program."""
+"""Accepted formats. Pillow's other formats are rare, and EPS would start another program."""
 MAX_MEGAPIXELS = 50
-"""A picture takes 4 to 8 bytes of memory a pixel while it is opened."""
+"""Size limit: opening an image takes 4 to 8 bytes of memory per pixel."""
 SHOWN_SIDE = 1024
-"""The longest side of a picture on the page, in pixels. The model sees the picture as it was sent."""
+"""Longer side of the displayed image, in pixels. The model sees the image at its original size."""
 
 
 def open_upload(file: str | Path) -> Image.Image:
-    """An upright RGB picture from a file that may be anything.
+    """Open any file as an upright RGB image.
 
     Args:
-        file: that the server stored.
+        file: File stored by the server.
 
     Raises:
-        ValueError: if it is no picture, too large, or damaged; in words for the one who sent it.
+        ValueError: If the file is not an image, too large, or damaged. The message is written for the user who sent it.
     """
     Image.init()
     try:
-        picture = open_file(str(file), formats=[name for name in FORMATS if name in Image.OPEN])
-    except Image.DecompressionBombError as error:  # Pillow's own limit, above ours
-        raise ValueError(f"This picture has more than {MAX_MEGAPIXELS} megapixels. Make it smaller first.") from error
+        image = open_file(str(file), formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.DecompressionBombError as error:  # Pillow's limit, which is higher than ours
+        raise ValueError(f"This image has more than {MAX_MEGAPIXELS} megapixels. Please resize it first.") from error
     except UnidentifiedImageError as error:
         known = ", ".join(name for name in FORMATS if name in Image.OPEN)
-        raise ValueError(f"This is not a picture in a known format ({known}).") from error
+        raise ValueError(f"This file is not an image in a supported format ({known}).") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError("This picture cannot be read: the file is damaged.") from error
-    with picture:
-        if picture.width * picture.height > MAX_MEGAPIXELS * 1_000_000:
+        raise ValueError("This image cannot be read because the file is damaged.") from error
+    with image:
+        if image.width * image.height > MAX_MEGAPIXELS * 1_000_000:
             raise ValueError(
-                f"This picture has {picture.width} x {picture.height} pixels, more than {MAX_MEGAPIXELS} megapixels. "
-                "Make it smaller first."
+                f"This image has {image.width} x {image.height} pixels, more than {MAX_MEGAPIXELS} megapixels. "
+                "Please resize it first."
             )
         try:
-            return to_rgb(picture)
+            return to_rgb(image)
         except ValueError as error:
-            raise ValueError("This picture cannot be read: the file is cut off or damaged.") from error
+            raise ValueError("This image cannot be read because the file is truncated or damaged.") from error
 
 
-def for_page(picture: Image.Image) -> Image.Image:
-    """A picture of at most `SHOWN_SIDE` pixels a side; the same one, if it is no larger."""
-    scale = SHOWN_SIDE / max(picture.size)
+def for_page(image: Image.Image) -> Image.Image:
+    """Downscale an image to at most `SHOWN_SIDE` pixels per side. Return smaller images unchanged."""
+    scale = SHOWN_SIDE / max(image.size)
     if scale >= 1:
-        return picture
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)  # as `thumbnail`, which changes the picture
+        return image
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)  # like `thumbnail`, which works in place
 
 
 def make_room(folder: Path, wanted: int, limit: int) -> bool:
-    """Delete the oldest files of a folder until so many bytes more have room below a limit.
+    """Delete the oldest files in a folder until `wanted` more bytes fit below a limit.
 
     Returns:
-        Whether there is room.
+        Whether there is enough space.
     """
     files = []
     for path in folder.rglob("*"):

@@ -1,1 +1,1 @@
-"""Evaluation: metrics that work from files, and a runner that makes such files with a model."""
+"""Evaluation: metrics that are computed from files, and a runner that creates these files with a model."""

@@ -1,7 +1,7 @@
-"""Which examples go through the model together: those of one image, and those whose questions are about as long.
+"""Group examples into batches: questions about the same image together, and questions of similar length.
 
-The plan depends on the examples and the batch size alone. So a run that was killed, or that is shared by several
-processes, has the same batches as any other, and the same answers to the last bit.
+The batches depend only on the examples and the batch size. A run that was interrupted, or that is split across several
+processes, therefore has the same batches as any other run and gives bitwise identical answers.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ from .task import Example
 Batch = list[Example]
 
 WINDOW = 64
-"""Batches within which images are put in the order of their longest question."""
+"""Number of batches within which images are sorted by their longest question."""
 NUM_OPEN = 4
-"""Batches that are filled up side by side, since an image's questions are not torn apart."""
+"""Number of batches that are filled at the same time, since the questions about an image stay together."""
 
 
 def plan_batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
-    """All examples in batches of up to `batch_size`, and more only where an image has more questions than that.
+    """Split examples into batches of up to `batch_size`. A batch is larger only if an image has more questions than
+    that.
 
     Raises:
-        ValueError: if the batch size is not above 0.
+        ValueError: If the batch size is not positive.
     """
     if batch_size < 1:
         raise ValueError(f"The batch size is {batch_size}, but must be at least 1.")
@@ -39,7 +40,7 @@ def plan_batches(examples: Sequence[Example], batch_size: int) -> list[Batch]:
 
 
 def pack(groups: Sequence[Batch], batch_size: int) -> list[Batch]:
-    """The groups of a window, each whole in one of the batches."""
+    """Split the groups of a window into batches, keeping each group in one batch."""
     batches: list[Batch] = []
     for group in sorted(groups, key=lambda group: question_length(group[-1])):
         roomy = (batch for batch in batches[-NUM_OPEN:] if len(batch) + len(group) <= batch_size)
@@ -52,7 +53,7 @@ def pack(groups: Sequence[Batch], batch_size: int) -> list[Batch]:
 
 
 def question_length(example: Example) -> int:
-    """Letters of the question, of the candidates' longest one where there are some."""
+    """Return the number of characters of the question plus those of the longest candidate, if there are candidates."""
     return len(example.question) + max(map(len, example.candidates), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Whether answers depend on what else is in the batch: some examples one by one and in batches, in float32."""
+"""Check whether answers depend on the other examples in a batch, by answering one by one and in batches in float32."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from .settings import EvaluationSettings
 from .task import Example
 
 TOLERANCE = 1e-3
-"""Of a candidate's log-likelihood, which adds up the rounding of all its tokens."""
+"""Tolerance for the log-likelihood of a candidate, which accumulates the rounding of all its tokens."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Difference:
     """An example whose answer depends on its batch.
 
     Attributes:
-        id: of the example.
-        alone, batched: the two answers, with the scores of candidates.
+        id: Id of the example.
+        alone: Answer when processed alone, with the scores of candidates.
+        batched: Answer when processed in a batch, with the scores of candidates.
     """
 
     id: str
@@ -31,31 +32,31 @@ class Difference:
 
 @dataclass(frozen=True)
 class BatchingCheck:
-    """What came of the check.
+    """Result of the check.
 
     Attributes:
-        num_examples: that were answered both ways.
-        differences: those whose answers differ.
+        num_examples: Number of examples that were answered both ways.
+        differences: Examples whose answers differ.
     """
 
     num_examples: int
     differences: tuple[Difference, ...]
 
     def summary(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the result as JSON values."""
         rows = [{"id": row.id, "alone": row.alone, "batched": row.batched} for row in self.differences]
         return {"examples": self.num_examples, "differ": len(rows), "differences": rows}
 
 
 def check_batching(lion: Lion, examples: Sequence[Example], settings: EvaluationSettings) -> BatchingCheck:
-    """Answer examples in batches as the evaluation does, and one by one; nothing is drawn at random.
+    """Answer examples in batches, as the evaluation does, and one by one. Sampling is disabled.
 
     Args:
-        lion: the model in float32.
-        examples: of which `settings.check_batching` are taken, at equal distances.
-        settings: of the evaluation.
+        lion: Model in float32.
+        examples: Examples, of which `settings.check_batching` are chosen at equal distances.
+        settings: Settings of the evaluation.
     """
-    chosen = take_evenly(examples, settings.check_batching)
+    chosen = _take_evenly(examples, settings.check_batching)
     options = {} if all(example.candidates for example in chosen) else {"do_sample": False}
     batched: dict[str, Fields] = {}
     for batch in plan_batches(chosen, settings.batch_size):
@@ -63,25 +64,25 @@ def check_batching(lion: Lion, examples: Sequence[Example], settings: Evaluation
     differences = []
     for example in chosen:
         alone, together = answer_batch(lion, [example], settings, **options)[example.id], batched[example.id]
-        if not is_same(alone, together):
+        if not _is_same(alone, together):
             differences.append(Difference(example.id, show(alone), show(together)))
     return BatchingCheck(len(chosen), tuple(differences))
 
 
-def take_evenly(examples: Sequence[Example], count: int) -> list[Example]:
-    """So many examples, or all, from everywhere in the data."""
+def _take_evenly(examples: Sequence[Example], count: int) -> list[Example]:
+    """Choose up to `count` examples, spread evenly over the data."""
     count = min(count, len(examples))
     return [examples[place * len(examples) // count] for place in range(count)]
 
 
-def is_same(first: Fields, second: Fields) -> bool:
-    """Whether two predictions are one: the same words, and scores that differ by rounding alone."""
+def _is_same(first: Fields, second: Fields) -> bool:
+    """Whether two predictions have the same text, and scores that differ only by rounding."""
     pairs = zip(first.get("scores", ()), second.get("scores", ()), strict=True)
     return first["answer"] == second["answer"] and all(a == b or abs(a - b) <= TOLERANCE for a, b in pairs)
 
 
 def show(fields: Fields) -> str:
-    """A prediction in a message."""
+    """Format a prediction for a message."""
     return f"{fields['answer']} {json.dumps(fields['scores'])}" if "scores" in fields else fields["answer"]
 
 

@@ -1,14 +1,15 @@
-"""A caption's words, as metrics of captions count them: Penn Treebank tokens in small letters, without punctuation.
+"""Split captions into words for caption metrics: lowercase Penn Treebank tokens without punctuation.
 
-Source: COCO's caption evaluation (arXiv:1504.00325, section 3) takes tokens from Stanford's PTBTokenizer 3.4.1, a
-program in Java, and drops marks of punctuation. Here the same is done without Java; the rules were written from what
-that program gives out, and docs/evaluation.md says how often both differ. Time is linear in a caption's length.
+Source: COCO's caption evaluation (arXiv:1504.00325, section 3) tokenizes with Stanford's PTBTokenizer 3.4.1, a Java
+program, and drops punctuation. This module does the same without Java. Its rules were written from the output of that
+program, and docs/evaluation.md reports how often the two differ. The time is linear in the length of the caption.
 """
 
 import re
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", '"', ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""Tokens that are no words. Brackets are, though COCO's list means to drop them: it has them in capitals."""
+"""Tokens that are not words. Brackets count as words: COCO's list means to drop them, but it spells them in upper case.
+"""
 
 BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"})
 
@@ -20,24 +21,24 @@ SYMBOLS = str.maketrans({
     "\u00a2": " cents ", "\u00a3": " # ", "\u20ac": " $ ",
     "\u00ad": "", "\ufe0f": "", "\u200b": " ",
 })  # fmt: skip
-"""What is first written in another way."""
+"""Characters that are replaced before tokenization."""
 
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'", "&nbsp;": " "}
 ENTITY = re.compile("|".join(ENTITIES), re.IGNORECASE)
 UNKNOWN = re.compile(r"[\U00010000-\U0010ffff\ufffd]")
-"""Characters that the program leaves out: emoji, and whatever else needs more than 16 bits."""
+"""Characters that PTBTokenizer drops: emoji and all others outside the basic multilingual plane."""
 
 ABBREVIATIONS = (
     "mr mrs ms dr st ave rd co cos corp inc ltd bros dept univ jr sr vs etc ft mt tel blvd gen col capt lt sgt gov "
     "sen rep pres rev hon prof adm brig bldg ct est esq ext al alex ind ga mo md messrs mme assn cf seq sq wis jan "
     "feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri"
 )
-"""Words that keep their full stop."""
+"""Words that keep their period."""
 CAPITAL_ABBREVIATIONS = (
     "Ala Ariz Ark Calif Colo Conn Del Fla Ill Kan Ky La Mass Mich Minn Miss Mont Neb Nev Okla Ore Pa Penn Tenn Tex Va "
     "Vt Wash Wyo"
 )
-"""Those that do so with a capital alone; "wash." is none."""
+"""Words that keep their period only if capitalized. For example, "wash." is not an abbreviation."""
 
 MARKS = "\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff\u0e31-\u0e4e"
 SMALL = "\u00b9\u00b2\u00b3"
@@ -49,12 +50,12 @@ INITIALS = r"(?:[A-Za-z]\.){2,}(?!\w)"
 CLITIC = r"'(?i:s|d|m|ll|re|ve)(?!\w)"
 
 
-def either(words: str) -> str:
-    """A pattern of some words."""
+def _either(words: str) -> str:
+    """Build a pattern that matches any of the words."""
     return "|".join(words.split())
 
 
-KEEPS_STOP = f"(?i:{either(ABBREVIATIONS)})|{either(CAPITAL_ABBREVIATIONS)}|{either(CAPITAL_ABBREVIATIONS.upper())}"
+KEEPS_STOP = f"(?i:{_either(ABBREVIATIONS)})|{_either(CAPITAL_ABBREVIATIONS)}|{_either(CAPITAL_ABBREVIATIONS.upper())}"
 
 TOKEN = re.compile(
     rf"""
@@ -82,7 +83,7 @@ TOKEN = re.compile(
 
 
 def split_words(caption: str) -> list[str]:
-    """The words of a caption."""
+    """Split a caption into words."""
     text = ENTITY.sub(lambda entity: ENTITIES[entity.group().lower()], UNKNOWN.sub(" ", caption)).translate(SYMBOLS)
     tokens = (part for token in TOKEN.finditer(text) for part in token.group().split())  # tags may have spaces
     return [token.lower().translate(BRACKETS) for token in tokens if token not in PUNCTUATION and token.strip("-.")]

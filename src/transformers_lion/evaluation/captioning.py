@@ -1,7 +1,8 @@
-"""Captions: CIDEr-D, BLEU and ROUGE-L without Java, METEOR and SPICE where their tools are, and readers of data.
+"""Image captioning: CIDEr-D, BLEU and ROUGE-L without Java, METEOR and SPICE if their tools are installed, and data
+readers.
 
-Source: COCO's caption evaluation (arXiv:1504.00325), of whose figures these are a hundredfold, as papers have them.
-The prompt is the one that LION's public examples have.
+Source: COCO's caption evaluation (arXiv:1504.00325), with metrics in percent, as in papers. The prompt is that of
+LION's published examples.
 """
 
 from collections.abc import Sequence
@@ -21,14 +22,14 @@ TEXT_NAMES = ("raw", "caption", "text")
 ID_NAMES = ("image_id", "id", "cocoid", "imgid")
 
 TEST_GROUP = "test"
-"""Of a Karpathy split, what papers report; its other parts are read where there is no such."""
+"""The part of a Karpathy split that papers report. Other parts are read if it is missing."""
 
 
 def score_captions(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
-    """CIDEr-D, BLEU-1 to 4, ROUGE-L, and METEOR and SPICE where their tools are, in percent.
+    """Compute CIDEr-D, BLEU-1 to 4, ROUGE-L, and METEOR and SPICE if their tools are installed, in percent.
 
-    References are lists of captions. CIDEr-D weighs words by how rare they are in the references of the group whose
-    figure it is; those by which examples are ranked are by all references.
+    References are lists of captions. CIDEr-D weights words by how rare they are in the references of the group that it
+    is computed for. The scores of single examples use all references.
     """
     matched = match_predictions(examples, predictions)
     answers = [split_words(prediction.answer) for prediction in matched]
@@ -53,55 +54,54 @@ def score_captions(examples: Sequence[Example], predictions: Sequence[Prediction
 
 
 def load_captions(data: Path, images: Path | None = None) -> list[Example]:
-    """Images with their captions: COCO's and NoCaps' JSON, a Karpathy split, TextCaps, or any records.
+    """Load images with their captions: JSON files of COCO and NoCaps, a Karpathy split, TextCaps, or any records.
 
-    Records of one image are put together. Of a Karpathy split only "test" is read if there is any, and never what is
-    for training.
+    Records of the same image are merged. Of a Karpathy split, only "test" is read if it exists, and training data never
+    is.
 
     Args:
-        data: the file.
-        images: the folder of images.
+        data: Data file.
+        images: Image folder.
     """
     document = read_document(data)
     if isinstance(document, Row) and isinstance(document.find("annotations"), list):
-        examples = read_coco(document, images)
+        examples = _read_coco(document, images)
     elif isinstance(document, Row) and isinstance(document.find("images"), list):
-        examples = [read_record(row, images) for row in document.rows("images")]
+        examples = [_read_record(row, images) for row in document.rows("images")]
         tested = [example for example in examples if example.group == TEST_GROUP]
         examples = tested or leave_out_training(examples)
     else:
-        records = [read_record(row, images) for row in list_rows(document, id_name="image")]
-        examples = leave_out_training(join_images(records))
+        records = [_read_record(row, images) for row in list_rows(document, id_name="image")]
+        examples = leave_out_training(_join_images(records))
     require_unique([example.id for example in examples], str(data))
     return examples
 
 
-def read_coco(document: Row, images: Path | None) -> list[Example]:
-    """COCO's form: images, and annotations that each have one caption. NoCaps' domains are groups."""
+def _read_coco(document: Row, images: Path | None) -> list[Example]:
+    """Read COCO's format: images, and annotations with one caption each. The domains of NoCaps become groups."""
     captions: dict[str, list[str]] = {}
     for row in document.rows("annotations"):
-        captions.setdefault(row.name("image_id"), []).extend(read_captions(row))
-    pictures = {row.name("id"): row for row in document.rows("images")}
-    bare = [name for name in pictures if name not in captions]
-    unknown = [name for name in captions if name not in pictures]
+        captions.setdefault(row.name("image_id"), []).extend(_read_captions(row))
+    rows = {row.name("id"): row for row in document.rows("images")}
+    bare = [name for name in rows if name not in captions]
+    unknown = [name for name in captions if name not in rows]
     if bare or unknown:
         raise document.error(
-            f"{len(pictures)} images and captions of {len(captions)} do not fit: {len(bare)} images have no caption, "
-            f"{len(unknown)} captioned images are not among images, such as {(bare + unknown)[0]}."
+            f"{len(rows)} images do not match the captions of {len(captions)} images: {len(bare)} images have no "
+            f"caption, and {len(unknown)} captioned images are missing, such as {(bare + unknown)[0]}."
         )
     return [
-        make_example(name, row, read_image(row, images, ("file_name", "id")), captions[name])
-        for name, row in pictures.items()
+        _make_example(name, row, read_image(row, images, ("file_name", "id")), captions[name])
+        for name, row in rows.items()
     ]
 
 
-def make_example(name: str, row: Row, image: str, captions: list[str]) -> Example:
-    """An image and its captions."""
+def _make_example(name: str, row: Row, image: str, captions: list[str]) -> Example:
     return Example(name, image, PROMPT, captions, group=row.find("split", "domain") or "", tags=row.tags)
 
 
-def read_record(row: Row, images: Path | None) -> Example:
-    """An image and the captions that stand in its record. The image is its id if there is no other."""
+def _read_record(row: Row, images: Path | None) -> Example:
+    """Read an image and the captions in its record. Without another field for the image, its id is used."""
     row.refuse({"question": "captions answer the task's own prompt"})
     if row.find("filepath") is not None and row.find("filename") is not None:
         filename = row.text("filename")
@@ -109,21 +109,21 @@ def read_record(row: Row, images: Path | None) -> Example:
     else:
         image = read_image(row, images)
     name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else image
-    return make_example(name, row, image, read_captions(row))
+    return _make_example(name, row, image, _read_captions(row))
 
 
-def read_captions(row: Row) -> list[str]:
-    """Captions: a text, a list of them, or of objects with the text."""
+def _read_captions(row: Row) -> list[str]:
+    """Read captions: a string, a list of strings, or a list of objects with a string."""
     value = row.need(*CAPTION_NAMES)
     entries = value if isinstance(value, list) else [value]
     captions = [Row(entry, row.where).need(*TEXT_NAMES) if isinstance(entry, dict) else entry for entry in entries]
     if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise row.error(f"expected a caption or a list of them in {' or '.join(CAPTION_NAMES)}.")
+        raise row.error(f"expected a caption or a list of captions in {' or '.join(CAPTION_NAMES)}.")
     return captions
 
 
-def join_images(examples: list[Example]) -> list[Example]:
-    """Examples of which each has another id, with the captions of all records of that id."""
+def _join_images(examples: list[Example]) -> list[Example]:
+    """Merge examples with the same id."""
     joined: dict[str, Example] = {}
     for example in examples:
         first = joined.setdefault(example.id, example)

@@ -1,7 +1,7 @@
-"""Files of data -> their records, each of which knows where it stands.
+"""Read the records of data files. Each record knows its location for error messages.
 
-A file is JSON (a list of records, an object that maps ids to them, or an object with lists in it) or JSON Lines,
-whatever its name ends with, or Parquet, whose name ends with that. Nothing here knows a task.
+A file is JSON (a list of records, an object that maps ids to records, or an object that contains lists) or JSON Lines,
+regardless of its extension, or Parquet, if it has that extension. This module does not depend on tasks.
 """
 
 import json
@@ -15,20 +15,20 @@ from .parquet_files import IN_FILE, PARQUET, read_parquet
 from .task import Example
 
 IMAGE_NAMES = ("image", "image_path", "img_path", "file_name", "filename", "imageId", "image_id")
-"""Where a record's image may stand; the first that is filled counts."""
+"""Fields that may contain the image of a record. The first one with a value counts."""
 
 TRAINING_GROUPS = frozenset({"train", "restval"})
 
 UNREAD = {
-    "prompt": "each task has a prompt of its own",
-    "task_type": "each task has a type of its own",
-    "task_types": "each task has a type of its own",
-    "tag": "tags stand in tags",
+    "prompt": "each task has its own prompt",
+    "task_type": "each task has its own task type",
+    "task_types": "each task has its own task type",
+    "tag": "use tags",
 }
-"""Inputs of the model that no task takes from a record, and why."""
+"""Model inputs that are never read from records, with the reason."""
 
 TAG_SEPARATOR = ", "
-"""Of tags that stand in one text, as they do in the prompt."""
+"""Separator of tags in a string, as in the prompt."""
 
 
 @dataclass(frozen=True)
@@ -36,65 +36,65 @@ class Row:
     """A record of a data file.
 
     Attributes:
-        fields: of its object.
-        where: file and number, as errors name it.
+        fields: Fields of the record.
+        where: File and record number, for error messages.
     """
 
     fields: Mapping[str, Any]
     where: str
 
     def error(self, expected: str) -> ValueError:
-        """What is wrong with this record."""
+        """Create an error that names this record."""
         return ValueError(f"{self.where}: {expected}")
 
     def find(self, *names: str) -> Any:
-        """The first of the named fields that is there and not null, else `None`."""
+        """Return the first of the named fields that exists and is not null, or `None`."""
         return next((self.fields[name] for name in names if self.fields.get(name) is not None), None)
 
     def need(self, *names: str) -> Any:
-        """As `find`, where one of them has to be there."""
+        """Like `find`, but raise an error if there is no such field."""
         value = self.find(*names)
         if value is None:
             raise self.error(f"expected {' or '.join(names)}, but its fields are {name_some(self.fields)}.")
         return value
 
     def text(self, *names: str) -> str:
-        """A text that is not blank, from the first of the named fields that is there."""
+        """Return the first of the named fields, which must be a string that is not blank."""
         value = self.need(*names)
         if not isinstance(value, str) or not value.strip():
-            raise self.error(f"expected a text in {' or '.join(names)}, not {describe(value)}.")
+            raise self.error(f"expected a string in {' or '.join(names)}, not {describe(value)}.")
         return value
 
     def name(self, *names: str) -> str:
-        """An id: a text or a whole number."""
+        """Return an id: a string or an integer."""
         value = self.need(*names)
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise self.error(f"expected a text or a whole number in {' or '.join(names)}, not {describe(value)}.")
+            raise self.error(f"expected a string or an integer in {' or '.join(names)}, not {describe(value)}.")
         return str(value)
 
     def whole(self, *names: str) -> int:
-        """A whole number."""
+        """Return an integer."""
         value = self.need(*names)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(f"expected a whole number in {' or '.join(names)}, not {describe(value)}.")
+            raise self.error(f"expected an integer in {' or '.join(names)}, not {describe(value)}.")
         return value
 
     def list(self, *names: str) -> Sequence[Any]:
-        """A list that is not empty."""
+        """Return a list that is not empty."""
         value = self.need(*names)
         if not isinstance(value, list) or not value:
-            raise self.error(f"expected a list in {' or '.join(names)}, not {describe(value)}.")
+            raise self.error(f"expected a non-empty list in {' or '.join(names)}, not {describe(value)}.")
         return value
 
     def texts(self, *names: str) -> tuple[str, ...]:
-        """A list of texts, of which none is empty."""
+        """Return a list of non-empty strings."""
         value = self.list(*names)
         if not all(isinstance(entry, str) and entry for entry in value):
-            raise self.error(f"expected texts in {' or '.join(names)}, not {describe(value)}.")
+            raise self.error(f"expected non-empty strings in {' or '.join(names)}, not {describe(value)}.")
         return tuple(value)
 
     def numbers(self, *names: str) -> tuple[float, ...]:
-        """A list of finite numbers."""
+        """Return a list of finite numbers."""
         value = self.list(*names)
         for entry in value:
             if isinstance(entry, bool) or not isinstance(entry, int | float) or not math.isfinite(entry):
@@ -102,11 +102,11 @@ class Row:
         return tuple(float(entry) for entry in value)
 
     def rows(self, name: str) -> Iterator["Row"]:
-        """The objects of a list in this record."""
+        """Yield the objects of a list in this record."""
         yield from number_rows(self.list(name), f"{self.where}, {name}")
 
     def refuse(self, reasons: Mapping[str, str] = UNREAD) -> "Row":
-        """This record, if it has none of some fields, each with the reason why it is not read."""
+        """Return this record after checking that it has none of the given fields. The reasons are used in the error."""
         for name, reason in reasons.items():
             if self.find(name) is not None:
                 raise self.error(f"{name} is not read: {reason}.")
@@ -114,7 +114,7 @@ class Row:
 
     @property
     def tags(self) -> tuple[str, ...] | None:
-        """The image's tags, a list or one text, `None` where there are none."""
+        """Tags of the image, from a list or a string. `None` if there are none."""
         value = self.find("tags")
         if isinstance(value, str):
             return tuple(value.split(TAG_SEPARATOR)) if value.strip() else ()
@@ -122,19 +122,19 @@ class Row:
 
 
 def describe(value: Any) -> str:
-    """A value in an error message."""
+    """Format a value for an error message."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def name_some(names: Mapping[str, Any] | Sequence[str], most: int = 8) -> str:
-    """The first few of some names, and how many there are more."""
+    """List the first few names and the number of the others."""
     shown = ", ".join(list(names)[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown or "none"
 
 
 def number_rows(records: Sequence[Any], source: str) -> Iterator[Row]:
-    """The objects of a list, as rows that are counted from 1."""
+    """Yield the objects of a list as rows that are numbered from 1."""
     for number, record in enumerate(records, 1):
         where = f"{source}, record {number}"
         if not isinstance(record, dict):
@@ -143,27 +143,27 @@ def number_rows(records: Sequence[Any], source: str) -> Iterator[Row]:
 
 
 def read_json(path: Path) -> Any:
-    """What a file holds; of JSON Lines with several lines, the list of them.
+    """Read a JSON file. Several lines of JSON Lines are returned as a list.
 
     Raises:
-        ValueError: if it cannot be read, or is neither.
+        ValueError: If the file cannot be read or has neither format.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return read_values(file, path)
+            return _read_values(file, path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}). What is read is JSON, JSON Lines, and "
-            f"Parquet in files that are named *{PARQUET}."
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Supported formats are JSON, JSON Lines, "
+            f"and Parquet with the extension {PARQUET}."
         ) from error
     except RecursionError as error:
-        raise ValueError(f"{path} is no data: its brackets are nested too deeply.") from error
+        raise ValueError(f"{path} cannot be read: its brackets are nested too deeply.") from error
 
 
-def read_values(file: TextIO, path: Path) -> Any:
-    """The JSON in an open file, which is one document if its first line alone is none."""
+def _read_values(file: TextIO, path: Path) -> Any:
+    """Parse an open file. If its first line is not valid JSON, the whole file is one document."""
     skipped, first = 0, file.readline()
     while first and not first.strip():
         skipped, first = skipped + 1, file.readline()
@@ -172,15 +172,15 @@ def read_values(file: TextIO, path: Path) -> Any:
     try:
         values = [json.loads(first)]
     except json.JSONDecodeError:
-        return parse_json(first + file.read(), path, skipped)
+        return _parse_json(first + file.read(), path, skipped)
     for number, line in enumerate(file, skipped + 2):
         if line.strip():
-            values.append(parse_json(line.strip(), path, number - 1))
+            values.append(_parse_json(line.strip(), path, number - 1))
     return values[0] if len(values) == 1 else values
 
 
-def parse_json(text: str, path: Path, lines_before: int) -> Any:
-    """JSON that stands after some lines of a file."""
+def _parse_json(text: str, path: Path, lines_before: int) -> Any:
+    """Parse JSON that follows `lines_before` lines of a file."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -189,7 +189,7 @@ def parse_json(text: str, path: Path, lines_before: int) -> Any:
 
 
 def read_document(path: Path) -> Row | list[Row]:
-    """A data file: a list of rows where it is a list or lines, else its one object as a row."""
+    """Read a data file: a list of rows for a list or JSON Lines, or one row for an object."""
     content = read_parquet(path) if path.suffix == PARQUET else read_json(path)
     if isinstance(content, dict):
         return Row(content, str(path))
@@ -198,29 +198,29 @@ def read_document(path: Path) -> Row | list[Row]:
     return [row.refuse() for row in number_rows(content, str(path))]
 
 
-def is_id_map(document: Row) -> bool:
+def _is_id_map(document: Row) -> bool:
     """Whether an object maps ids to records."""
     return bool(document.fields) and all(isinstance(value, dict) for value in document.fields.values())
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of records."""
+    """Return the rows of a file of records."""
     return list_rows(read_document(path))
 
 
 def list_rows(document: Row | list[Row], container: str = "data", id_name: str = "question_id") -> list[Row]:
-    """The rows of a data file.
+    """List the rows of a data file.
 
     Args:
-        document: rows, an object that maps ids to records, one with the list in a field, or a single record.
-        container: that field.
-        id_name: what the object's id of a record is called in its row.
+        document: Rows, an object that maps ids to records, an object with the list in a field, or a single record.
+        container: Name of that field.
+        id_name: Field of a row to which the id of an id map is written.
     """
     if isinstance(document, list):
         return document
     if isinstance(document.find(container), list):
         return [row.refuse() for row in document.rows(container)]
-    if is_id_map(document):
+    if _is_id_map(document):
         return [
             Row({id_name: key, **fields}, f"{document.where}, record {key!r}").refuse()
             for key, fields in document.fields.items()
@@ -229,50 +229,51 @@ def list_rows(document: Row | list[Row], container: str = "data", id_name: str =
 
 
 def require_unique(names: Sequence[str], source: str) -> None:
-    """Raise `ValueError` if ids of a file's records are given twice."""
+    """Raise `ValueError` if ids are not unique."""
     if len(set(names)) == len(names):
         return
     seen: set[str] = set()
     twice = list(dict.fromkeys(name for name in names if name in seen or seen.add(name)))  # type: ignore[func-returns-value]
-    raise ValueError(f"{source}: {len(names)} records have {len(set(names))} ids; twice: {name_some(twice)}.")
+    raise ValueError(f"{source}: {len(names)} records have {len(set(names))} ids; duplicates: {name_some(twice)}.")
 
 
 def read_image(row: Row, images: Path | None, names: Sequence[str] = IMAGE_NAMES, subset: str = "") -> str:
-    """The file of a record's image, relative to the folder of images.
+    """Return the image file of a record, relative to the image folder.
 
-    An id is looked for under the names that COCO, Visual Genome and others give to files, and a file in a folder, such
-    as TextCaps' `train/ID.jpg`, also where the pictures are published; see `list_path_names`. Without a folder of
-    images, it is the first of these names.
+    An id is looked up under the file names of COCO, Visual Genome and other datasets. A file in a folder, such as
+    TextCaps' `train/ID.jpg`, is also looked up where the images are published; see `_list_path_names`. Without an image
+    folder, the first of these names is returned.
 
     Args:
-        row: the record.
-        images: the folder.
-        names: of the fields in which the image may stand.
-        subset: of COCO, as in "val2014", where the data say it.
+        row: The record.
+        images: Image folder.
+        names: Fields that may contain the image.
+        subset: Subset of COCO, such as "val2014", if the data specify it.
 
     Returns:
-        The file, or the name of a picture within a Parquet file, if there is no such file.
+        The file, or, if it does not exist, the name of an image within a Parquet file.
     """
     inside = row.find(IN_FILE)
     if inside is not None and row.find(*names) is None:
         return str(inside)
     value = row.name(*names)
     is_id = not Path(value).suffix
-    found = list_image_names(value, subset) if is_id else list_path_names(value, row.find("image_id"))
+    found = list_image_names(value, subset) if is_id else _list_path_names(value, row.find("image_id"))
     chosen = choose_image(images, found)
     has_file = (images or Path()) / chosen
     return chosen if inside is None or has_file.is_file() else str(inside)
 
 
-def list_path_names(path: str, image_id: Any = None) -> list[str]:
-    """The files in which the image of a path may be.
+def _list_path_names(path: str, image_id: Any = None) -> list[str]:
+    """List the files that a path may refer to.
 
     Args:
-        path: as the data have it, such as "train/ID.jpg".
-        image_id: of the record. Where the file is named by it, the file may also lie in the folder of images itself.
+        path: Path in the data, such as "train/ID.jpg".
+        image_id: Image id in the record. If the file is named after it, the file may also be directly in the image
+            folder.
 
     Returns:
-        "train/ID.jpg", "train_images/ID.jpg" and "ID.jpg".
+        For example "train/ID.jpg", "train_images/ID.jpg" and "ID.jpg".
     """
     folder, _, name = path.rpartition("/")
     if not folder or "://" in path:
@@ -282,7 +283,7 @@ def list_path_names(path: str, image_id: Any = None) -> list[str]:
 
 
 def list_image_names(image_id: str, subset: str = "") -> list[str]:
-    """The files in which the image of an id may be."""
+    """List the files that may contain the image with this id."""
     names = [f"{image_id}.jpg", f"{image_id}.png", image_id]
     if not image_id.isdecimal():
         return names
@@ -293,14 +294,14 @@ def list_image_names(image_id: str, subset: str = "") -> list[str]:
 
 
 def choose_image(images: Path | None, names: Sequence[str]) -> str:
-    """The first of some names under which a file is in the folder of images, or else the first."""
+    """Return the first name that exists in the image folder, or else the first name."""
     if images is not None and len(names) > 1:
         return next((name for name in names if (images / name).is_file()), names[0])
     return names[0]
 
 
 def leave_out_training(examples: list[Example]) -> list[Example]:
-    """The examples that are not of a training split, if there are any."""
+    """Drop the examples of training splits, unless there are no others."""
     return [example for example in examples if example.group not in TRAINING_GROUPS] or examples
 
 

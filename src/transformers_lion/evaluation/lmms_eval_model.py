@@ -1,6 +1,6 @@
-"""LION as a model of lmms-eval, which finds it by the entry point `lmms_eval.models`.
+"""LION as a model of lmms-eval, which finds it through the entry point `lmms_eval.models`.
 
-Source: the interface `lmms` of lmms-eval 0.7.3. Nothing else of this package imports this module.
+Source: the `lmms` interface of lmms-eval 0.7.3. No other module of this package imports this one.
 """
 
 import json
@@ -17,24 +17,24 @@ from ..grounding import convert_grounded_text, extract_boxes, format_boxes
 from ..inference import LOCATE_QUESTION, Lion, Request
 
 PHRASES = (re.compile(r"this sentence describes: (.+)\Z", re.DOTALL), re.compile(r'matches the description "(.+?)"'))
-"""Where the phrase stands in the questions of `refcoco_bbox_rec` and `refcoco_grounding`."""
+"""Patterns that extract the phrase from questions of `refcoco_bbox_rec` and `refcoco_grounding`."""
 
 
 class LionForLmmsEval(lmms):
-    """LION behind the interface of lmms-eval.
+    """LION with the interface of lmms-eval.
 
-    Tasks whose names hold `bbox_rec` or `grounding` are asked at the region level, all others at the image level. What
-    goes back is the answer's first box in LION's form for the former, and all boxes in the form "qwen3" for the latter,
-    since these are what the tasks read.
+    Tasks with `bbox_rec` or `grounding` in their name use the region level, all others the image level. The former get
+    the first box of the answer in LION's format, and the latter get all boxes in the format "qwen3", because that is
+    what the tasks read.
 
     Args:
-        pretrained: folder or repository; the example checkpoint by default.
-        batch_size: questions at a time.
-        device: by default the GPU of this process, if there is one.
-        dtype: of the weights; as saved by default.
-        locate: ask `refcoco_bbox_rec` and `refcoco_grounding` in the words that LION was trained with, instead of those
-            of the task.
-        max_batch_size: not used; lmms-eval gives it to all models.
+        pretrained: Folder or repository. Defaults to the example checkpoint.
+        batch_size: Number of questions per batch.
+        device: Defaults to the GPU of this process, if there is one.
+        dtype: Dtype of the weights. Defaults to the saved dtype.
+        locate: Replace the questions of `refcoco_bbox_rec` and `refcoco_grounding` by the prompt that LION was trained
+            with.
+        max_batch_size: Ignored. lmms-eval passes it to all models.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LionForLmmsEval(lmms):
         self.locate = locate
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """The answers to questions, in their order; see `lmms`."""
+        """Answer questions, in order. See `lmms`."""
         groups: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(place)
@@ -67,7 +67,9 @@ class LionForLmmsEval(lmms):
         return [found[place] for place in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """The negative log-likelihoods of continuations, of which tasks take the least, and whether they are greedy."""
+        """Return negative log-likelihoods of continuations (tasks choose the lowest) and whether they match greedy
+        decoding.
+        """
         found = []
         for request in requests:
             context, continuation, *place = request.args
@@ -78,55 +80,55 @@ class LionForLmmsEval(lmms):
         return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not there: LION was not trained on dialogues.
+        """Not supported, because LION was not trained on dialogues.
 
         Raises:
-            NotImplementedError: always.
+            NotImplementedError: Always.
         """
         raise NotImplementedError("LION answers one question at a time: tasks with several rounds are not supported.")
 
     def answer(self, requests: Sequence[Any]) -> list[str]:
-        """The answers to a batch of questions that are to be generated in one way."""
+        """Answer a batch of questions that share their generation options."""
         asked = [self.make_request(request.args[0], *request.args[2:]) for request in requests]
-        until, options = read_options(requests[0].args[1])
+        until, options = _read_options(requests[0].args[1])
         answers = self.lion.answer(asked, batch_size=self.batch_size, **options)
         return [
-            write_answer(cut(answer.text, until), request.args[4])
+            _write_answer(cut(answer.text, until), request.args[4])
             for request, answer in zip(requests, answers, strict=True)
         ]
 
     def make_request(self, context: str, doc_to_visual: Any, doc_id: Any, task: str, split: str) -> Request:
-        """The question of a document, with its picture.
+        """Create the request for a document.
 
         Raises:
-            ValueError: if it has none or several.
+            ValueError: If the document does not have exactly one image.
         """
-        pictures = doc_to_visual(self.task_dict[task][split][doc_id])
-        if len(pictures) != 1:
-            raise ValueError(f"Document {doc_id} of {task} has {len(pictures)} pictures, but LION takes 1.")
+        images = doc_to_visual(self.task_dict[task][split][doc_id])
+        if len(images) != 1:
+            raise ValueError(f"Document {doc_id} of {task} has {len(images)} images, but LION accepts 1.")
         question = context.replace("<image>", "").strip()
         phrase = next((match[1] for pattern in PHRASES if (match := pattern.search(question))), None)
         if self.locate and phrase:
             question = LOCATE_QUESTION.format(phrase=phrase.strip())
-        return Request(pictures[0], question, "region_level" if wants_boxes(task) else "image_level")
+        return Request(images[0], question, "region_level" if _wants_boxes(task) else "image_level")
 
 
-def wants_boxes(task: str) -> bool:
-    """Whether a task asks for boxes."""
+def _wants_boxes(task: str) -> bool:
+    """Whether a task expects boxes."""
     return "bbox_rec" in task or "grounding" in task
 
 
-def write_answer(text: str, task: str) -> str:
-    """An answer as a task reads it: with boxes, the first of them alone, or all as JSON."""
-    if not wants_boxes(task) or not extract_boxes(text):
+def _write_answer(text: str, task: str) -> str:
+    """Format an answer as its task expects: only the first box, or all boxes as JSON, if there are boxes."""
+    if not _wants_boxes(task) or not extract_boxes(text):
         return text
     return (
         convert_grounded_text(text, "lion", "qwen3") if "grounding" in task else format_boxes(extract_boxes(text)[:1])
     )
 
 
-def read_options(generation: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """What ends an answer, and the options of `generate`, without those of sampling where nothing is drawn."""
+def _read_options(generation: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Return the stop strings and the options for `generate`, without sampling options if sampling is off."""
     options = dict(generation)
     until = options.pop("until", None) or []
     if not options.setdefault("do_sample", bool(options.get("temperature"))):
@@ -135,14 +137,14 @@ def read_options(generation: dict[str, Any]) -> tuple[list[str], dict[str, Any]]
 
 
 def cut(text: str, until: Sequence[str]) -> str:
-    """A text up to the first of some words."""
+    """Truncate a text at the first stop string."""
     for word in filter(None, until):
         text = text.split(word)[0]
     return text.strip()
 
 
 def list_models() -> list[ModelManifest]:
-    """What the entry point gives to lmms-eval: the model "lion"."""
+    """Entry point for lmms-eval: the model "lion"."""
     return [ModelManifest("lion", simple_class_path=f"{__name__}.{LionForLmmsEval.__name__}")]
 
 

@@ -1,6 +1,6 @@
-"""What stands for an answer that could not be made, as where a picture is damaged: one that is wrong.
+"""Wrong predictions for examples without an answer, for example if an image is damaged.
 
-An empty text will not do for all tasks: POPE's official script takes it for "yes".
+An empty text is not wrong for all tasks: POPE's official script reads it as "yes".
 """
 
 import math
@@ -11,14 +11,14 @@ OPPOSITES = {"yes": "no", "no": "yes"}
 
 
 def wrong_prediction(example: Example) -> Prediction:
-    """The worst prediction for an example: no box and no words, "no" for "yes", or the right candidate last."""
+    """Create the worst prediction for an example: no text, "no" for "yes", or the right candidate ranked last."""
     if example.candidates:
-        return Prediction(example.id, "", worst_scores(example))
+        return Prediction(example.id, "", _worst_scores(example))
     return Prediction(example.id, OPPOSITES.get(str(example.references), ""))
 
 
-def worst_scores(example: Example) -> tuple[float, ...]:
-    """Scores that rank candidates from the least relevant to the right one."""
+def _worst_scores(example: Example) -> tuple[float, ...]:
+    """Return scores that rank candidates from the least relevant to the right one."""
     right, relevance = right_candidate(example), [0.0] * len(example.candidates)
     if isinstance(example.references, dict) and example.references.get("relevance"):
         relevance = list(example.references["relevance"])
@@ -26,7 +26,7 @@ def worst_scores(example: Example) -> tuple[float, ...]:
 
 
 def right_candidate(example: Example) -> int:
-    """The place of the right candidate, which is the reference or stands in it as `gt_index`."""
+    """Return the index of the right candidate, which is the reference or its `gt_index`."""
     references = example.references
     return int(references["gt_index"] if isinstance(references, dict) else references)
 

@@ -1,6 +1,7 @@
-"""The worst cases of an evaluation, to look at: a page that needs no other file, and a picture.
+"""Visualize the worst cases of an evaluation: a self-contained HTML page, and an image.
 
-A box of the answer is red, that of the reference green, with labels for those who do not see the difference.
+Boxes of answers are red and boxes of references are green. They also have labels, for readers who cannot tell the
+colors apart.
 """
 
 import base64
@@ -25,13 +26,13 @@ from .settings import EvaluationSettings
 from .task import Example, Prediction
 
 PAGE, SHEET = "worst.html", "worst.png"
-"""In the output folder."""
+"""File names in the output folder."""
 
 NUM_ON_PAGE, NUM_ON_SHEET = 48, 12
 PAGE_SIDE = 480
-"""Pixels of a picture's longer side on the page."""
+"""Longer side of images on the page, in pixels."""
 COLUMNS, TILE, MARGIN, LETTERS, NUM_LINES = 4, 320, 12, 13, 7
-"""Of the sheet: tiles in a row, their side, what is around them, the size of letters, and lines below a picture."""
+"""Layout of the sheet: tiles per row, their side, margin, font size, and number of text lines below an image."""
 PAPER, INK, FAINT = "white", "#222222", "#dddddd"
 
 
@@ -40,8 +41,8 @@ class Case:
     """An example with its answer.
 
     Attributes:
-        score: of the answer; `None` where it is unknown.
-        error: why there is no answer.
+        score: Score of the answer. `None` if it is unknown.
+        error: Reason why there is no answer.
     """
 
     example: Example
@@ -51,26 +52,28 @@ class Case:
 
     @property
     def reference(self) -> str:
-        """What would have been right, in words."""
+        """The right answer, as text."""
         return describe_reference(self.example)
 
     @property
     def entities(self) -> list[Entity]:
         """Boxes of the answer and of the reference, as fractions of the image."""
-        own, right = extract_boxes(self.answer), reference_box(self.example)
+        own, right = extract_boxes(self.answer), _reference_box(self.example)
         return [("answer", (0, 0), own), ("reference", (0, 0), [right] if right else [])]
 
     def draw(self, folder: Path, side: int) -> Image.Image | None:
-        """The picture with boxes, with a longer side of `side` pixels; `None` if it cannot be read."""
+        """Draw the boxes on the image, resized so that its longer side has `side` pixels. Return `None` if it cannot be
+        read.
+        """
         try:
-            picture = open_picture(self.example.image, folder)
+            image = open_picture(self.example.image, folder)
         except ValueError:
             return None
-        scale = side / max(picture.size)
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+        scale = side / max(image.size)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         return draw_entities(
-            picture,
-            [(name, span, [scale_box(box, picture.size) for box in boxes]) for name, span, boxes in self.entities],
+            image,
+            [(name, span, [scale_box(box, image.size) for box in boxes]) for name, span, boxes in self.entities],
         )
 
 
@@ -81,22 +84,22 @@ def find_worst(
     errors: Mapping[str, str],
     count: int,
 ) -> list[Case]:
-    """The examples with the lowest scores, the first of equals; those without an answer come last."""
+    """Find the examples with the lowest scores, in stable order. Examples without an answer come last."""
     answers = {prediction.id: prediction.answer for prediction in predictions}
     order = sorted(examples, key=lambda example: (example.id in errors, scores.get(example.id, 0.0)))
     return [Case(x, answers[x.id], scores.get(x.id), errors.get(x.id)) for x in order[:count]]
 
 
-def reference_box(example: Example) -> Box | None:
-    """The box that is to be found, fractions of the image, if it is one."""
+def _reference_box(example: Example) -> Box | None:
+    """Return the reference as fractions of the image if it is a box, otherwise `None`."""
     value = example.references
     is_box = isinstance(value, list | tuple) and len(value) == 4 and all(isinstance(x, float | int) for x in value)
     return (value[0], value[1], value[2], value[3]) if is_box and not example.candidates else None
 
 
 def describe_reference(example: Example) -> str:
-    """A reference in words: the right candidate, a box, or answers with how many people gave them."""
-    box, value = reference_box(example), example.references
+    """Describe a reference: the right candidate, a box, or answers with the number of people who gave them."""
+    box, value = _reference_box(example), example.references
     if box is not None:
         return format_boxes([box])
     if example.candidates:
@@ -115,7 +118,7 @@ def write_pages(
     scores: Mapping[str, float],
     errors: Mapping[str, str],
 ) -> None:
-    """Write the page and the picture of the worst cases into the output folder."""
+    """Write the page and the image of the worst cases to the output folder."""
     cases = find_worst(examples, predictions, scores, errors, NUM_ON_PAGE)
     write_text(settings.output / PAGE, make_page(result, cases, settings.image_folder))
     with naming(settings.output / SHEET):
@@ -150,21 +153,21 @@ TEMPLATE = """<!DOCTYPE html>
 
 
 def make_page(result: Result, cases: Sequence[Case], folder: Path) -> str:
-    """The page, in HTML. All that comes from data, model or paths is escaped."""
+    """Create the HTML page. All text from data, models and paths is escaped."""
     model = (result.model or {}).get("name") or result.predictions or ""
     title = f"{result.task}{f' on {result.dataset}' if result.dataset else ''}"
     return TEMPLATE.format(
         title=escape(title),
         style=STYLE,
         about=escape(f"{model} on {result.data['name']}: {result.to_sentence()}"),
-        table=make_table(result),
+        table=_make_table(result),
         count=len(cases),
-        cases="\n".join(make_card(case, folder) for case in cases),
+        cases="\n".join(_make_card(case, folder) for case in cases),
     )
 
 
-def make_table(result: Result) -> str:
-    """The figures beside the paper's."""
+def _make_table(result: Result) -> str:
+    """Create a table of the metrics and the paper's values."""
     rows = [result.columns(), *([name, value, *paper] for name, value, paper in result.rows())]
     lines = []
     for number, row in enumerate(rows):
@@ -173,10 +176,9 @@ def make_table(result: Result) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def make_card(case: Case, folder: Path) -> str:
-    """One case on the page."""
-    picture = case.draw(folder, PAGE_SIDE)
-    shown = f'<div class="unread">{escape(case.error or "no picture")}</div>' if picture is None else embed(picture)
+def _make_card(case: Case, folder: Path) -> str:
+    image = case.draw(folder, PAGE_SIDE)
+    shown = f'<div class="unread">{escape(case.error or "no image")}</div>' if image is None else embed(image)
     score = "unknown" if case.score is None else f"{case.score:.2f}"
     fields = [
         ("question", case.example.question, ""),
@@ -189,18 +191,18 @@ def make_card(case: Case, folder: Path) -> str:
     return f'<div class="case">{shown}<dl>{items}</dl></div>'
 
 
-def embed(picture: Image.Image) -> str:
-    """A picture within the page."""
+def embed(image: Image.Image) -> str:
+    """Embed an image in the page."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=88)
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
-# --- the picture --------------------------------------------------------------------------------------------------
+# --- the image --------------------------------------------------------------------------------------------------
 
 
 def make_sheet(cases: Sequence[Case], folder: Path) -> Image.Image:
-    """The cases side by side, with question, answer and reference below each."""
+    """Draw the cases side by side, with question, answer and reference below each."""
     font: Any = ImageFont.load_default(size=LETTERS)
     height = TILE + NUM_LINES * (LETTERS + 4) + 2 * MARGIN
     columns = max(1, min(COLUMNS, len(cases)))
@@ -208,21 +210,20 @@ def make_sheet(cases: Sequence[Case], folder: Path) -> Image.Image:
     sheet = Image.new("RGB", (columns * (TILE + MARGIN) + MARGIN, rows * height + MARGIN), PAPER)
     for number, case in enumerate(cases):
         corner = MARGIN + number % columns * (TILE + MARGIN), MARGIN + number // columns * height
-        draw_tile(sheet, case, folder, corner, font)
+        _draw_tile(sheet, case, folder, corner, font)
     if not cases:
         ImageDraw.Draw(sheet).text((MARGIN, MARGIN), "There are no cases.", fill=INK, font=font)
     return sheet
 
 
-def draw_tile(sheet: Image.Image, case: Case, folder: Path, corner: tuple[int, int], font: Any) -> None:
-    """One case on the sheet."""
+def _draw_tile(sheet: Image.Image, case: Case, folder: Path, corner: tuple[int, int], font: Any) -> None:
     draw, (left, top) = ImageDraw.Draw(sheet), corner
-    picture = case.draw(folder, TILE)
-    if picture is None:
+    image = case.draw(folder, TILE)
+    if image is None:
         draw.rectangle((left, top, left + TILE, top + TILE), fill=FAINT)
-        write_lines(draw, wrap(case.error or "no picture", font, TILE - 2 * MARGIN), left + MARGIN, top + MARGIN, font)
+        _write_lines(draw, wrap(case.error or "no image", font, TILE - 2 * MARGIN), left + MARGIN, top + MARGIN, font)
     else:
-        sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
+        sheet.paste(image, (left + (TILE - image.width) // 2, top + (TILE - image.height) // 2))
     answer = case.answer if case.error is None else "none"
     score = "" if case.score is None else f" ({case.score:.1f})"
     lines = [
@@ -230,17 +231,16 @@ def draw_tile(sheet: Image.Image, case: Case, folder: Path, corner: tuple[int, i
         *wrap(f"answer: {answer}{score}", font, TILE)[:2],
         *wrap(f"reference: {case.reference}", font, TILE)[:2],
     ]
-    write_lines(draw, lines, left, top + TILE + 4, font)
+    _write_lines(draw, lines, left, top + TILE + 4, font)
 
 
-def write_lines(draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, font: Any) -> None:
-    """Lines of text, one below the other."""
+def _write_lines(draw: ImageDraw.ImageDraw, lines: Sequence[str], left: int, top: int, font: Any) -> None:
     for number, line in enumerate(lines):
         draw.text((left, top + number * (LETTERS + 4)), line, fill=INK, font=font)
 
 
 def wrap(text: str, font: Any, width: int) -> list[str]:
-    """A text in lines that are at most so many pixels wide, as far as its average letters go."""
+    """Wrap a text to approximately `width` pixels, based on its average character width."""
     text = " ".join(text.split())[:2000]
     length = max(1.0, font.getlength(text)) / max(1, len(text))
     return textwrap.wrap(text, max(8, int(width / length)))

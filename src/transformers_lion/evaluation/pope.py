@@ -1,7 +1,7 @@
-"""POPE: whether a model says that things are in a picture that are not.
+"""POPE: whether a model claims to see objects that are not in the image.
 
-Source: POPE (arXiv:2305.10355) and its evaluate.py, which takes any answer for yes in whose first sentence neither "no"
-nor "not" stands. Those figures are given, and beside them how many answers said neither yes nor no.
+Source: POPE (arXiv:2305.10355) and its evaluate.py, which counts an answer as yes if its first sentence contains
+neither "no" nor "not". The same metrics are reported, together with the number of answers that are neither yes nor no.
 """
 
 import re
@@ -17,25 +17,25 @@ SPLITS = ("random", "popular", "adversarial")
 ANSWERS = ("yes", "no")
 
 NEGATIONS = frozenset({"No", "not", "no"})
-"""What the official script looks for; "Not" and "NO" it does not."""
+"""Words that the official script looks for. It does not recognize "Not" and "NO"."""
 WORD = re.compile(r"[a-z]+")
 
 
 def is_official_no(answer: str) -> bool:
-    """Whether POPE's evaluate.py takes an answer for no: by the words, between spaces, up to the first full stop."""
+    """Whether POPE's evaluate.py counts an answer as no: by its space-separated words up to the first period."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not NEGATIONS.isdisjoint(words)
 
 
 def is_neither(answer: str) -> bool:
-    """Whether neither "yes" nor "no" nor "not" stands anywhere in an answer."""
+    """Whether an answer contains none of "yes", "no" and "not"."""
     return {"yes", "no", "not"}.isdisjoint(WORD.findall(answer.lower()))
 
 
 def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
-    """Figures of answers to questions whose reference is "yes" or "no", in percent, and `neither`, a number of answers.
+    """Compute metrics of yes-no answers in percent, and `neither`, the number of answers that are neither.
 
-    `precision` and `recall` are of "yes"; where nothing was answered or labelled so, they are 0 (the official script
+    `precision` and `recall` are those of "yes". They are 0 if there is no such answer or label (the official script
     then divides by zero).
     """
     matched = match_predictions(examples, predictions)
@@ -44,68 +44,65 @@ def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 
     def compute(positions: Sequence[int]) -> dict[str, float]:
         counts = Counter((said[place], examples[place].references) for place in positions)
-        return {**compute_figures(counts), "neither": float(sum(neither[place] for place in positions))}
+        return {**_compute_figures(counts), "neither": float(sum(neither[place] for place in positions))}
 
     ranks = {example.id: 100.0 * (answer == example.references) for example, answer in zip(examples, said, strict=True)}
     return Scores(compute_by_group(examples, compute), ranks)
 
 
-def compute_figures(counts: Counter[tuple[str, str]]) -> dict[str, float]:
-    """Percentages, from how often each answer was given to each label."""
+def _compute_figures(counts: Counter[tuple[str, str]]) -> dict[str, float]:
+    """Compute percentages from the counts of (answer, label) pairs."""
     total, right = counts.total(), counts["yes", "yes"]
     answered, labelled = right + counts["yes", "no"], right + counts["no", "yes"]
     return {
-        "f1": percent(2 * right, answered + labelled),
-        "accuracy": percent(right + counts["no", "no"], total),
-        "precision": percent(right, answered),
-        "recall": percent(right, labelled),
-        "yes_share": percent(answered, total),
+        "f1": _percent(2 * right, answered + labelled),
+        "accuracy": _percent(right + counts["no", "no"], total),
+        "precision": _percent(right, answered),
+        "recall": _percent(right, labelled),
+        "yes_share": _percent(answered, total),
     }
 
 
-def percent(part: int, whole: int) -> float:
-    """A share, 0 of nothing."""
+def _percent(part: int, whole: int) -> float:
     return 100 * part / whole if whole else 0.0
 
 
 def load_pope(data: Path, images: Path | None = None) -> list[Example]:
-    """Questions in POPE's form, of one file or, for all three splits, of a folder with a file for each.
+    """Load questions in POPE's format, from one file or from a folder with one file for each of the three splits.
 
-    The split is read off a record's `category`, or else the file's name. An id is the record's `question_id`, and of a
-    folder's files that after its split: "random-1".
+    The split is the `category` of a record, or else part of the file name. The id is the `question_id` of the record,
+    prefixed by the split for a folder: "random-1".
 
     Args:
-        data: file or folder.
-        images: the folder of images.
+        data: File or folder.
+        images: Image folder.
     """
     if not data.is_dir():
-        examples = [read_example(row, images, find_split(data)) for row in read_rows(data)]
+        examples = [_read_example(row, images, _find_split(data)) for row in read_rows(data)]
     else:
         examples = [
-            read_example(row, images, split, f"{split}-")
+            _read_example(row, images, split, f"{split}-")
             for split in SPLITS
-            for row in read_rows(find_split_file(data, split))
+            for row in read_rows(_find_split_file(data, split))
         ]
     require_unique([example.id for example in examples], str(data))
     return examples
 
 
-def find_split(path: Path) -> str:
-    """The split in a file's name, "" if there is none."""
+def _find_split(path: Path) -> str:
+    """Return the split in the name of a file, or ""."""
     return next((split for split in SPLITS if split in path.name), "")
 
 
-def find_split_file(folder: Path, split: str) -> Path:
-    """The file of a split in a folder."""
+def _find_split_file(folder: Path, split: str) -> Path:
     found = sorted(path for path in folder.glob("*.json*") if split in path.name)
     if len(found) != 1:
         names = name_some([path.name for path in found])
-        raise ValueError(f"{folder}: expected one file *{split}*.json, found {len(found)}: {names}.")
+        raise ValueError(f"{folder}: expected one file *{split}*.json, but found {len(found)}: {names}.")
     return found[0]
 
 
-def read_example(row: Row, images: Path | None, split: str, prefix: str = "") -> Example:
-    """The question in a record."""
+def _read_example(row: Row, images: Path | None, split: str, prefix: str = "") -> Example:
     label = row.text("label", "answer")
     if label not in ANSWERS:
         raise row.error(f"expected yes or no in label, not {label!r}.")

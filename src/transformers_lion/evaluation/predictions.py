@@ -1,7 +1,7 @@
-"""A model's answers as a file of JSON Lines, and whether they fit the examples.
+"""Read and write predictions as JSON Lines, and match them with examples.
 
-A line is `{"id": ..., "answer": ..., "scores": [...]}`, and what else its writer likes to keep. Understood are also the
-lists that official scripts read, of `{"question_id", "answer"}` (VQA) and `{"image_id", "caption"}` (COCO).
+A line is `{"id": ..., "answer": ..., "scores": [...]}` and may have other fields. The lists that official scripts read
+are also supported: `{"question_id", "answer"}` (VQA) and `{"image_id", "caption"}` (COCO).
 """
 
 import json
@@ -22,17 +22,17 @@ ANSWER_NAMES = ("answer", "caption")
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write a file, one prediction a line."""
+    """Write predictions to a file, one per line."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(format_prediction(prediction) for prediction in predictions)
 
 
 def format_prediction(prediction: Prediction, more: Mapping[str, Any] | None = None) -> str:
-    """A prediction as a line with its end.
+    """Format a prediction as a line, including the newline.
 
     Args:
-        prediction: its scores are left out where there are none.
-        more: fields to keep beside it.
+        prediction: The prediction. `scores` is omitted if there are none.
+        more: Additional fields.
     """
     fields: dict[str, Any] = {"id": prediction.id, "answer": prediction.answer}
     if prediction.scores is not None:
@@ -43,10 +43,10 @@ def format_prediction(prediction: Prediction, more: Mapping[str, Any] | None = N
 def read_predictions(path: Path) -> list[Prediction]:
     """Read a file of predictions.
 
-    A last line that breaks off, as a killed run leaves it, is left out with a warning.
+    If the last line is incomplete because a run was killed, it is skipped with a warning.
 
     Raises:
-        ValueError: if the file cannot be read or a record of it is no prediction.
+        ValueError: If the file cannot be read or contains a record that is not a prediction.
     """
     try:
         content = Path(path).read_bytes()
@@ -54,19 +54,19 @@ def read_predictions(path: Path) -> list[Prediction]:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
     if content.lstrip()[:1] == b"[":
         try:
-            return [parse_prediction(row) for row in number_rows(json.loads(content), str(path))]
+            return [_parse_prediction(row) for row in number_rows(json.loads(content), str(path))]
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: expected a JSON list of predictions: {error}.") from error
     whole = count_whole_bytes(content)
     if whole < len(content):
         line = content[:whole].count(b"\n") + 1
-        logger.warning("%s: line %d breaks off and is left out.", path, line)
+        logger.warning("%s: line %d is incomplete and is skipped.", path, line)
     lines = enumerate(content[:whole].split(b"\n"), 1)
-    return [parse_prediction(parse_line(line, f"{path}, line {number}")) for number, line in lines if line.strip()]
+    return [_parse_prediction(parse_line(line, f"{path}, line {number}")) for number, line in lines if line.strip()]
 
 
 def count_whole_bytes(content: bytes) -> int:
-    """How much of a file of JSON Lines is left without a last line that breaks off."""
+    """Return the size of a JSON Lines file without an incomplete last line."""
     start = content.rfind(b"\n") + 1
     if content[start:].strip():
         try:
@@ -77,26 +77,25 @@ def count_whole_bytes(content: bytes) -> int:
 
 
 def parse_line(line: bytes, where: str) -> Row:
-    """The object in a line."""
+    """Parse the object in a line."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: expected an object in JSON: {error}.") from error
+        raise ValueError(f"{where}: expected a JSON object: {error}.") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: expected an object, not {describe(fields)}.")
     return Row(fields, where)
 
 
-def parse_prediction(row: Row) -> Prediction:
-    """The prediction in a record."""
+def _parse_prediction(row: Row) -> Prediction:
     answer = row.need(*ANSWER_NAMES)
     if not isinstance(answer, str):
-        raise row.error(f"expected a text in answer, not {describe(answer)}.")
-    return Prediction(row.name(*ID_NAMES), answer, None if row.find("scores") is None else parse_scores(row))
+        raise row.error(f"expected a string in answer, not {describe(answer)}.")
+    return Prediction(row.name(*ID_NAMES), answer, None if row.find("scores") is None else _parse_scores(row))
 
 
-def parse_scores(row: Row) -> tuple[float, ...]:
-    """Log-likelihoods: numbers, of which some may be minus infinity."""
+def _parse_scores(row: Row) -> tuple[float, ...]:
+    """Parse log-likelihoods, which may be negative infinity."""
     scores = row.list("scores")
     for score in scores:
         if isinstance(score, bool) or not isinstance(score, int | float) or math.isnan(score) or score == math.inf:
@@ -105,11 +104,11 @@ def parse_scores(row: Row) -> tuple[float, ...]:
 
 
 def match_predictions(examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The predictions in the order of their examples.
+    """Return the predictions in the order of their examples.
 
     Raises:
-        ValueError: if an id is predicted twice, has no prediction, or belongs to no example. It says how many there are
-            of both, and names some of those ids.
+        ValueError: If an id is predicted twice, has no prediction, or belongs to no example. The message has the counts
+            and some of the ids.
     """
     counts = Counter(prediction.id for prediction in predictions)
     by_id = {prediction.id: prediction for prediction in predictions}
@@ -117,26 +116,26 @@ def match_predictions(examples: Sequence[Example], predictions: Sequence[Predict
     faults = {
         "predicted twice": [name for name, count in counts.items() if count > 1],
         "without a prediction": [example.id for example in examples if example.id not in by_id],
-        "of no example": [name for name in counts if name not in known],
+        "not in the examples": [name for name in counts if name not in known],
     }
     texts = [f"{len(names)} ids are {kind}: {name_some(names)}" for kind, names in faults.items() if names]
     if texts:
-        raise ValueError(f"{len(predictions)} predictions do not fit {len(examples)} examples: {'; '.join(texts)}.")
+        raise ValueError(f"{len(predictions)} predictions do not match {len(examples)} examples: {'; '.join(texts)}.")
     return [by_id[example.id] for example in examples]
 
 
 def candidate_scores(example: Example, prediction: Prediction) -> tuple[float, ...]:
-    """The scores of a prediction, one for each candidate.
+    """Return the scores of a prediction, one for each candidate.
 
     Raises:
-        ValueError: if there are none, another number of them, or one is no number.
+        ValueError: If scores are missing, their number is wrong, or one is not a number.
     """
     scores, wanted = prediction.scores, len(example.candidates)
     if scores is None or len(scores) != wanted:
         count = "no" if scores is None else str(len(scores))
         raise ValueError(f"Prediction {example.id!r} has {count} scores for {wanted} candidates.")
     if any(math.isnan(score) for score in scores):
-        raise ValueError(f"Prediction {example.id!r} has a score that is no number.")
+        raise ValueError(f"Prediction {example.id!r} has a score that is not a number.")
     return scores
 
 
@@ -145,12 +144,12 @@ def score_measures(
     predictions: Sequence[Prediction],
     judge: Callable[[Example, Prediction], Mapping[str, float]],
 ) -> Scores:
-    """Scores that are means over examples, by group.
+    """Compute metrics that are means over examples, overall and by group.
 
     Args:
-        examples: at least one.
-        predictions: for them, in any order.
-        judge: from an example and its prediction to measures by name, the first of which ranks examples.
+        examples: At least one example.
+        predictions: Predictions for the examples, in any order.
+        judge: Function that maps an example and its prediction to measures by name. The first one ranks examples.
     """
     matched = match_predictions(examples, predictions)
     measures = [judge(example, prediction) for example, prediction in zip(examples, matched, strict=True)]

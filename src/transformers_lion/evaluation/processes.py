@@ -1,6 +1,6 @@
-"""The processes of an evaluation: those that torchrun or `accelerate launch` started, or one alone.
+"""Processes of an evaluation: those that torchrun or `accelerate launch` started, or a single one.
 
-They share the batches out and tell each other nothing but that they are done; each writes a file of its own.
+They share the batches and only communicate to wait for each other. Each process writes its own file.
 """
 
 import datetime
@@ -13,17 +13,17 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = datetime.timedelta(days=30)
-"""How long a process waits for the others, one of which may have the longer half of the work."""
+"""Maximum time that a process waits for the others, whose share of the work may take much longer."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all.
+    """This process among all processes.
 
     Attributes:
-        rank: its number.
-        count: of all.
-        local_rank: its number on its machine, and of its GPU.
+        rank: Global rank.
+        count: Number of processes.
+        local_rank: Rank on this machine, and index of the GPU.
     """
 
     rank: int = 0
@@ -32,24 +32,24 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that prepares, merges and scores."""
+        """Whether this process prepares, merges and scores."""
         return self.rank == 0
 
     @property
     def device(self) -> str:
-        """Where this process's model belongs."""
+        """Device for the model of this process."""
         return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
 
     def wait(self) -> None:
-        """Wait until all have come here."""
+        """Wait for all processes."""
         if self.count > 1:
             dist.barrier()
 
     def share_error(self, error: Exception | None) -> None:
-        """Stop all processes if the first has an error, which it alone reports.
+        """Stop all processes if the first one has an error. Only the first one reports it.
 
         Raises:
-            SystemExit: in the others.
+            SystemExit: In the other processes.
         """
         failed = [error is not None]
         if self.count > 1:
@@ -62,7 +62,7 @@ class Processes:
 
 @contextmanager
 def join_processes() -> Iterator[Processes]:
-    """Find the other processes, if a launcher started some."""
+    """Connect to the other processes, if a launcher started any."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes()

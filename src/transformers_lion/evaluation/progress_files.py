@@ -1,7 +1,7 @@
-"""The predictions of a run while it goes on: whole lines are kept whatever happens, and each process has a file.
+"""Store predictions during a run. Complete lines are never lost, and each process has its own file.
 
-The first process appends to `predictions.jsonl`, the others to files beside it. In the end, and where a run is taken up
-again, all lines are put into the one file, in the order of the data.
+The first process appends to `predictions.jsonl`, and the others append to separate files. At the end, and when a run is
+resumed, all lines are merged into `predictions.jsonl` in the order of the data.
 """
 
 import json
@@ -18,25 +18,29 @@ ERRORS = "errors.jsonl"
 
 
 def name_part(rank: int) -> str:
-    """The file of a process."""
+    """Return the file name of a process."""
     return PREDICTIONS if rank == 0 else f"predictions.{rank}.jsonl"
 
 
 class PredictionWriter:
-    """Appends the lines of a batch at once, and to the disk.
+    """Appends the lines of a batch at once and syncs them to disk.
 
     Args:
-        path: of the file.
+        path: File to write.
     """
 
     def __init__(self, path: Path):
         self.file = LineFile(path, sync=True)
 
     def write(self, found: Mapping[str, Fields]) -> None:
-        """Append predictions by their ids.
+        """Append predictions.
+
+        Args:
+            found: Predictions by id.
 
         Raises:
-            OSError: if the disk is full, say; none of them is then in the file.
+            OSError: If writing fails, for example because the disk is full. None of the predictions is written in that
+                case.
         """
         self.file.write("".join(format_fields(name, fields) for name, fields in found.items()))
 
@@ -46,24 +50,24 @@ class PredictionWriter:
 
 
 def read_parts(folder: Path) -> dict[str, Fields]:
-    """All predictions in a folder by their ids, of all processes; of several for an id the last."""
+    """Read the predictions of all processes in a folder, by id. The last prediction for an id counts."""
     found: dict[str, Fields] = {}
-    for path in list_parts(folder):
+    for path in _list_parts(folder):
         found.update(read_fields(path))
     return found
 
 
-def list_parts(folder: Path) -> list[Path]:
-    """The files of all processes, that of the first before the others."""
+def _list_parts(folder: Path) -> list[Path]:
+    """List the files of all processes, the first process first."""
     others = folder.glob("predictions.*.jsonl")
     return [path for path in (folder / PREDICTIONS, *sorted(others)) if path.exists()]
 
 
 def read_fields(path: Path) -> dict[str, Fields]:
-    """The predictions of a file by their ids. A last line that breaks off is left out.
+    """Read the predictions of a file, by id. An incomplete last line is skipped.
 
     Raises:
-        ValueError: if another line is none.
+        ValueError: If another line is not a prediction.
     """
     content = path.read_bytes()
     content = content[: count_whole_bytes(content)]
@@ -76,12 +80,12 @@ def read_fields(path: Path) -> dict[str, Fields]:
 
 
 def merge_parts(folder: Path, names: Sequence[str]) -> dict[str, Fields]:
-    """Put all predictions into one file, in the order of `names`; what became of others is dropped.
+    """Merge all predictions into one file, in the order of `names`. Predictions with other ids are dropped.
 
     Returns:
-        The predictions by their ids.
+        The predictions by id.
     """
-    found, parts = read_parts(folder), list_parts(folder)
+    found, parts = read_parts(folder), _list_parts(folder)
     merged = {name: found[name] for name in names if name in found}
     write_text(folder / PREDICTIONS, "".join(format_fields(name, fields) for name, fields in merged.items()))
     for path in parts:
@@ -91,7 +95,7 @@ def merge_parts(folder: Path, names: Sequence[str]) -> dict[str, Fields]:
 
 
 def write_errors(path: Path, errors: Iterable[tuple[str, str, str]]) -> None:
-    """Write the id, image and reason of each example without an answer; no file where there are none."""
+    """Write the id, image and reason of each example without an answer. Without errors, delete the file."""
     rows: list[dict[str, Any]] = [{"id": name, "image": image, "error": reason} for name, image, reason in errors]
     if rows:
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""What an evaluation found, as JSON and as a table beside the paper's figures."""
+"""Results of an evaluation, as JSON and as a table with the paper's values."""
 
 import json
 import platform
@@ -12,31 +12,32 @@ from ..inference import Lion
 from .settings import EvaluationSettings
 
 RESULT = "result.json"
-"""In the output folder."""
+"""File name in the output folder."""
 
 PACKAGES = ("transformers-lion", "transformers", "torch", "numpy", "pillow")
-"""Whose versions are noted."""
+"""Packages whose versions are recorded."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """An evaluation's result.
+    """Result of an evaluation.
 
     Attributes:
-        task: its name.
-        dataset: the paper's, if one was named.
-        figures: by name, as the task explains.
-        headline: the figure that the paper gives.
-        paper: its values, by model.
-        counts: of `examples`, of those that are `missing` an answer and count as wrong, and `answered_in_this_run`.
-        data: name and hash of the file, and the limit to its examples.
-        predictions: the file that was scored, where there was no model.
-        setup: what the predictions depend on.
-        model: dtype, device, generation settings and so on.
-        versions: of Python and packages.
-        batch_size: of this run.
-        seconds: that answering took in this run.
-        check: of batching.
+        task: Name of the task.
+        dataset: Dataset in the paper, if one was named.
+        figures: Metrics by name; see the task.
+        headline: The metric that the paper reports.
+        paper: The paper's values by model.
+        counts: Number of `examples`, of examples that are `missing` an answer and count as wrong, and of examples
+            `answered_in_this_run`.
+        data: Name and hash of the data file, and the limit on the number of examples.
+        predictions: File that was scored if no model was used.
+        setup: Everything that the predictions depend on.
+        model: Dtype, device, generation settings and so on.
+        versions: Versions of Python and packages.
+        batch_size: Batch size of this run.
+        seconds: Time spent on answering in this run.
+        check: Result of the batching check.
     """
 
     task: str
@@ -56,17 +57,19 @@ class Result:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every example has an answer, and batching made no difference."""
+        """Whether each example has an answer, and batching made no difference."""
         return not self.counts["missing"] and not (self.check and self.check["differ"])
 
     @property
     def paper_figure(self) -> str:
-        """The figure that the paper gives; of a group alone, where the data set is one of several in the data."""
+        """Name of the metric that the paper reports. It is that of a group if the dataset is one of several in the
+        data.
+        """
         of_group = f"{self.headline} {(self.dataset or '').rpartition(' ')[2]}"
         return of_group if of_group in self.figures else self.headline
 
     def rows(self) -> list[tuple[str, str, list[str]]]:
-        """Each figure's name, its value, and the paper's by model, "" where it has none."""
+        """Return name, value and the paper's values by model for each metric. The latter are "" if there are none."""
         return [
             (
                 name,
@@ -77,11 +80,11 @@ class Result:
         ]
 
     def columns(self) -> list[str]:
-        """The heads of the columns of `rows`."""
+        """Return the column headers for `rows`."""
         return [self.task, "here", *(f"paper, {model}" for model in self.paper)]
 
     def to_table(self) -> Table:
-        """The figures beside those of the paper."""
+        """Create a table of the metrics and the paper's values."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in self.columns():
             table.add_column(column, justify="left" if column == self.task else "right", no_wrap=True)
@@ -90,21 +93,21 @@ class Result:
         return table
 
     def to_sentence(self) -> str:
-        """How many examples there are, and what those without an answer count as."""
+        """Describe the number of examples and how missing answers are counted."""
         missing, total = self.counts["missing"], self.counts["examples"]
         if not missing:
             return f"{total} examples."
         return f"{total} examples, of which {missing} have no answer and count as wrong."
 
     def to_json(self) -> str:
-        """The content of `result.json`; missing answers are explained in it."""
+        """Return the content of `result.json`, including how missing answers are counted."""
         fields = asdict(self)
         fields["counts"]["missing_count_as"] = "wrong"
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
 
 def describe_versions() -> dict[str, str]:
-    """Versions of Python and of what figures may depend on."""
+    """Return the versions of Python and of packages that may affect the metrics."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -115,7 +118,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def describe_model(lion: Lion, settings: EvaluationSettings) -> dict[str, Any]:
-    """What a model is run with; its generation settings are the checkpoint's with those of the evaluation."""
+    """Describe a model. Generation settings combine those of the checkpoint and of the evaluation."""
     config = lion.model.generation_config.to_dict()
     generation = {**config, **settings.generate_options}
     kept = {name: value for name, value in generation.items() if value is not None and not name.startswith("_")}

@@ -1,6 +1,7 @@
-"""What an evaluation is made of: examples, predictions, and a task that loads the first and scores the second.
+"""The parts of an evaluation: examples, predictions, and a task that loads the former and scores the latter.
 
-A task knows no model. `runner.py` turns examples into predictions with one; any other program may write them too.
+A task does not depend on a model. `runner.py` creates predictions for examples with a model, and so can any other
+program.
 """
 
 import math
@@ -11,20 +12,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Example:
-    """A question about an image, and what counts as its answer.
+    """A question about an image, with its references.
 
     Attributes:
-        id: unlike those of all other examples of the file.
-        image: file, relative to the folder of images.
-        question: as it is put to the model.
-        references: what the task scores against, as JSON has it; each task says what it is.
+        id: Unique id within the file.
+        image: Image file, relative to the image folder.
+        question: Question for the model.
+        references: What the task scores against, as JSON values; see the task.
         task_type: "image_level" or "region_level".
-        candidates: answers to rank by their likelihood; none where an answer is generated.
-        group: of the file's examples, such as a split; "" where there is one alone.
-        tags: of the image, where the file has them.
-        image_size: width and height that the file gives the image, where references depend on them.
-        error: why the example cannot be scored; "" where it can. It then has no references. Neither of these two counts
-            for equality.
+        candidates: Answers to rank by likelihood. Empty if the answer is generated.
+        group: Group within the file, such as a split. "" if there is only one.
+        tags: Tags of the image, if the file has them.
+        image_size: Width and height of the image according to the file, if the references depend on them. Ignored when
+            comparing examples.
+        error: Reason why the example cannot be scored and has no references, or "". Ignored when comparing examples.
     """
 
     id: str
@@ -44,9 +45,9 @@ class Prediction:
     """A model's answer to an example.
 
     Attributes:
-        id: the example's.
-        answer: the text; for ranked candidates, the likeliest.
-        scores: log-likelihood of each candidate, in their order.
+        id: Id of the example.
+        answer: Text of the answer. For ranked candidates, the most likely one.
+        scores: Log-likelihood of each candidate, in order.
     """
 
     id: str
@@ -56,11 +57,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Scores:
-    """What predictions are worth.
+    """Scores of predictions.
 
     Attributes:
-        figures: by name; the task says which and in what unit.
-        per_example: by the example's id, higher is better: what the worst cases are found by.
+        figures: Metrics by name; see the task for their units.
+        per_example: Score of each example by id, used to find the worst cases. Higher is better.
     """
 
     figures: dict[str, float]
@@ -69,16 +70,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Task:
-    """One way to evaluate.
+    """An evaluation task.
 
     Attributes:
-        name: on the command line.
-        load: from the data's file and the folder of images to examples; options of its own by name.
-        score: from examples and predictions to figures. An example without a prediction is an error.
-        headline: the figure that the paper gives.
-        max_new_tokens: of a generated answer.
-        paper: by data set and model, the paper's value of `headline`, in the same unit.
-        load_options: names of the options that `load` has.
+        name: Name on the command line.
+        load: Function that loads examples from a data file and an image folder. May have keyword options.
+        score: Function that computes metrics from examples and predictions. Raises an error if a prediction is missing.
+        headline: The metric that the paper reports.
+        max_new_tokens: Maximum number of tokens in a generated answer.
+        paper: The paper's values of `headline` by dataset and model, in the same unit.
+        load_options: Names of the keyword options of `load`.
     """
 
     name: str
@@ -93,11 +94,11 @@ class Task:
 def compute_by_group(
     examples: Sequence[Example], compute: Callable[[Sequence[int]], Mapping[str, float]]
 ) -> dict[str, float]:
-    """Figures of all examples, and where they are of several groups, of each: "accuracy" and "accuracy testA".
+    """Compute metrics of all examples and, if there are several groups, of each group: "accuracy" and "accuracy testA".
 
     Args:
-        examples: at least one.
-        compute: from the positions of some examples to figures by name.
+        examples: At least one example.
+        compute: Function that maps positions of examples to metrics by name.
     """
     groups: dict[str, list[int]] = {}
     for position, example in enumerate(examples):
@@ -110,11 +111,11 @@ def compute_by_group(
 
 
 def average_by_group(examples: Sequence[Example], measures: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """As `compute_by_group`, of figures that are means over those examples that have them.
+    """Average measures over the examples that have them, overall and by group as in `compute_by_group`.
 
     Args:
-        examples: at least one.
-        measures: of each example, by name.
+        examples: At least one example.
+        measures: Measures of each example, by name.
     """
     names = dict.fromkeys(name for measured in measures for name in measured)
 
@@ -126,7 +127,7 @@ def average_by_group(examples: Sequence[Example], measures: Sequence[Mapping[str
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of some numbers, at least one, whatever their order."""
+    """Compute the mean of at least one number, independently of their order."""
     return math.fsum(values) / len(values)
 
 

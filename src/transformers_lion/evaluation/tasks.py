@@ -1,6 +1,6 @@
-"""All tasks by name, with what the paper says of them, and figures of a file of predictions without any model.
+"""All tasks by name with the paper's results, and metrics for a file of predictions without a model.
 
-Source: the figures are those of LION (arXiv:2311.11860), tables 2 to 5, all in percent.
+Source: LION (arXiv:2311.11860), tables 2 to 5. All values are in percent.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from .vqa import (
 MODELS = ("LION-4B", "LION-12B")
 
 
-def list_paper(figures: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
-    """Figures of both models by data set."""
+def _list_paper(figures: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    """Pair the values with the two models, by dataset."""
     return {name: dict(zip(MODELS, values, strict=True)) for name, values in figures.items()}
 
 
 AOKVQA = {"A-OKVQA": (59.98, 60.87)}
-"""The paper does not say whether it means direct answers or multiple choice; it stands beside both."""
+"""The paper does not say whether this is for direct answers or multiple choice, so it is listed for both."""
 
 TASKS: dict[str, Task] = {
     task.name: task
@@ -42,7 +42,7 @@ TASKS: dict[str, Task] = {
             headline="accuracy",
             max_new_tokens=64,
             load_options=("box_format", "box_unit"),
-            paper=list_paper(
+            paper=_list_paper(
                 {
                     "RefCOCO val": (89.73, 89.80),
                     "RefCOCO testA": (92.29, 93.02),
@@ -61,7 +61,7 @@ TASKS: dict[str, Task] = {
             score_captions,
             headline="cider",
             max_new_tokens=64,
-            paper=list_paper({"Flickr30K": (85.57, 87.12), "COCO": (138.20, 139.25), "TextCaps": (104.87, 108.76)}),
+            paper=_list_paper({"Flickr30K": (85.57, 87.12), "COCO": (138.20, 139.25), "TextCaps": (104.87, 108.76)}),
         ),
         Task(
             "vqa",
@@ -69,7 +69,7 @@ TASKS: dict[str, Task] = {
             score_vqa,
             headline="accuracy",
             max_new_tokens=16,
-            paper=list_paper({"OKVQA": (51.08, 57.33), **AOKVQA}),
+            paper=_list_paper({"OKVQA": (51.08, 57.33), **AOKVQA}),
         ),
         Task(
             "exact-match",
@@ -77,21 +77,21 @@ TASKS: dict[str, Task] = {
             score_exact_match,
             headline="accuracy",
             max_new_tokens=16,
-            paper=list_paper({"GQA": (49.50, 51.56)}),
+            paper=_list_paper({"GQA": (49.50, 51.56)}),
         ),
         Task(
             "multiple-choice",
             load_multiple_choice,
             score_multiple_choice,
             headline="accuracy",
-            paper=list_paper({**AOKVQA, "IconQA": (54.91, 54.89), "VSR": (72.96, 73.77)}),
+            paper=_list_paper({**AOKVQA, "IconQA": (54.91, 54.89), "VSR": (72.96, 73.77)}),
         ),
         Task(
             "visdial",
             load_visdial,
             score_visdial,
             headline="mrr",
-            paper=list_paper({"VisDial": (50.02, 50.42)}),
+            paper=_list_paper({"VisDial": (50.02, 50.42)}),
         ),
         Task(
             "pope",
@@ -107,25 +107,25 @@ TASKS: dict[str, Task] = {
         ),
     )
 }
-"""By the name on the command line."""
+"""Tasks by their name on the command line."""
 
 
 def evaluate_predictions(
     task: str, data: Path, predictions: Path | Sequence[Prediction], images: Path | None = None
 ) -> Scores:
-    """What predictions for a file of data are worth.
+    """Score predictions for a data file.
 
     Args:
-        task: one of `TASKS`.
-        data: in a form that the task reads.
-        predictions: of all its examples, or a file of them.
-        images: the folder of images, where the data need it.
+        task: One of `TASKS`.
+        data: Data file in a format that the task reads.
+        predictions: Predictions for all examples, or a file with predictions.
+        images: Image folder, if the data require it.
 
     Raises:
-        ValueError: if there is no such task, a file cannot be read, or predictions do not fit the data.
+        ValueError: If the task is unknown, a file cannot be read, or the predictions do not match the data.
     """
     if task not in TASKS:
-        raise ValueError(f"{task!r} is no task; there are {', '.join(TASKS)}.")
+        raise ValueError(f"Unknown task {task!r}; use one of {', '.join(TASKS)}.")
     chosen = TASKS[task]
     examples = chosen.load(Path(data), images)
     found = read_predictions(predictions) if isinstance(predictions, str | Path) else predictions

@@ -1,9 +1,9 @@
-"""VisDial: rank the answers to a question in a dialogue about a picture by their likelihood.
+"""VisDial: rank the answers to a question in a dialogue about an image by their likelihood.
 
-Source: Visual Dialog (arXiv:1611.08669), and the metrics of its challenge (visdial-challenge-starter-pytorch). Where
-candidates are equally likely, figures are what they would be on average if equals were put in a random order; there
-the challenge's code keeps whatever order its sort leaves. The prompt is that of InstructBLIP (arXiv:2305.06500,
-appendix C), since LION's is not known.
+Source: Visual Dialog (arXiv:1611.08669) and the metrics of its challenge (visdial-challenge-starter-pytorch). If
+candidates are equally likely, metrics are the expected values over random orders of them, whereas the challenge's code
+keeps whatever order its sort produces. The prompt is that of InstructBLIP (arXiv:2305.06500, appendix C), because
+LION's is not published.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,15 @@ RECALL_RANKS = (1, 5, 10)
 
 
 def score_visdial(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
-    """MRR, recall at 1, 5 and 10, and NDCG, in percent, and the mean rank, of the candidates' likelihoods.
+    """Compute MRR, recall at 1, 5 and 10, and NDCG in percent, and the mean rank, from the likelihoods of candidates.
 
-    References are `{"gt_index": place, "relevance": [one for each candidate]}`; NDCG is the mean over those examples
+    References are `{"gt_index": index, "relevance": [one value per candidate]}`. NDCG is averaged over the examples
     that have relevance.
     """
-    return score_measures(examples, predictions, judge_ranking)
+    return score_measures(examples, predictions, _judge_ranking)
 
 
-def judge_ranking(example: Example, prediction: Prediction) -> dict[str, float]:
-    """What the ranking of an example's candidates is worth."""
+def _judge_ranking(example: Example, prediction: Prediction) -> dict[str, float]:
     scores = candidate_scores(example, prediction)
     measures = rank_right_answer(scores, example.references["gt_index"])
     relevance = example.references.get("relevance")
@@ -39,7 +38,9 @@ def judge_ranking(example: Example, prediction: Prediction) -> dict[str, float]:
 
 
 def rank_right_answer(scores: Sequence[float], right: int) -> dict[str, float]:
-    """Measures of the rank of the right candidate, from 1; of all its possible ranks where others are as likely."""
+    """Compute measures of the rank of the right candidate, from 1. With ties, they are averaged over its possible
+    ranks.
+    """
     better = sum(score > scores[right] for score in scores)
     equal = sum(score == scores[right] for score in scores)
     ranks = range(better + 1, better + equal + 1)
@@ -51,62 +52,68 @@ def rank_right_answer(scores: Sequence[float], right: int) -> dict[str, float]:
 
 
 def compute_ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
-    """Gain of the first k candidates over the most that k could have, where k are relevant at all; 0 to 1.
+    """Compute the normalized discounted cumulative gain of the first k candidates, where k is the number of relevant
+    ones.
 
     Args:
-        scores: one for each candidate; of equal ones each counts as their mean relevance.
-        relevance: at least one above 0.
+        scores: Score of each candidate. Candidates with equal scores share their mean relevance.
+        relevance: Relevance of each candidate, at least one of them above 0.
+
+    Returns:
+        A value from 0 to 1.
     """
     groups: dict[float, list[float]] = {}
     for score, value in zip(scores, relevance, strict=True):
         groups.setdefault(score, []).append(value)
     ranked = [mean(groups[score]) for score in sorted(groups, reverse=True) for _ in groups[score]]
     most = sum(value != 0 for value in relevance)
-    return discount(ranked[:most]) / discount(sorted(relevance, reverse=True)[:most])
+    return _discount(ranked[:most]) / _discount(sorted(relevance, reverse=True)[:most])
 
 
-def discount(gains: Sequence[float]) -> float:
-    """The discounted sum of gains, the first of which counts in full."""
+def _discount(gains: Sequence[float]) -> float:
+    """Sum gains, discounted by rank."""
     return sum(gain / log2(place + 2) for place, gain in enumerate(gains))
 
 
 def load_visdial(data: Path, images: Path | None = None) -> list[Example]:
-    """The questions of all rounds of a file in the form of VisDial 1.0.
+    """Load the questions of all rounds from a file in the format of VisDial 1.0.
 
-    Relevance is read from the file of dense annotations beside it, if there is one: visdial_1.0_val.json,
-    visdial_1.0_val_dense_annotations.json. Ids are the image's and the round's, from 1: "185565-1".
+    Relevance is read from the file of dense annotations in the same folder, if it exists: visdial_1.0_val.json,
+    visdial_1.0_val_dense_annotations.json. Ids combine the image and the round, counted from 1: "185565-1".
 
     Args:
-        data: the file.
-        images: the folder of images.
+        data: Data file.
+        images: Image folder.
 
     Raises:
-        ValueError: also if rounds have no right answer, as those of the test split.
+        ValueError: If the file cannot be read or rounds have no right answer, as in the test split.
     """
     document = read_document(data)
     if isinstance(document, list) or not isinstance(document.find("data"), dict):
-        raise ValueError(f"{data}: expected an object in VisDial's form, with dialogs, questions and answers in data.")
+        raise ValueError(
+            f"{data}: expected an object in VisDial's format, with dialogs, questions and answers in data."
+        )
     content = Row(document.fields["data"], f"{data}, data")
     subset = str(document.find("split") or "")
-    relevance = read_relevance(data.with_name(f"{data.stem}_dense_annotations{data.suffix}"))
+    relevance = _read_relevance(data.with_name(f"{data.stem}_dense_annotations{data.suffix}"))
     questions, answers = content.list("questions"), content.list("answers")
     examples = [
         example
         for dialog in content.rows("dialogs")
-        for example in read_dialog(dialog, questions, answers, images, subset, relevance)
+        for example in _read_dialog(dialog, questions, answers, images, subset, relevance)
     ]
     require_unique([example.id for example in examples], str(data))
     known = {example.id for example in examples}
     unknown = [name for name in relevance if name not in known]
     if unknown:
         raise ValueError(
-            f"{data}: {len(unknown)} of {len(relevance)} dense annotations are of no round: {name_some(unknown)}."
+            f"{data}: {len(unknown)} of {len(relevance)} dense annotations belong to no round: {name_some(unknown)}."
         )
     return examples
 
 
-def read_relevance(path: Path) -> dict[str, tuple[float, ...]]:
-    """The relevance of candidates, by the id of the example, of a file of dense annotations; none without a file."""
+def _read_relevance(path: Path) -> dict[str, tuple[float, ...]]:
+    """Read the relevance of candidates by example id. Return an empty dict if the file does not exist."""
     if not path.is_file():
         return {}
     document = read_document(path)
@@ -114,7 +121,7 @@ def read_relevance(path: Path) -> dict[str, tuple[float, ...]]:
     return {f"{row.name('image_id')}-{row.whole('round_id')}": row.numbers("gt_relevance", "relevance") for row in rows}
 
 
-def read_dialog(
+def _read_dialog(
     dialog: Row,
     questions: Sequence[str],
     answers: Sequence[str],
@@ -122,46 +129,50 @@ def read_dialog(
     subset: str,
     relevance: Mapping[str, Sequence[float]],
 ) -> list[Example]:
-    """An example for each round of a dialogue, whose prompt has the caption and the rounds before."""
+    """Read an example for each round of a dialogue. Its prompt has the caption and the previous rounds."""
     image_id = dialog.name("image_id")
-    image = choose_image(images, list_visdial_names(image_id, subset))
+    image = choose_image(images, _list_visdial_names(image_id, subset))
     history = [dialog.text("caption").strip()]
     examples = []
     for number, turn in enumerate(dialog.rows("dialog"), 1):
         name = f"{image_id}-{number}"
-        question = pick(turn, turn.whole("question"), questions).strip().rstrip("?") + "?"
-        candidates = tuple(pick(turn, place, answers) for place in turn.list("answer_options"))
-        references: dict[str, Any] = {"gt_index": read_right(turn, len(candidates))}
+        question = _pick(turn, turn.whole("question"), questions).strip().rstrip("?") + "?"
+        candidates = tuple(_pick(turn, place, answers) for place in turn.list("answer_options"))
+        references: dict[str, Any] = {"gt_index": _read_right(turn, len(candidates))}
         if name in relevance:
             references["relevance"] = relevance[name]
             if len(relevance[name]) != len(candidates):
-                raise turn.error(f"expected relevance of {len(candidates)} candidates, found {len(relevance[name])}.")
+                raise turn.error(
+                    f"expected relevance of {len(candidates)} candidates, but found {len(relevance[name])}."
+                )
         prompt = PROMPT.format(". ".join(history), question)
         examples.append(Example(name, image, prompt, references, candidates=candidates, tags=dialog.tags))
         if turn.find("answer") is not None:
-            history.append(f"{question} {pick(turn, turn.whole('answer'), answers)}")
+            history.append(f"{question} {_pick(turn, turn.whole('answer'), answers)}")
     return examples
 
 
-def pick(turn: Row, place: Any, texts: Sequence[str]) -> str:
-    """One of the file's questions or answers."""
+def _pick(turn: Row, place: Any, texts: Sequence[str]) -> str:
+    """Return one of the file's questions or answers."""
     if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(texts):
-        raise turn.error(f"expected the place of one of {len(texts)} texts, not {place!r}.")
+        raise turn.error(f"expected an index below {len(texts)}, not {place!r}.")
     return texts[place]
 
 
-def read_right(turn: Row, num_candidates: int) -> int:
-    """The place of the right candidate."""
+def _read_right(turn: Row, num_candidates: int) -> int:
+    """Read the index of the right candidate."""
     if turn.find("gt_index") is None:
-        raise turn.error("expected gt_index, the right answer's place; the test split has none and cannot be scored.")
+        raise turn.error(
+            "expected gt_index, the index of the right answer; the test split has none and cannot be scored."
+        )
     place = turn.whole("gt_index")
     if not 0 <= place < num_candidates:
-        raise turn.error(f"expected in gt_index the place of one of {num_candidates} candidates, not {place}.")
+        raise turn.error(f"expected an index below {num_candidates} in gt_index, not {place}.")
     return place
 
 
-def list_visdial_names(image_id: str, subset: str) -> list[str]:
-    """The files in which an image may be: those of val and test are VisDial's own, those of train COCO's."""
+def _list_visdial_names(image_id: str, subset: str) -> list[str]:
+    """List the files that may contain an image: VisDial's own for val and test, COCO's for train."""
     own = [f"VisualDialog_{year}_{image_id.zfill(12)}.jpg" for year in ("val2018", "test2018")]
     coco = list_image_names(image_id, "train2014")
     if "train" in subset:

@@ -1,8 +1,8 @@
 """Questions with short answers: VQA accuracy, exact match, and multiple choice by likelihood.
 
-Source: the VQA accuracy and its normalisation of answers are those of VQA's own evaluation (arXiv:1505.00468, section
-5; vqaEval.py), oddities included, which are marked. Prompts are those of InstructBLIP (arXiv:2305.06500, appendix C),
-since LION's are not known. All figures are percentages.
+Source: VQA accuracy and its normalization of answers follow VQA's own evaluation (arXiv:1505.00468, section 5;
+vqaEval.py), including its quirks, which are marked. Prompts are those of InstructBLIP (arXiv:2305.06500, appendix C),
+because LION's are not published. All metrics are percentages.
 """
 
 import logging
@@ -31,20 +31,20 @@ PROMPT = "Question: {} Short answer:"
 CHOICE_PROMPT = "Question: {} Options: {}. Short answer:"
 STATEMENT_PROMPT = 'Based on the image, is this statement true or false? "{}" Answer:'
 STATEMENT_CHOICES = ("false", "true")
-"""By the label, 0 or 1, of a statement as VSR has them."""
+"""Candidates by label, 0 or 1, for statements in the format of VSR."""
 
 ID_NAMES = ("question_id", "id", "qid")
 ANSWER_NAMES = ("answers", "direct_answers", "answer")
 CHOICE_NAMES = ("choices", "options", "candidates")
 
 TEXT_CHOICE = "choose_txt"
-"""IconQA's questions with texts to choose from; its others have pictures, or none."""
+"""Type of IconQA's questions with text choices. Its other questions have image choices or no choices."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 NUM_AGREEING = 3
-"""People who have to give an answer for it to be right in full."""
+"""Number of people who must give an answer for it to be fully correct."""
 MIN_PEOPLE = NUM_AGREEING + 1
-"""Fewer, and no answer could be right in full, since each is left out once."""
+"""Minimum number of people: with fewer, no answer could be fully correct, because each person is left out once."""
 
 CONTRACTIONS = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
@@ -56,7 +56,7 @@ CONTRACTIONS = (
     "why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're "
     "you've"
 )
-"""What is put right where one apostrophe is missing."""
+"""Contractions that are restored if one apostrophe is missing."""
 
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -64,32 +64,33 @@ DIGITS = {"none": "0", **{word: str(number) for number, word in enumerate(NUMBER
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 PERIOD = re.compile(r"\.(?!\d)")
 NUM_PERIODS = 32
-"""So many are taken away, no more: the official script hands `re.UNICODE`, which is 32, to the place of a count."""
+"""Maximum number of periods to remove: the official script passes `re.UNICODE`, which is 32, as the count."""
 NUMBER_WITH_COMMA = re.compile(r"\d,\d")
 
 
-def list_repairs() -> Iterator[tuple[str, str]]:
-    """Each contraction with one apostrophe left out, and as it is put right."""
+def _list_repairs() -> Iterator[tuple[str, str]]:
+    """Yield each contraction without one of its apostrophes, and the restored contraction."""
     for contraction in CONTRACTIONS.split():
         for place, letter in enumerate(contraction):
             if letter == "'":
                 yield contraction[:place] + contraction[place + 1 :], contraction
-    yield "somebody'd", "somebodyd"  # the wrong way round in the official script
+    yield "somebody'd", "somebodyd"  # reversed in the official script
 
 
-REPAIRS = dict(list_repairs())
+REPAIRS = dict(_list_repairs())
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer without punctuation, articles and capitals, with digits for number words and whole contractions."""
-    words = [DIGITS.get(word, word) for word in drop_punctuation(answer).lower().split()]
+    """Lowercase an answer, drop punctuation and articles, convert number words to digits, and restore contractions."""
+    words = [DIGITS.get(word, word) for word in _drop_punctuation(answer).lower().split()]
     return " ".join(REPAIRS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def drop_punctuation(answer: str) -> str:
-    """An answer without its punctuation, in whose place a space stands where it joined two words.
+def _drop_punctuation(answer: str) -> str:
+    """Remove punctuation, or replace it by a space where it joins two words.
 
-    In an answer with a number like 1,000, or where a mark stands beside a space anywhere, there is no such space.
+    No space is inserted if the answer has a number like 1,000, or if the punctuation mark is next to a space anywhere
+    in it.
     """
     text, has_number = answer, NUMBER_WITH_COMMA.search(answer) is not None
     for mark in PUNCTUATION:
@@ -99,19 +100,21 @@ def drop_punctuation(answer: str) -> str:
 
 
 def clean(answer: str) -> str:
-    """An answer on one line."""
+    """Put an answer on one line."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 def compute_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
-    """The accuracy of an answer, 0 to 1: the mean over all choices of all people but one, of agreement / 3, at most 1.
+    """Compute the VQA accuracy of an answer, from 0 to 1.
+
+    It is the average of min(agreement / 3, 1) over all subsets that leave out one person.
 
     Args:
-        answer: the model's.
-        references: the answers of all people, ten in VQA.
+        answer: Answer of the model.
+        references: Answers of all people, ten in VQA.
     """
     answer, given = clean(answer), [clean(reference) for reference in references]
-    if len(set(given)) > 1:  # where all agree, the official script compares without normalising
+    if len(set(given)) > 1:  # if all agree, the official script compares without normalizing
         answer, given = normalize_answer(answer), [normalize_answer(reference) for reference in given]
     agreeing = given.count(answer)
     without_agreeing = min(1.0, (agreeing - 1) / NUM_AGREEING)
@@ -119,8 +122,8 @@ def compute_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     return (agreeing * without_agreeing + (len(given) - agreeing) * without_other) / len(given)
 
 
-def compute_exact_match(answer: str, references: Sequence[str]) -> dict[str, float]:
-    """Whether an answer is one of the references, normalised and as it is written, 0 or 100."""
+def _compute_exact_match(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """Return 100 if an answer equals one of the references, with and without normalization, otherwise 0."""
     normalized = {normalize_answer(clean(reference)) for reference in references}
     return {
         "accuracy": 100.0 * (normalize_answer(clean(answer)) in normalized),
@@ -129,7 +132,7 @@ def compute_exact_match(answer: str, references: Sequence[str]) -> dict[str, flo
 
 
 def score_vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
-    """VQA accuracy; the references are the answers of all people."""
+    """Compute VQA accuracy. The references are the answers of all people."""
     return score_measures(
         examples,
         predictions,
@@ -138,110 +141,114 @@ def score_vqa(examples: Sequence[Example], predictions: Sequence[Prediction]) ->
 
 
 def score_exact_match(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
-    """Exact match with any of the references, a list of answers.
+    """Compute the exact match with any of the references, which are lists of answers.
 
-    `accuracy` compares normalised answers, `accuracy_verbatim` what is written, as GQA's own script does.
+    `accuracy` compares normalized answers. `accuracy_verbatim` compares the unchanged text, as GQA's own script does.
     """
     return score_measures(
-        examples, predictions, lambda example, found: compute_exact_match(found.answer, example.references)
+        examples, predictions, lambda example, found: _compute_exact_match(found.answer, example.references)
     )
 
 
 def score_multiple_choice(examples: Sequence[Example], predictions: Sequence[Prediction]) -> Scores:
-    """How often the right candidate, whose place is the reference, is the likeliest.
+    """Compute how often the right candidate is the most likely one. The reference is its index.
 
-    Of n that are equally likely each counts one nth, as if one of them were drawn.
+    If n candidates are equally likely, each counts 1/n, the expected value of choosing one of them at random.
     """
-    return score_measures(examples, predictions, judge_choice)
+    return score_measures(examples, predictions, _judge_choice)
 
 
-def judge_choice(example: Example, prediction: Prediction) -> dict[str, float]:
-    """The accuracy of a choice."""
+def _judge_choice(example: Example, prediction: Prediction) -> dict[str, float]:
     scores = candidate_scores(example, prediction)
     likeliest = [place for place, score in enumerate(scores) if score == max(scores)]
     return {"accuracy": 100.0 * (example.references in likeliest) / len(likeliest)}
 
 
 def load_vqa(data: Path, images: Path | None = None) -> list[Example]:
-    """Questions that several people answered: VQAv2, OK-VQA, A-OKVQA (direct answers), or any records.
+    """Load questions that several people answered: VQAv2, OK-VQA, A-OKVQA (direct answers), or any records.
 
     Args:
-        data: the file of questions, that of annotations, or a folder with both; or one of records.
-        images: the folder of images.
+        data: File of questions, file of annotations, folder with both, or file of records.
+        images: Image folder.
     """
-    rows, subset = read_questions(data)
+    rows, subset = _read_questions(data)
     asked = [row for row in rows if row.find("difficult_direct_answer") is not True]
     if len(asked) < len(rows):
-        logger.info("%s: %d of %d questions are marked as too difficult.", data, len(rows) - len(asked), len(rows))
-    return finish([read_answered(row, images, subset, MIN_PEOPLE) for row in asked], data)
+        logger.info(
+            "%s: skipped %d of %d questions marked as too difficult.",
+            data,
+            len(rows) - len(asked),
+            len(rows),
+        )
+    return finish([_read_answered(row, images, subset, MIN_PEOPLE) for row in asked], data)
 
 
 def load_exact_match(data: Path, images: Path | None = None) -> list[Example]:
-    """Questions with one or several right answers: GQA, a file as for `load_vqa`, or any records."""
-    rows, subset = read_questions(data)
-    return finish([read_answered(row, images, subset) for row in rows], data)
+    """Load questions with one or several right answers: GQA, a file as in `load_vqa`, or any records."""
+    rows, subset = _read_questions(data)
+    return finish([_read_answered(row, images, subset) for row in rows], data)
 
 
 def load_multiple_choice(data: Path, images: Path | None = None) -> list[Example]:
-    """Questions with candidates: A-OKVQA, IconQA, VSR, or any records with `choices` and `answer`."""
+    """Load questions with candidates: A-OKVQA, IconQA, VSR, or any records with `choices` and `answer`."""
     rows = read_rows(data)
     chosen = [row for row in rows if row.find("ques_type") in (None, TEXT_CHOICE)]
     if len(chosen) < len(rows):
-        logger.info("%s: of %d questions %d have texts to choose from.", data, len(rows), len(chosen))
+        logger.info("%s: %d of %d questions have text choices.", data, len(chosen), len(rows))
     return finish(
-        [read_statement(row, images) if is_statement(row) else read_choice(row, images) for row in chosen], data
+        [_read_statement(row, images) if _is_statement(row) else _read_choice(row, images) for row in chosen], data
     )
 
 
 def finish(examples: list[Example], data: Path) -> list[Example]:
-    """The examples of a file, if each has its own id and there are any."""
+    """Check that there are examples and that their ids are unique."""
     if not examples:
-        raise ValueError(f"{data} has no questions of this task.")
+        raise ValueError(f"{data} has no questions for this task.")
     require_unique([example.id for example in examples], str(data))
     return leave_out_training(examples)
 
 
-def read_questions(data: Path) -> tuple[list[Row], str]:
-    """The records of a file, or of a pair of files in VQA's form, and the subset of COCO that they are about.
+def _read_questions(data: Path) -> tuple[list[Row], str]:
+    """Read the records of a file, or of a pair of files in VQA's format, and the subset of COCO that they refer to.
 
     Raises:
-        ValueError: if there is no file to make up a pair, or both do not fit.
+        ValueError: If one file of a pair is missing, or the two do not match.
     """
     if data.is_dir():
-        data = find_file(data, "questions")
+        data = _find_file(data, "questions")
     document = read_document(data)
     if isinstance(document, Row) and isinstance(document.find("questions"), list):
-        return join_pair(document, read_document(find_partner(data, "annotations")))
+        return _join_pair(document, read_document(_find_partner(data, "annotations")))
     if isinstance(document, Row) and isinstance(document.find("annotations"), list):
-        return join_pair(read_document(find_partner(data, "questions")), document)
+        return _join_pair(read_document(_find_partner(data, "questions")), document)
     return list_rows(document), ""
 
 
-def find_file(folder: Path, part: str) -> Path:
-    """The one JSON file of a folder in whose name `part` stands."""
+def _find_file(folder: Path, part: str) -> Path:
+    """Find the only JSON file in a folder with `part` in its name."""
     found = sorted(folder.glob(f"*{part}*.json"))
     if len(found) != 1:
         names = name_some([path.name for path in found])
-        raise ValueError(f"{folder}: expected one file *{part}*.json, found {len(found)}: {names}.")
+        raise ValueError(f"{folder}: expected one file *{part}*.json, but found {len(found)}: {names}.")
     return found[0]
 
 
-def find_partner(path: Path, part: str) -> Path:
-    """The file of questions or annotations that goes with another: v2_OpenEnded_X_questions, v2_X_annotations."""
-    found = [other for other in path.parent.glob(f"*{part}*.json") if stem_of_pair(other) == stem_of_pair(path)]
+def _find_partner(path: Path, part: str) -> Path:
+    """Find the questions for annotations, or vice versa: v2_OpenEnded_X_questions, v2_X_annotations."""
+    found = [other for other in path.parent.glob(f"*{part}*.json") if _stem_of_pair(other) == _stem_of_pair(path)]
     if not found:
         kind = "v2_OpenEnded_X_questions.json and v2_X_annotations.json"
-        raise ValueError(f"{path}: expected the file of {part} beside it, named as in {kind}.")
+        raise ValueError(f"{path}: expected the file of {part} in the same folder, named like {kind}.")
     return max(found, key=lambda other: "OpenEnded" in other.name)
 
 
-def stem_of_pair(path: Path) -> str:
-    """What the names of a file of questions and of its annotations have in common."""
+def _stem_of_pair(path: Path) -> str:
+    """Return the common part of the names of a file of questions and its file of annotations."""
     return re.sub("OpenEnded_|MultipleChoice_|questions|annotations", "", path.name)
 
 
-def join_pair(questions: Row | list[Row], annotations: Row | list[Row]) -> tuple[list[Row], str]:
-    """The annotations with their questions, and the subset of COCO."""
+def _join_pair(questions: Row | list[Row], annotations: Row | list[Row]) -> tuple[list[Row], str]:
+    """Join annotations with their questions, and return the subset of COCO."""
     if isinstance(questions, list) or isinstance(annotations, list):
         wrong = (questions if isinstance(questions, list) else annotations)[0]  # type: ignore[index]
         raise wrong.error("expected a file with questions and one with annotations, not lists.")
@@ -257,13 +264,13 @@ def join_pair(questions: Row | list[Row], annotations: Row | list[Row]) -> tuple
     return [Row({**asked[row.name("question_id")].fields, **row.fields}, row.where) for row in answered], str(subset)
 
 
-def read_answered(row: Row, images: Path | None, subset: str = "", num_people: int = 1) -> Example:
-    """A question with the answers of at least so many people."""
-    answers = read_answers(row)
+def _read_answered(row: Row, images: Path | None, subset: str = "", num_people: int = 1) -> Example:
+    """Read a question with the answers of at least `num_people` people."""
+    answers = _read_answers(row)
     if len(answers) < num_people:
         raise row.error(
-            f"expected the answers of at least {num_people} people, found {len(answers)}; "
-            "answers of one are scored by exact match."
+            f"expected the answers of at least {num_people} people, but found {len(answers)}; "
+            "use exact match for the answers of one person."
         )
     return Example(
         row.name(*ID_NAMES),
@@ -275,53 +282,51 @@ def read_answered(row: Row, images: Path | None, subset: str = "", num_people: i
     )
 
 
-def read_answers(row: Row) -> list[str]:
-    """Answers: a list of texts or of objects with the text in `answer`, or a single text."""
+def _read_answers(row: Row) -> list[str]:
+    """Read answers: a list of strings, a list of objects with a string in `answer`, or a single string."""
     value = row.need(*ANSWER_NAMES)
     answers = value if isinstance(value, list) else [value]
     found = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
     texts = [text for text in found if isinstance(text, str)]
     if not texts or len(texts) < len(found):
-        raise row.error(f"expected a text or a list of them in {' or '.join(ANSWER_NAMES)}, not {describe(value)}.")
+        raise row.error(
+            f"expected a string or a list of strings in {' or '.join(ANSWER_NAMES)}, not {describe(value)}."
+        )
     return texts
 
 
-def is_statement(row: Row) -> bool:
+def _is_statement(row: Row) -> bool:
     """Whether a record is a statement that is true or false, as in VSR."""
     return row.find("question", *CHOICE_NAMES) is None and row.find("caption", "statement") is not None
 
 
-def read_statement(row: Row, images: Path | None) -> Example:
-    """A statement with its label, 0 or 1; its id is the record's place where it has none."""
+def _read_statement(row: Row, images: Path | None) -> Example:
+    """Read a statement with its label, 0 or 1. Without an id, its position is used."""
     label = row.need("label")
     if label not in (0, 1):
         raise row.error(f"expected 0 or 1 in label, not {describe(label)}.")
     statement = STATEMENT_PROMPT.format(row.text("caption", "statement"))
-    return make_choice(row, images, statement, STATEMENT_CHOICES, int(label))
+    return _make_choice(row, images, statement, STATEMENT_CHOICES, int(label))
 
 
-def read_choice(row: Row, images: Path | None) -> Example:
-    """A question with its candidates."""
+def _read_choice(row: Row, images: Path | None) -> Example:
     choices = row.texts(*CHOICE_NAMES)
     options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     question = CHOICE_PROMPT.format(row.text("question"), options)
-    return make_choice(row, images, question, choices, read_place(row, choices))
+    return _make_choice(row, images, question, choices, _read_place(row, choices))
 
 
-def read_place(row: Row, choices: Sequence[str]) -> int:
-    """The place of the right candidate, from 0: given as such, or by its text."""
+def _read_place(row: Row, choices: Sequence[str]) -> int:
+    """Read the index of the right candidate, which is given as an index or as text."""
     answer = row.need("correct_choice_idx", "answer", "label")
     if isinstance(answer, str) and choices.count(answer) == 1:
         return choices.index(answer)
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
-    raise row.error(
-        f"expected in answer one of the {len(choices)} choices or its place from 0, not {describe(answer)}."
-    )
+    raise row.error(f"expected one of the {len(choices)} choices or its index in answer, not {describe(answer)}.")
 
 
-def make_choice(row: Row, images: Path | None, question: str, candidates: tuple[str, ...], place: int) -> Example:
-    """An example whose candidates are ranked."""
+def _make_choice(row: Row, images: Path | None, question: str, candidates: tuple[str, ...], place: int) -> Example:
     name = row.name(*ID_NAMES) if row.find(*ID_NAMES) is not None else row.where.rpartition(" ")[2]
     image = f"{name}/image.png" if row.find(*IMAGE_NAMES) is None and row.find("ques_type") else read_image(row, images)
     group = row.find("split") or ""

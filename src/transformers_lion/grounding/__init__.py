@@ -1,4 +1,4 @@
-"""Boxes as text and as pictures: read, written, converted, scored, exported and drawn. No model is in it."""
+"""Read, write, convert, score, export and draw boxes that are written as text. Nothing here needs a model."""
 
 from .boxes import (
     Box,

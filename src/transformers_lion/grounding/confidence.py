@@ -1,8 +1,8 @@
-"""A score of each box, from the probabilities of the tokens that wrote its numbers.
+"""Scores for boxes, computed from the probabilities of the tokens that wrote their numbers.
 
-The score is the geometric mean of these probabilities: of the tokens with digits that stand in the box's part of the
-text. Commas and brackets, which the model is always sure of, do not count. How well it tells right boxes from wrong
-ones is measured in `benchmarks/calibration.md`.
+The score of a box is the geometric mean of the probabilities of its tokens that contain digits. Commas and brackets do
+not count, because the model is always sure of them. `benchmarks/calibration.md` measures how well the score separates
+right boxes from wrong ones.
 """
 
 import math
@@ -13,24 +13,25 @@ from typing import Any
 from .forms import read_grounded_text
 
 SPACE_MARKS = "\u2581\u0120\u010a"
-"""What stands for a space or a line break in tokens: SentencePiece's, and those of byte-level BPE."""
+"""Characters that represent a space or a line break in tokens of SentencePiece and byte-level BPE."""
 
 WINDOW = 64
-"""Characters in which a token is looked for after one that the text does not show as it is."""
+"""Number of characters to search for a token after one that does not appear verbatim in the text."""
 
 
 def token_spans(text: str, tokens: Sequence[str | None]) -> list[tuple[int, int]]:
-    """Where each token stands in the text that they were decoded to.
+    """Find the span of each token in the decoded text.
 
-    Letters are followed and spaces are not, which decoding adds and removes. A token that the text does not show, such
-    as the end of the sentence or one that was written in other letters, has an empty span.
+    Spaces are ignored, because decoding adds and removes them. A token that does not appear in the text, such as the
+    end-of-sequence token or one that was decoded to other characters, gets an empty span.
 
     Args:
-        text: decoded from all tokens, with or without special ones.
-        tokens: as from `tokenizer.convert_ids_to_tokens`, `None` for ids that the tokenizer does not have.
+        text: Text decoded from all tokens, with or without special tokens.
+        tokens: Tokens as returned by `tokenizer.convert_ids_to_tokens`. `None` for ids that the tokenizer does not
+            know.
 
     Returns:
-        (start, end) of each.
+        The (start, end) span of each token.
     """
     places = [index for index, letter in enumerate(text) if not letter.isspace()]
     letters = "".join(text[place] for place in places)
@@ -55,21 +56,21 @@ def score_boxes(
     form: str = "lion",
     image_size: tuple[int, int] | None = None,
 ) -> list[float]:
-    """The score of each box of a text.
+    """Compute a score for each box in a text.
 
     Args:
-        text: as it was decoded from the tokens.
-        tokens: as from `tokenizer.convert_ids_to_tokens`, special ones and `None` included.
-        log_probs: natural logarithms of the tokens' probabilities, such as a row of `token_log_probs`.
-        form: one of `FORMS`.
-        image_size: as in `read_grounded_text`.
+        text: Text decoded from the tokens.
+        tokens: Tokens as returned by `tokenizer.convert_ids_to_tokens`, including special tokens and `None`.
+        log_probs: Natural log-probabilities of the tokens, for example a row of `token_log_probs`.
+        form: Box format, one of `FORMS`.
+        image_size: See `read_grounded_text`.
 
     Returns:
-        From 0 to 1, in the order of `read_grounded_text(text, form).boxes`; `nan` where no token is known to have
-        written the box.
+        Scores from 0 to 1, in the order of `read_grounded_text(text, form).boxes`. A score is `nan` if no token is
+        known to have written the box.
 
     Raises:
-        ValueError: if there are not as many log-probabilities as tokens.
+        ValueError: If the number of log-probabilities differs from the number of tokens.
     """
     if len(tokens) != len(log_probs):
         raise ValueError(f"{len(log_probs)} log_probs for {len(tokens)} tokens.")
@@ -90,21 +91,21 @@ def score_boxes(
 
 
 def token_log_probs(model: Any, generated: Any) -> Any:
-    """Log-probabilities of generated tokens, as the model itself gave them, before any penalty of the generation.
+    """Compute the log-probabilities of generated tokens before generation applies any penalty.
 
     Args:
-        model: with transformers' `compute_transition_scores`.
-        generated: of `model.generate(..., return_dict_in_generate=True, output_logits=True)`, greedy, sampled or by
-            beams.
+        model: Model that has transformers' `compute_transition_scores`.
+        generated: Output of `model.generate(..., return_dict_in_generate=True, output_logits=True)`, from greedy
+            decoding, sampling or beam search.
 
     Returns:
-        (B, S), for the last S of each sequence's tokens; 0 for the padding behind a beam.
+        Tensor of shape (B, S), for the last S tokens of each sequence. Padding after a finished beam is 0.
 
     Raises:
-        ValueError: if `generated` has no logits.
+        ValueError: If `generated` has no logits.
     """
     if getattr(generated, "logits", None) is None:
-        raise ValueError("Scores need generate(..., return_dict_in_generate=True, output_logits=True).")
+        raise ValueError("Scores need logits: call generate(..., return_dict_in_generate=True, output_logits=True).")
     beam_indices = getattr(generated, "beam_indices", None)
     return model.compute_transition_scores(generated.sequences, generated.logits, beam_indices, normalize_logits=True)
 

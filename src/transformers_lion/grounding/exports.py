@@ -1,7 +1,6 @@
-"""Boxes for other libraries: `supervision.Detections`, and the result files of COCO's evaluation.
+"""Export boxes to other libraries: `supervision.Detections` and COCO result files.
 
-Sources: the constructor of supervision's `Detections`, and COCO's format of detection results (cocodataset.org,
-"Results Format").
+Sources: The constructor of supervision's `Detections`, and COCO's results format (cocodataset.org, "Results Format").
 """
 
 import logging
@@ -23,20 +22,20 @@ Found = Sequence[Entity] | Mapping[str, Any]
 """Boxes in pixels: entities, or one result of `LionProcessor.post_process_grounded_object_detection`."""
 
 LEADING = re.compile(r"[\s,;]*(?:(?:and|or)(?=[\s,])[\s,;]*)*", re.IGNORECASE)
-"""What a phrase may begin with because it is not the first of its sentence: "and a dog"."""
+"""Words and punctuation to drop from the start of a phrase, as in "and a dog"."""
 
 ID_BITS = 0x7FFFFFFF
-"""Class numbers made from names stay below 2**31, so that they are whole numbers everywhere."""
+"""Mask that keeps class ids derived from names below 2**31, so that they fit into any integer type."""
 
 
 @dataclass(frozen=True)
-class ExportedBox:
-    """A box that is ready for other libraries.
+class _ExportedBox:
+    """A validated box, ready for export.
 
     Attributes:
-        phrase: empty where the text has none.
-        box: pixels, with an area, from the upper left to the lower right corner.
-        score: a finite number.
+        phrase: Empty if the text has none.
+        box: Box in pixels with a positive area, upper-left corner first.
+        score: A finite number.
     """
 
     phrase: str
@@ -49,36 +48,39 @@ def to_supervision(
     scores: Sequence[float] | None = None,
     class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None = None,
 ) -> Any:
-    """Boxes as `supervision.Detections`, for its annotators, trackers and filters.
+    """Convert boxes to `supervision.Detections`, for its annotators, trackers and filters.
 
-    Boxes without an area are left out with a warning.
+    Boxes without an area are dropped with a warning.
 
     Args:
-        found: boxes in pixels, with their phrases.
-        scores: of each box, where `found` are entities; all one if they are left out.
-        class_names: the classes, whose order gives `class_id`; their ids by name; or a function from a phrase to the
-            name of its class. By default the class of a phrase is the phrase without a leading "and" or comma.
+        found: Boxes in pixels with their phrases.
+        scores: Score of each box if `found` is a sequence of entities. Defaults to 1 for all.
+        class_names: Class names, whose order defines `class_id`; a mapping from class names to ids; or a function that
+            maps a phrase to its class name. By default, the class of a phrase is the phrase without a leading "and" or
+            comma.
 
     Returns:
-        `Detections` with `xyxy`, `confidence`, `class_id` and, in `data`, `class_name`. Without a list or ids, a
-        `class_id` is computed from the name, so that a name has the same id in all answers.
+        `Detections` with `xyxy`, `confidence`, `class_id` and, in `data`, `class_name`. Without a list or mapping,
+        `class_id` is computed from the name, so a name has the same id in all answers.
 
     Raises:
-        ImportError: if supervision is not installed.
-        ValueError: if there are not as many scores as boxes, a box is no pixels or no numbers, a score is no number, or
-            a phrase is none of `class_names`.
+        ImportError: If supervision is not installed.
+        ValueError: If the number of scores differs from the number of boxes, a box is not four numbers in pixels, a
+            score is not a finite number, or a phrase is not in `class_names`.
     """
     try:
         import supervision
     except ImportError as error:
-        raise ImportError('This needs supervision: pip install "transformers-lion[supervision]".') from error
-    rows = collect_boxes(found, scores)
-    names = [find_class_name(row.phrase, class_names) for row in rows]
-    ids = list_ids(class_names)
+        raise ImportError(
+            'to_supervision requires supervision: pip install "transformers-lion[supervision]".'
+        ) from error
+    rows = _collect_boxes(found, scores)
+    names = [_find_class_name(row.phrase, class_names) for row in rows]
+    ids = _list_ids(class_names)
     return supervision.Detections(
         xyxy=np.array([row.box for row in rows], dtype=np.float32).reshape(-1, 4),
         confidence=np.array([row.score for row in rows], dtype=np.float32),
-        class_id=np.array([stable_id(name) if ids is None else ids[name] for name in names], dtype=int),
+        class_id=np.array([_stable_id(name) if ids is None else ids[name] for name in names], dtype=int),
         data={"class_name": np.array(names, dtype=str)},
     )
 
@@ -89,46 +91,47 @@ def to_coco_results(
     categories: int | Mapping[str, int] | Callable[[str], int] = 1,
     scores: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Boxes as COCO's detection results; the lists of all images, one after the other, are a result file.
+    """Convert boxes to COCO detection results. Concatenate the lists of all images to get a result file.
 
-    Boxes without an area are left out with a warning, since COCO's evaluation matches none of them.
+    Boxes without an area are dropped with a warning, because COCO's evaluation never matches them.
 
     Args:
-        found: boxes in pixels, with their phrases.
-        image_id: as in the annotations.
-        categories: the id of each phrase, with or without a leading "and" or comma; a function from a phrase to its
-            id; or one id for all.
-        scores: of each box, where `found` are entities; all one if they are left out.
+        found: Boxes in pixels with their phrases.
+        image_id: Id of the image in the annotations.
+        categories: Category ids by phrase, with or without a leading "and" or comma; a function that maps a phrase to
+            its id; or one id for all boxes.
+        scores: Score of each box if `found` is a sequence of entities. Defaults to 1 for all.
 
     Returns:
-        For each box `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`, ready for `json.dump`.
+        A dict for each box with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`, ready for
+        `json.dump`.
 
     Raises:
-        ValueError: if there are not as many scores as boxes, a box is no pixels or no numbers, a score is no number, an
-            id is no whole number, or a phrase has no category.
+        ValueError: If the number of scores differs from the number of boxes, a box is not four numbers in pixels, a
+            score is not a finite number, an id is not an integer, or a phrase has no category.
     """
-    image = str(image_id) if isinstance(image_id, str) else check_id("image_id", image_id, "a whole number or a text")
+    image = str(image_id) if isinstance(image_id, str) else _check_id("image_id", image_id, "an integer or a string")
     return [
         {
             "image_id": image,
-            "category_id": find_category(row.phrase, categories),
+            "category_id": _find_category(row.phrase, categories),
             "bbox": list(box_to_xywh(row.box)),
             "score": row.score,
         }
-        for row in collect_boxes(found, scores)
+        for row in _collect_boxes(found, scores)
     ]
 
 
-def collect_boxes(found: Found, scores: Sequence[float] | None) -> list[ExportedBox]:
-    """All boxes that have an area, with their phrases and scores.
+def _collect_boxes(found: Found, scores: Sequence[float] | None) -> list[_ExportedBox]:
+    """Collect all boxes that have an area, with their phrases and scores.
 
     Raises:
-        ValueError: if there are not as many scores as boxes, there are two kinds of scores, or a box or score cannot be
-            exported.
+        ValueError: If the number of scores differs from the number of boxes, scores are passed twice, or a box or score
+            cannot be exported.
     """
     if isinstance(found, Mapping):
         if scores is not None:
-            raise ValueError("A result has its own scores: give scores only with entities.")
+            raise ValueError("A result has its own scores: pass scores only with entities.")
         phrases, boxes, scores = list(found["text_labels"]), plain(found["boxes"]), found["scores"]
     else:
         phrases = [phrase for phrase, _, boxes in found for _ in boxes]
@@ -137,57 +140,56 @@ def collect_boxes(found: Found, scores: Sequence[float] | None) -> list[Exported
     if len(values) != len(boxes):
         raise ValueError(f"{len(values)} scores for {len(boxes)} boxes.")
     rows = [
-        ExportedBox(phrase, read_box(box, f"Box {number} ({phrase!r})"), read_score(score, number, phrase))
+        _ExportedBox(phrase, read_box(box, f"Box {number} ({phrase!r})"), _read_score(score, number, phrase))
         for number, (phrase, box, score) in enumerate(zip(phrases, boxes, values, strict=True), 1)
     ]
     kept = [row for row in rows if row.box[0] < row.box[2] and row.box[1] < row.box[3]]
     if len(kept) < len(rows):
         empty = next(row for row in rows if row not in kept)
         count = len(rows) - len(kept)
-        kind = "box has no area and is" if count == 1 else "boxes have no area and are"
-        logger.warning("%d of %d %s left out: %s of %r.", count, len(rows), kind, list(empty.box), empty.phrase)
+        kind = "box has no area and was" if count == 1 else "boxes have no area and were"
+        logger.warning("%d of %d %s dropped: %s of %r.", count, len(rows), kind, list(empty.box), empty.phrase)
     for row in kept:
         check_pixels(row.box, repr(row.phrase))
     return kept
 
 
 def plain(values: Any) -> list[Any]:
-    """A list of a list, an array or a tensor."""
+    """Convert a list, an array or a tensor to a list."""
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
 def read_box(box: Sequence[float], name: str) -> Box:
-    """Four finite numbers of any type as a box with its corners in order."""
-    numbers = [to_float(value) for value in box]
+    """Convert four finite numbers of any type to a box with ordered corners."""
+    numbers = [_to_float(value) for value in box]
     if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} must be four finite numbers, but is {list(box)}.")
     return order_box((numbers[0], numbers[1], numbers[2], numbers[3]))
 
 
-def read_score(score: Any, number: int, phrase: str) -> float:
-    """A score of any type of number."""
-    value = to_float(score)
+def _read_score(score: Any, number: int, phrase: str) -> float:
+    value = _to_float(score)
     if not math.isfinite(value):
         raise ValueError(
-            f"The score of box {number} ({phrase!r}) is {score}, which result files cannot hold. Give a finite number, "
-            "or leave the box out."
+            f"The score of box {number} ({phrase!r}) is {score}, which is not a finite number. Pass a finite score "
+            "or remove the box."
         )
     return value
 
 
-def to_float(value: Any) -> float:
-    """A number, or `nan` for what is none."""
+def _to_float(value: Any) -> float:
+    """Convert to `float`, with `nan` for anything that is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
 
 
-def check_id(name: str, value: Any, wanted: str = "a whole number") -> int:
-    """A whole number of any type, numpy's and torch's included, as Python's own.
+def _check_id(name: str, value: Any, wanted: str = "an integer") -> int:
+    """Convert an integer of any type, including those of NumPy and PyTorch, to `int`.
 
     Raises:
-        ValueError: if it is none; the message names what is wanted.
+        ValueError: If the value is not an integer. The message names what is expected.
     """
     is_truth = isinstance(value, bool | np.bool_) or str(getattr(value, "dtype", "")).endswith("bool")
     try:
@@ -198,51 +200,49 @@ def check_id(name: str, value: Any, wanted: str = "a whole number") -> int:
     raise ValueError(f"{name} must be {wanted}, but is {value!r}.")
 
 
-def find_category(phrase: str, categories: int | Mapping[str, int] | Callable[[str], int]) -> int:
-    """The category's id of a phrase."""
+def _find_category(phrase: str, categories: int | Mapping[str, int] | Callable[[str], int]) -> int:
     if isinstance(categories, Mapping):
-        return check_id(f"The category of {phrase!r}", categories[find_name(phrase, categories)])
+        return _check_id(f"The category of {phrase!r}", categories[_find_name(phrase, categories)])
     if callable(categories):
-        return check_id(f"The category of {phrase!r}", categories(phrase))
-    return check_id("categories", categories)
+        return _check_id(f"The category of {phrase!r}", categories(phrase))
+    return _check_id("categories", categories)
 
 
-def find_class_name(phrase: str, class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> str:
-    """The name of a phrase's class."""
+def _find_class_name(phrase: str, class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> str:
     if class_names is None:
-        return trim_phrase(phrase)
-    return class_names(phrase) if callable(class_names) else find_name(phrase, class_names)
+        return _trim_phrase(phrase)
+    return class_names(phrase) if callable(class_names) else _find_name(phrase, class_names)
 
 
-def list_ids(class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> dict[str, int] | None:
-    """The ids of classes by name, or `None` where they are not given."""
+def _list_ids(class_names: Sequence[str] | Mapping[str, int] | Callable[[str], str] | None) -> dict[str, int] | None:
+    """Map class names to ids. Return `None` if `class_names` does not define ids."""
     if isinstance(class_names, Mapping):
-        return {name: check_id(f"The class of {name!r}", value) for name, value in class_names.items()}
+        return {name: _check_id(f"The class of {name!r}", value) for name, value in class_names.items()}
     if class_names is None or callable(class_names):
         return None
     return {name: number for number, name in enumerate(class_names)}
 
 
-def stable_id(name: str) -> int:
-    """A number that follows from a name alone."""
+def _stable_id(name: str) -> int:
+    """Derive an id from a name alone."""
     return crc32(name.encode()) & ID_BITS
 
 
-def trim_phrase(phrase: str) -> str:
-    """A phrase without the commas and conjunctions before it."""
+def _trim_phrase(phrase: str) -> str:
+    """Remove leading commas and conjunctions from a phrase."""
     return LEADING.sub("", phrase, count=1).strip() or phrase
 
 
-def find_name(phrase: str, names: Sequence[str] | Mapping[str, int]) -> str:
-    """That of some names which a phrase is, as it stands or without a leading "and" or comma.
+def _find_name(phrase: str, names: Sequence[str] | Mapping[str, int]) -> str:
+    """Find a phrase in a collection of names, verbatim or without a leading "and" or comma.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: If the phrase is not found.
     """
-    for name in (phrase, trim_phrase(phrase)):
+    for name in (phrase, _trim_phrase(phrase)):
         if name in names:
             return name
-    raise ValueError(f"{phrase!r} is none of {', '.join(map(repr, names))}.")
+    raise ValueError(f"{phrase!r} is not one of {', '.join(map(repr, names))}.")
 
 
 __all__ = ["to_coco_results", "to_supervision"]

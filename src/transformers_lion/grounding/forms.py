@@ -1,16 +1,16 @@
-"""How other models write boxes: read, written, and turned into each other.
+"""Box formats of other models: read them, write them, and convert between them.
 
-Sources: Shikra (arXiv:2306.15195), section 3; Kosmos-2 (arXiv:2306.14824), section 2, and its processor in
-transformers for the grid; Qwen-VL (arXiv:2308.12966), section 3; the model cards of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
+Sources: Shikra (arXiv:2306.15195), section 3; Kosmos-2 (arXiv:2306.14824), section 2, and its processor in transformers
+for the grid; Qwen-VL (arXiv:2308.12966), section 3; the model cards of Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
-| name | looks like | numbers |
+| name | example | numbers |
 |---|---|---|
-| `lion`, `shikra` | `a dog [0.100,0.200,0.500,0.750]` | fractions, three decimals |
+| `lion`, `shikra` | `a dog [0.100,0.200,0.500,0.750]` | fractions with three decimals |
 | `thousandths` | `a dog [100,200,500,750]` | thousandths of the image, 0 to 1000 |
-| `markdown` | `[a dog](0.100,0.200,0.500,0.750)` | fractions, three decimals |
+| `markdown` | `[a dog](0.100,0.200,0.500,0.750)` | fractions with three decimals |
 | `kosmos2` | `<phrase>a dog</phrase><object><patch_index_0195><patch_index_0752></object>` | cells of a 32 x 32 grid |
 | `qwen` | `<ref>a dog</ref><box>(100,200),(500,750)</box>` | thousandths |
-| `qwen2` | the same with `<\\|object_ref_start\\|>`, `<\\|box_start\\|>`... | thousandths |
+| `qwen2` | like `qwen`, with `<\\|object_ref_start\\|>`, `<\\|box_start\\|>`... | thousandths |
 | `qwen2.5` | `{"bbox_2d": [20, 20, 100, 75], "label": "a dog"}` | pixels of the image that the model saw |
 | `qwen3` | `{"bbox_2d": [100, 200, 500, 750], "label": "a dog"}` | thousandths |
 """
@@ -38,10 +38,10 @@ from .reading import (
 )
 
 GRID_SIZE = 32
-"""Cells of Kosmos-2 on a side."""
+"""Number of rows and columns of Kosmos-2's grid."""
 
 WHOLE = 1000
-"""The width, and the height, in thousandths."""
+"""Width and height of the image in thousandths."""
 
 INTEGER = re.compile(r"-?[0-9]{1,6}(?:\.[0-9]{0,30})?")
 BEGUN_INTEGER = re.compile(r"-?[0-9]{0,6}(?:\.[0-9]{0,30})?")
@@ -52,8 +52,8 @@ BEGUN_PATCHES = re.compile(r"(?:<patch_index_[0-9]{1,4}>){0,2}")
 JSON_OBJECT = re.compile(r"\{[^{}]*\}")
 
 
-def read_thousandths(part: str) -> Box | None:
-    """`x1,y1,x2,y2` in thousandths."""
+def _read_thousandths(part: str) -> Box | None:
+    """Parse `x1,y1,x2,y2` in thousandths."""
     numbers = [number.strip() for number in part.split(",", 4)]
     if len(numbers) != 4 or not all(map(INTEGER.fullmatch, numbers)):
         return None
@@ -61,21 +61,21 @@ def read_thousandths(part: str) -> Box | None:
     return x1, y1, x2, y2
 
 
-def is_begun_thousandths(part: str) -> bool:
-    """Whether `part` may be the beginning of a box: at least a first number and a comma."""
+def _is_begun_thousandths(part: str) -> bool:
+    """Whether `part` may be the start of a box: at least one complete number and a comma."""
     *numbers, last = (number.strip() for number in part.split(",", 4))
     return 0 < len(numbers) < 4 and all(map(INTEGER.fullmatch, numbers)) and bool(BEGUN_INTEGER.fullmatch(last))
 
 
-def read_corners(part: str) -> Box | None:
-    """`(x1,y1),(x2,y2)` in thousandths."""
+def _read_corners(part: str) -> Box | None:
+    """Parse `(x1,y1),(x2,y2)` in thousandths."""
     corners = CORNERS.fullmatch(part)
-    return read_thousandths(f"{corners[1]},{corners[2]}") if corners else None
+    return _read_thousandths(f"{corners[1]},{corners[2]}") if corners else None
 
 
-def read_patches(part: str) -> Box | None:
-    """The upper left and the lower right cell: to the middle of the cells, or to their edges where they share a row or
-    a column.
+def _read_patches(part: str) -> Box | None:
+    """Parse the upper-left and the lower-right cell. Corners are at the centers of the cells, or at their edges if the
+    cells share a row or a column.
     """
     patches = PATCHES.fullmatch(part)
     if patches is None:
@@ -89,7 +89,7 @@ def read_patches(part: str) -> Box | None:
     return (x1 + xs[0]) / GRID_SIZE, (y1 + ys[0]) / GRID_SIZE, (x2 + xs[1]) / GRID_SIZE, (y2 + ys[1]) / GRID_SIZE
 
 
-THOUSANDTHS = Form(BRACKETS.pattern, BRACKETS.separator, read_thousandths, is_begun_thousandths)
+THOUSANDTHS = Form(BRACKETS.pattern, BRACKETS.separator, _read_thousandths, _is_begun_thousandths)
 
 MARKDOWN = Form(
     pattern=re.compile(r"\[(?P<phrase>[^\[\]]*)\]\((?P<content>[^()]*)(?:(?P<close>\))|\Z)"),
@@ -106,14 +106,14 @@ KOSMOS2 = Form(
         re.DOTALL,
     ),
     separator=re.compile("</delimiter_of_multi_objects/>"),
-    read_box=read_patches,
+    read_box=_read_patches,
     is_begun=lambda part: bool(BEGUN_PATCHES.fullmatch(part)),
     marks=re.compile(r"<grounding>|</?phrase>"),
 )
 
 
-def corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
-    """Qwen's form, with its marks as regular expressions."""
+def _corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
+    """Build Qwen's format from its markers, which are regular expressions."""
     return Form(
         pattern=re.compile(
             rf"(?:{ref}(?P<phrase>(?:(?!{ref}|{end_of_ref}).)*){end_of_ref}\s*)?"
@@ -121,73 +121,67 @@ def corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
             re.DOTALL,
         ),
         separator=re.compile(rf"{end_of_box}\s*{box}"),
-        read_box=read_corners,
+        read_box=_read_corners,
         is_begun=lambda part: bool(BEGUN_CORNERS.fullmatch(part)),
         marks=re.compile(f"{ref}|{end_of_ref}"),
     )
 
 
-QWEN = corners_form("<ref>", "</ref>", "<box>", "</box>")
-QWEN2 = corners_form(
+QWEN = _corners_form("<ref>", "</ref>", "<box>", "</box>")
+QWEN2 = _corners_form(
     r"<\|object_ref_start\|>", r"<\|object_ref_end\|>", r"<\|box_start\|>", r"<\|box_end\|>"
 )  # fmt: skip
 
 
-def in_brackets(phrase: str, boxes: Sequence[Box]) -> str:
-    """LION's and Shikra's."""
+def _in_brackets(phrase: str, boxes: Sequence[Box]) -> str:
     return f"{phrase} {format_boxes(boxes)}"
 
 
-def in_thousandths(phrase: str, boxes: Sequence[Box]) -> str:
-    """LION's, with whole numbers."""
+def _in_thousandths(phrase: str, boxes: Sequence[Box]) -> str:
     return f"{phrase} [{';'.join(','.join(map(str, thousandths(box))) for box in boxes)}]"
 
 
-def as_link(phrase: str, boxes: Sequence[Box]) -> str:
-    """A link of Markdown."""
+def _as_link(phrase: str, boxes: Sequence[Box]) -> str:
     return f"[{phrase}]({';'.join(map(format_box, boxes))})"
 
 
-def as_patches(phrase: str, boxes: Sequence[Box]) -> str:
-    """Kosmos-2's."""
-    pairs = ["".join(f"<patch_index_{index:04d}>" for index in patch_indices(box)) for box in boxes]
+def _as_patches(phrase: str, boxes: Sequence[Box]) -> str:
+    pairs = ["".join(f"<patch_index_{index:04d}>" for index in _patch_indices(box)) for box in boxes]
     marked = f"<phrase>{phrase}</phrase>" if phrase else ""
     return f"{marked}<object>{'</delimiter_of_multi_objects/>'.join(pairs)}</object>"
 
 
-def as_corners(phrase: str, boxes: Sequence[Box]) -> str:
-    """Qwen-VL's."""
+def _as_corners(phrase: str, boxes: Sequence[Box]) -> str:
     texts = ["<box>({},{}),({},{})</box>".format(*thousandths(box)) for box in boxes]
     return (f"<ref>{phrase}</ref>" if phrase else "") + "".join(texts)
 
 
-def as_special_corners(phrase: str, boxes: Sequence[Box]) -> str:
-    """Qwen2-VL's."""
+def _as_special_corners(phrase: str, boxes: Sequence[Box]) -> str:
     texts = ["<|box_start|>({},{}),({},{})<|box_end|>".format(*thousandths(box)) for box in boxes]
     return (f"<|object_ref_start|>{phrase}<|object_ref_end|>" if phrase else "") + "".join(texts)
 
 
 def thousandths(box: Box) -> list[int]:
-    """The nearest whole numbers from 0 to 1000."""
+    """Round to integers from 0 to 1000."""
     return [round(value * WHOLE) for value in box]
 
 
-def patch_indices(box: Box) -> tuple[int, int]:
-    """The cells that hold a box's upper left and lower right corner."""
+def _patch_indices(box: Box) -> tuple[int, int]:
+    """Return the cells that contain the upper-left and the lower-right corner of a box."""
     x1, y1 = (min(math.floor(value * GRID_SIZE), GRID_SIZE - 1) for value in box[:2])
     x2, y2 = (math.ceil(value * GRID_SIZE - 1) for value in box[2:])
     return y1 * GRID_SIZE + x1, max(y1, y2) * GRID_SIZE + max(x1, x2)
 
 
 @dataclass(frozen=True)
-class Writer:
-    """How a form is written.
+class _Writer:
+    """How a format is written.
 
     Attributes:
-        form: how it is read.
-        mark: a phrase and its boxes to text.
-        start: what the whole text begins with.
-        takes_space: whether the space before a phrase belongs to it.
+        form: How it is read.
+        mark: Function that formats a phrase and its boxes.
+        start: Prefix of the whole text.
+        takes_space: Whether the space before a phrase is moved inside its markers.
     """
 
     form: Form
@@ -197,62 +191,62 @@ class Writer:
 
 
 WRITERS = {
-    "lion": Writer(BRACKETS, in_brackets),
-    "shikra": Writer(BRACKETS, in_brackets),
-    "thousandths": Writer(THOUSANDTHS, in_thousandths),
-    "markdown": Writer(MARKDOWN, as_link),
-    "kosmos2": Writer(KOSMOS2, as_patches, start="<grounding>", takes_space=True),
-    "qwen": Writer(QWEN, as_corners),
-    "qwen2": Writer(QWEN2, as_special_corners),
+    "lion": _Writer(BRACKETS, _in_brackets),
+    "shikra": _Writer(BRACKETS, _in_brackets),
+    "thousandths": _Writer(THOUSANDTHS, _in_thousandths),
+    "markdown": _Writer(MARKDOWN, _as_link),
+    "kosmos2": _Writer(KOSMOS2, _as_patches, start="<grounding>", takes_space=True),
+    "qwen": _Writer(QWEN, _as_corners),
+    "qwen2": _Writer(QWEN2, _as_special_corners),
 }
 JSON_FORMS = ("qwen2.5", "qwen3")
 PIXEL_FORM = "qwen2.5"
 FORMS = (*WRITERS, *JSON_FORMS)
-"""Names of all forms."""
+"""Names of all box formats."""
 
 
 def read_grounded_text(text: str, form: str = "lion", image_size: tuple[int, int] | None = None) -> GroundedText:
-    """Take the boxes out of any text.
+    """Parse the boxes in any text and remove them from it.
 
-    Whatever is no box of the form stays in the text. The JSON forms carry no text but labels: theirs are joined by
-    commas, and what stands between the objects is left out.
+    Anything that is not a box in the given format stays in the text. The JSON formats have labels but no text: the
+    labels are joined by commas, and anything between the objects is dropped.
 
     Args:
-        text: an answer of a model.
-        form: one of `FORMS`.
-        image_size: (width, height) of the image that the model saw; for "qwen2.5", whose boxes are pixels of it.
+        text: Answer of a model.
+        form: Box format, one of `FORMS`.
+        image_size: (width, height) of the image that the model saw. Required for "qwen2.5", whose boxes are in pixels.
 
     Returns:
-        The clean text, its phrases with their spans and boxes, and for each box whether it was mended.
+        The clean text, its phrases with their spans and boxes, and for each box whether it was repaired or clipped.
 
     Raises:
-        ValueError: if there is no such form, or if it needs an `image_size` and has none.
+        ValueError: If the format is unknown, or it needs an `image_size` and there is none.
     """
-    check_form(form, image_size)
+    _check_form(form, image_size)
     if form in JSON_FORMS:
         return read_json(text, image_size if form == PIXEL_FORM else None)
     return read_with_form(WRITERS[form].form, text)
 
 
 def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: tuple[int, int] | None = None) -> str:
-    """Put the boxes into their text; `read_grounded_text` has them again, to the form's precision.
+    """Write the boxes into their text. `read_grounded_text` restores them up to the precision of the format.
 
-    In the forms that mark only a phrase's end ("lion", "shikra", "thousandths") a phrase begins where the reader thinks
-    so: behind the previous box or punctuation. The JSON forms keep phrases and boxes but not the text.
+    Some formats ("lion", "shikra", "thousandths") mark only the end of a phrase. When such text is read back, a phrase
+    starts after the previous box or punctuation mark. The JSON formats keep phrases and boxes but not the text.
 
     Args:
-        grounded: its regions in the order of the text; boxes are fractions.
-        form: one of `FORMS`.
-        image_size: (width, height) of the image that the model sees; for "qwen2.5".
+        grounded: Text whose regions are in order of appearance, with boxes as fractions.
+        form: Box format, one of `FORMS`.
+        image_size: (width, height) of the image that the model sees. Required for "qwen2.5".
 
     Raises:
-        ValueError: if there is no such form; if a region is not where its span says; if the text itself holds what
-            would be read as a box or a mark; or if an `image_size` is missing.
+        ValueError: If the format is unknown, a phrase does not match its span, the text itself contains something that
+            would be read as a box or marker, or `image_size` is missing.
     """
-    check_form(form, image_size)
+    _check_form(form, image_size)
     regions = check_regions(grounded)
     if form in JSON_FORMS:
-        return write_json(regions, image_size if form == PIXEL_FORM else None)
+        return _write_json(regions, image_size if form == PIXEL_FORM else None)
     writer = WRITERS[form]
     pieces, done = [writer.start], 0
     for (start, end), group in groupby(regions, key=lambda region: region.span):
@@ -263,52 +257,55 @@ def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: 
         pieces += [before, join(before, writer.mark(phrase, boxes)) if boxes else phrase]
         done = end
     written = "".join([*pieces, grounded.text[done:]])
-    check_written(written, grounded, form)
+    _check_written(written, grounded, form)
     return written
 
 
 def convert_grounded_text(text: str, source: str, target: str, image_size: tuple[int, int] | None = None) -> str:
-    """Turn the boxes of a text from one form into another.
+    """Convert the boxes in a text from one format to another.
 
     Args:
-        text: with boxes.
-        source, target: two of `FORMS`.
-        image_size: (width, height); for "qwen2.5".
+        text: Text with boxes.
+        source: Format of the input, one of `FORMS`.
+        target: Format of the output, one of `FORMS`.
+        image_size: (width, height) of the image. Required for "qwen2.5".
 
     Raises:
-        ValueError: as in `read_grounded_text` and `write_grounded_text`.
+        ValueError: See `read_grounded_text` and `write_grounded_text`.
     """
     return write_grounded_text(read_grounded_text(text, source, image_size), target, image_size)
 
 
 def join(before: str, marked: str) -> str:
-    """A mark behind a text: the space that "lion" has before its bracket is not doubled, nor put at the beginning."""
+    """Append a marked phrase, without a leading space if the text is empty or already ends with one."""
     return marked.lstrip() if not before or before[-1].isspace() else marked
 
 
-def check_form(form: str, image_size: tuple[int, int] | None) -> None:
-    """Raise `ValueError` if there is no such form, or it needs an image's size."""
+def _check_form(form: str, image_size: tuple[int, int] | None) -> None:
+    """Raise `ValueError` if the format is unknown or needs the size of the image."""
     if form not in FORMS:
-        raise ValueError(f"There is no form {form!r}, only {', '.join(FORMS)}.")
+        raise ValueError(f"Unknown box format {form!r}; use one of {', '.join(FORMS)}.")
     if form == PIXEL_FORM and image_size is None:
-        raise ValueError(f"The boxes of {form!r} are pixels: give image_size, (width, height).")
+        raise ValueError(f"The boxes of {form!r} are in pixels: pass image_size as (width, height).")
 
 
-def check_written(written: str, grounded: GroundedText, form: str) -> None:
-    """Raise `ValueError` if a text is not read as it was meant, because it holds boxes or marks of its own."""
+def _check_written(written: str, grounded: GroundedText, form: str) -> None:
+    """Raise `ValueError` if the text would be read back differently because it contains boxes or markers itself."""
     found = read_with_form(WRITERS[form].form, written)
     same_text = "".join(found.text.split()) == "".join(grounded.text.split())
     if not same_text or len(found.boxes) != len(grounded.boxes):
-        raise ValueError(f"{grounded.text!r} holds what would be read as a mark of the form {form!r}.")
+        raise ValueError(
+            f"{grounded.text!r} contains text that would be read as a box or marker of the format {form!r}."
+        )
 
 
 def read_json(text: str, image_size: tuple[int, int] | None) -> GroundedText:
-    """Read objects with `bbox_2d` and, if they have one, `label`; anything else is left out."""
+    """Parse objects with `bbox_2d` and an optional `label`, and drop everything else."""
     pieces: list[str] = []
     regions: list[Region] = []
     length = 0
     for match in JSON_OBJECT.finditer(text):
-        found = read_object(match, image_size)
+        found = _read_object(match, image_size)
         if found is None:
             continue
         label, box = found
@@ -323,23 +320,23 @@ def read_json(text: str, image_size: tuple[int, int] | None) -> GroundedText:
     return GroundedText("".join(pieces), tuple(regions), cut_off)
 
 
-def read_object(match: re.Match[str], image_size: tuple[int, int] | None) -> tuple[str, FoundBox] | None:
-    """The label and the box of a JSON object, or `None` if it is none or has no box."""
+def _read_object(match: re.Match[str], image_size: tuple[int, int] | None) -> tuple[str, FoundBox] | None:
+    """Parse the label and box of a JSON object. Return `None` if it is invalid or has no box."""
     try:
         content: Any = json.loads(match[0])
-    except (ValueError, RecursionError):  # RecursionError: thousands of brackets in one another
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         return None
     numbers, label = content.get("bbox_2d"), content.get("label", "")
     if not isinstance(label, str) or not isinstance(numbers, list) or len(numbers) != 4:
         return None
-    if not all(type(number) in (int, float) and abs(number) < 1e6 for number in numbers):  # nan is not below either
+    if not all(type(number) in (int, float) and abs(number) < 1e6 for number in numbers):  # also rejects nan
         return None
     box = normalize_box(tuple(numbers), image_size or (WHOLE, WHOLE))
     return label.strip(), tidy_box(box, match.span())
 
 
-def write_json(regions: Sequence[Region], image_size: tuple[int, int] | None) -> str:
-    """A list with an object for each box, which is what the models answer with."""
+def _write_json(regions: Sequence[Region], image_size: tuple[int, int] | None) -> str:
+    """Write a JSON list with one object per box, as the Qwen models do."""
     objects = []
     for region in regions:
         for found in region.boxes:

@@ -1,11 +1,12 @@
-"""Boxes read out of any text: what was found, what was mended, and what the end of the text cut off.
+"""Parse boxes in any text and report which were found, repaired, or cut off at the end of the text.
 
-Text is only ever matched, never evaluated, and each function takes time linear in its length. LION's own form is here;
-`forms.py` adds those of other models. What counts as a box in it:
+Text is only matched, never evaluated, and each function takes time linear in its length. This module has LION's own
+format, and `forms.py` adds those of other models. A box in LION's format must meet these conditions:
 
-- four numbers with commas between them, each an optional minus, at most one digit before the point and no exponent;
-- at least one of them has a point, unless all are 0 or 1: `[1,2,3,4]` and `[12]` are no boxes;
-- it reaches into the image: `[1.5,2.5,3.5,4.5]` is no box, and `[-0.1,0,1.2,1]` is one that is clipped.
+- It has four numbers separated by commas, each with an optional minus sign, at most one digit before the decimal point,
+  and no exponent.
+- At least one number has a decimal point, unless all are 0 or 1. `[1,2,3,4]` and `[12]` are not boxes.
+- It overlaps the image. `[1.5,2.5,3.5,4.5]` is not a box, and `[-0.1,0,1.2,1]` is a box that is clipped.
 """
 
 import re
@@ -18,21 +19,21 @@ NUMBER = re.compile(r"-?(?:[0-9](?:\.[0-9]{0,30})?|\.[0-9]{1,30})")
 BEGUN_NUMBER = re.compile(r"-?[0-9]?(?:\.[0-9]{0,30})?")
 BOUNDARY = re.compile(
     r"[.,:;!?]\s|[\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f\n]"
-)  # and the wide ones of Chinese and Japanese
+)  # including the full-width marks of Chinese and Japanese
 
 FAR = 2.0
-"""Fractions go from 0 to 1, and where a model errs not much further."""
+"""Largest value that may still be a fraction: models rarely exceed 1 by more."""
 
 
 @dataclass(frozen=True)
 class FoundBox:
-    """A box of a text.
+    """A box found in a text.
 
     Attributes:
-        box: fractions of the image, from 0 to 1, from the upper left to the lower right corner.
-        repaired: whether its corners were in another order.
-        clipped: whether a number lay outside 0 to 1.
-        written: where its numbers stand in the text that was read, (start, end). It does not count for equality.
+        box: Fractions of the image, from 0 to 1, with the upper-left corner first.
+        repaired: Whether its corners had to be reordered.
+        clipped: Whether a number was outside the range 0 to 1.
+        written: (start, end) of its numbers in the text that was read. Ignored when comparing boxes.
     """
 
     box: Box
@@ -46,9 +47,9 @@ class Region:
     """A phrase with its boxes.
 
     Attributes:
-        phrase: empty where there is none.
-        span: of the phrase in the clean text, (start, end).
-        boxes: one or more.
+        phrase: Empty if there is none.
+        span: (start, end) of the phrase in the clean text.
+        boxes: One or more boxes.
     """
 
     phrase: str
@@ -61,9 +62,9 @@ class GroundedText:
     """A text without its boxes, and the boxes.
 
     Attributes:
-        text: what is left when the boxes are taken out.
-        regions: in the order of the text.
-        cut_off: the beginning of a box at which the text ends, from which no box is made; `None` if it ends otherwise.
+        text: Text that is left after the boxes are removed.
+        regions: Phrases with their boxes, in order of appearance.
+        cut_off: Incomplete box at the end of the text, which is not included in `regions`. `None` if there is none.
     """
 
     text: str
@@ -72,11 +73,11 @@ class GroundedText:
 
     @property
     def boxes(self) -> list[FoundBox]:
-        """All boxes in their order."""
+        """All boxes, in order of appearance."""
         return [box for region in self.regions for box in region.boxes]
 
     def entities(self, image_size: tuple[int, int] | None = None) -> list[Entity]:
-        """The regions in Kosmos-2's form, in pixels of an image of (width, height) if one is given."""
+        """Return the regions in the format of Kosmos-2, in pixels if `image_size`, (width, height), is given."""
         return [
             (region.phrase, region.span, [scale_box(found.box, image_size) for found in region.boxes])
             for region in self.regions
@@ -84,29 +85,30 @@ class GroundedText:
 
     @classmethod
     def from_entities(cls, text: str, entities: Iterable[Entity]) -> "GroundedText":
-        """The same of a clean text and its entities, whose boxes are fractions; these are put in order and clipped.
+        """Create a grounded text from a clean text and its entities, with boxes as fractions. Corners are reordered and
+        boxes are clipped to the image.
 
         Raises:
-            ValueError: if a box may be pixels.
+            ValueError: If a box looks like pixels.
         """
         found = list(entities)
         for phrase, _, boxes in found:
             for box in boxes:
-                check_fractions(box, repr(phrase))
+                _check_fractions(box, repr(phrase))
         return cls(text, tuple(Region(phrase, span, tuple(map(tidy_box, boxes))) for phrase, span, boxes in found))
 
 
 @dataclass(frozen=True)
 class Form:
-    """How boxes stand in a text.
+    """How boxes are written in a text.
 
     Attributes:
-        pattern: with the groups `content` (boxes), `close` (`None` where the text ends before), and `phrase` if the
-            form marks phrases.
-        separator: between two boxes of a content.
-        read_box: the four fractions that a part of the content holds, or `None`.
-        is_begun: whether the last part of a content that the text's end cut off may have become a box.
-        marks: what else belongs to the form and is taken out of the text.
+        pattern: Pattern with the groups `content` (the boxes), `close` (`None` if the text ends first) and, for formats
+            that mark phrases, `phrase`.
+        separator: Pattern between two boxes in the content.
+        read_box: Function that parses one part of the content into four fractions, or returns `None`.
+        is_begun: Function that tells whether the last part of a cut-off content may be the start of a box.
+        marks: Other markers of the format, which are removed from the text.
     """
 
     pattern: re.Pattern[str]
@@ -117,7 +119,7 @@ class Form:
 
 
 def read_fractions(part: str) -> Box | None:
-    """The four numbers of `x1,y1,x2,y2` as they stand there, or `None` if that is no box."""
+    """Parse `x1,y1,x2,y2` without reordering or clipping. Return `None` if it is not a box."""
     numbers = [number.strip() for number in part.split(",", 4)]
     if len(numbers) != 4 or not all(map(NUMBER.fullmatch, numbers)):
         return None
@@ -129,7 +131,7 @@ def read_fractions(part: str) -> Box | None:
 
 
 def is_begun_fractions(part: str) -> bool:
-    """Whether `part` may be the beginning of a box: at least a first number and a comma, or a point."""
+    """Whether `part` may be the start of a box: at least one number and a comma, or a decimal point."""
     *numbers, last = (number.strip() for number in part.split(",", 4))
     begun = len(numbers) < 4 and all(map(NUMBER.fullmatch, numbers)) and bool(BEGUN_NUMBER.fullmatch(last))
     return begun and (
@@ -143,38 +145,42 @@ BRACKETS = Form(
     read_box=read_fractions,
     is_begun=is_begun_fractions,
 )
-"""LION's and Shikra's form: boxes in brackets, after the phrase, of which only the end is marked."""
+"""Format of LION and Shikra: boxes in brackets after a phrase, of which only the end is marked."""
 
 
-def check_fractions(box: Box, name: str) -> None:
-    """Raise `ValueError` if a box that has to be fractions may be pixels: it reaches far out of the image."""
+def _check_fractions(box: Box, name: str) -> None:
+    """Raise `ValueError` if a box that must be in fractions looks like pixels: it extends far beyond the image."""
     if max(box) > FAR or min(box) < 1 - FAR:
         raise ValueError(
-            f"The box {list(box)} of {name} may be pixels, but must be fractions of the image: see normalize_box."
+            f"The box {list(box)} of {name} looks like pixels, but must be fractions of the image: see normalize_box."
         )
 
 
 def tidy_box(box: Box, written: tuple[int, int] = (0, 0)) -> FoundBox:
-    """Put corners in order and clip to the image."""
+    """Order the corners and clip the box to the image."""
     ordered = order_box(box)
     clipped = clip_box(ordered)
     return FoundBox(clipped, repaired=ordered != tuple(box), clipped=clipped != ordered, written=written)
 
 
 def parse_boxes(content: str) -> list[Box] | None:
-    """The boxes between two brackets, `a,b,c,d` or `a,b,c,d;e,f,g,h`, or `None` if that is not what stands there.
+    """Parse the text between two brackets, `a,b,c,d` or `a,b,c,d;e,f,g,h`.
 
-    Corners are put in order, and boxes clipped to the image.
+    Corners are reordered, and boxes are clipped to the image.
+
+    Returns:
+        The boxes, or `None` if any part of the content is not a box.
     """
     boxes = [read_fractions(part) for part in content.split(";")]
     tidy = [tidy_box(box).box for box in boxes if box is not None]
     return tidy if len(tidy) == len(boxes) else None
 
 
-def read_content(form: Form, match: re.Match[str]) -> tuple[tuple[FoundBox, ...], str | None]:
-    """The boxes of one place in a text: all of them, or none if one is wrong; and the box that the text's end cut off.
+def _read_content(form: Form, match: re.Match[str]) -> tuple[tuple[FoundBox, ...], str | None]:
+    """Parse the boxes of one match, and the box that is cut off by the end of the text.
 
-    Where the text goes on there is none cut off; where it ends before the place does, the last is.
+    If any part is not a box, none of them is. The last box counts as cut off if the text ends before the closing
+    marker.
     """
     content, offset = match["content"], match.start("content")
     edges = [0, *(edge for separator in form.separator.finditer(content) for edge in separator.span()), len(content)]
@@ -194,20 +200,20 @@ def read_content(form: Form, match: re.Match[str]) -> tuple[tuple[FoundBox, ...]
     return tuple(boxes), cut_off
 
 
-def find_boxes(form: Form, text: str) -> tuple[list[tuple[re.Match[str], tuple[FoundBox, ...]]], str | None]:
-    """All places of boxes, and the last box if the text's end cut it off."""
+def _find_boxes(form: Form, text: str) -> tuple[list[tuple[re.Match[str], tuple[FoundBox, ...]]], str | None]:
+    """Find all matches with boxes, and the last box if the end of the text cuts it off."""
     places, cut_off = [], None
     for match in form.pattern.finditer(text):
-        boxes, cut_off = read_content(form, match)
+        boxes, cut_off = _read_content(form, match)
         if boxes:
             places.append((match, boxes))
     return places, cut_off
 
 
 def read_with_form(form: Form, text: str) -> GroundedText:
-    """Take the boxes out of a text, by a form that marks phrases or one that does not."""
-    places, cut_off = find_boxes(form, text)
-    pieces = Pieces(form)
+    """Parse the boxes in a text and remove them from it."""
+    places, cut_off = _find_boxes(form, text)
+    pieces = _Pieces(form)
     regions: list[Region] = []
     done = 0
     for match, boxes in places:
@@ -219,9 +225,9 @@ def read_with_form(form: Form, text: str) -> GroundedText:
             pieces.add(before.rstrip())
             implied = "phrase" not in match.groupdict()
             if implied and regions and not before.strip():
-                phrase, span = regions[-1].phrase, regions[-1].span  # another bracket of the same phrase
+                phrase, span = regions[-1].phrase, regions[-1].span  # another bracket for the same phrase
             else:
-                phrase = last_phrase(before) if implied else ""
+                phrase = _last_phrase(before) if implied else ""
                 span = (pieces.length - len(phrase), pieces.length)
             regions.append(Region(phrase, span, boxes))
         done = match.end()
@@ -229,8 +235,8 @@ def read_with_form(form: Form, text: str) -> GroundedText:
     return GroundedText("".join(pieces.texts), tuple(regions), cut_off)
 
 
-class Pieces:
-    """A text that grows, and its length."""
+class _Pieces:
+    """Collects the parts of a text and tracks their total length."""
 
     def __init__(self, form: Form):
         self.marks = form.marks
@@ -238,7 +244,7 @@ class Pieces:
         self.length = 0
 
     def add(self, text: str) -> None:
-        """Add a text, without the form's marks."""
+        """Append text without the format's markers."""
         text = text if self.marks is None else self.marks.sub("", text)
         if self.marks is not None and not self.length:
             text = text.lstrip()
@@ -246,7 +252,7 @@ class Pieces:
         self.length += len(text)
 
     def add_phrase(self, marked: str) -> tuple[str, tuple[int, int]]:
-        """Add a marked phrase; return it without the spaces around it, and its span."""
+        """Append a marked phrase. Return the stripped phrase and its span."""
         phrase = marked.strip()
         before, _, after = marked.partition(phrase) if phrase else (marked, "", "")
         self.add(before)
@@ -257,8 +263,8 @@ class Pieces:
         return phrase, (start, start + len(phrase))
 
 
-def last_phrase(text: str) -> str:
-    """What stands behind the last punctuation."""
+def _last_phrase(text: str) -> str:
+    """Return the text after the last punctuation mark."""
     start = 0
     for boundary in BOUNDARY.finditer(text):
         start = boundary.end()
@@ -266,33 +272,33 @@ def last_phrase(text: str) -> str:
 
 
 def extract_boxes(text: str) -> list[Box]:
-    """All boxes of a text in their order, as fractions of the image."""
+    """Return all boxes of a text in order of appearance, as fractions of the image."""
     return [found.box for found in read_with_form(BRACKETS, text).boxes]
 
 
 def extract_entities(text: str, image_size: tuple[int, int] | None = None) -> tuple[str, list[Entity]]:
-    """Take the boxes out of a text.
+    """Parse the boxes in a text and remove them from it.
 
-    The phrase of a box is what stands before it, back to the previous box or the last punctuation; it is empty where
-    nothing does, as in `Answer: [0.1,0.2,0.3,0.4]`, and that of the bracket before where two brackets stand side by
-    side. What is no box stays in the text. `read_grounded_text` also tells which boxes were mended.
+    The phrase of a box is the text before it, back to the previous box or punctuation mark. It is empty if there is no
+    such text, as in `Answer: [0.1,0.2,0.3,0.4]`. A bracket that directly follows another one has the same phrase.
+    Anything that is not a box stays in the text. Use `read_grounded_text` to find out which boxes were repaired.
 
     Args:
-        text: an answer of the model.
-        image_size: (width, height) in pixels, to have pixels instead of fractions.
+        text: Answer of the model.
+        image_size: (width, height) in pixels, to get pixels instead of fractions.
 
     Returns:
-        The text without its boxes, and for each bracket its phrase, the phrase's span in that text, and the boxes.
+        The text without its boxes, and for each bracket its phrase, the span of the phrase in that text, and the boxes.
     """
     found = read_with_form(BRACKETS, text)
     return found.text, found.entities(image_size)
 
 
 def check_regions(grounded: GroundedText) -> Sequence[Region]:
-    """The regions, which have to stand in the text, one after the other.
+    """Return the regions after checking that their phrases are in the text, in order.
 
     Raises:
-        ValueError: if one does not.
+        ValueError: If a span or phrase does not match the text.
     """
     end = 0
     previous = None
@@ -300,11 +306,11 @@ def check_regions(grounded: GroundedText) -> Sequence[Region]:
         start, stop = region.span
         if region.span != previous and not end <= start <= stop <= len(grounded.text):
             raise ValueError(
-                f"{region.phrase!r} has the span {region.span}, but must begin at {end} or later and end at "
-                f"{len(grounded.text)} or before."
+                f"{region.phrase!r} has the span {region.span}, but must start at {end} or later and end at "
+                f"{len(grounded.text)} or earlier."
             )
         if grounded.text[start:stop] != region.phrase:
-            raise ValueError(f"At {region.span} stands {grounded.text[start:stop]!r}, not {region.phrase!r}.")
+            raise ValueError(f"The text at {region.span} is {grounded.text[start:stop]!r}, not {region.phrase!r}.")
         end, previous = stop, region.span
     return grounded.regions
 

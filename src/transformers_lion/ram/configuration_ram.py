@@ -1,7 +1,7 @@
-"""Configuration of RAM, the tagger: sizes of the head, the tag names and each tag's threshold.
+"""Configuration of the tagger RAM: the sizes of the head, the names of the tags and the threshold of each tag.
 
-Source: Recognize Anything (arXiv:2306.03514) and the sizes of its reference code. The vision tower is transformers' own
-Swin, so its part of the configuration is transformers' own `SwinConfig`.
+Source: Recognize Anything (arXiv:2306.03514) and the sizes of its reference code. The vision tower is transformers'
+Swin, configured by `SwinConfig`.
 """
 
 import math
@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, SwinConfig
 from ..configuration_lion import MAX_NUM_LAYERS, check_divides, check_sizes
 
 NUM_TAGS = 4585
-"""Tags of the released model."""
+"""Number of tags of the released model."""
 
 SWIN_LARGE_384 = {
     "image_size": 384,
@@ -24,37 +24,38 @@ SWIN_LARGE_384 = {
     "num_heads": [6, 12, 24, 48],
     "window_size": 12,
 }
-"""The vision tower of the released model, where it differs from `SwinConfig`'s defaults."""
+"""Fields of the released model's vision tower that differ from the defaults of `SwinConfig`."""
 
 
 @strict
 class RamConfig(PreTrainedConfig):
     r"""
-    Configuration of [`RamForImageTagging`]. The defaults are the released model's, with nameless tags.
+    Configuration of [`RamForImageTagging`]. The defaults are those of the released model, with generic tag names.
 
     Args:
         vision_config (`dict` or `SwinConfig`, *optional*):
-            The vision tower; Swin-L at 384 pixels by default. A dict is completed by `SwinConfig`'s own defaults.
+            Configuration of the vision tower. Defaults to Swin-L at 384 pixels. Fields missing from a dict have the
+            defaults of `SwinConfig`.
         id2label (`dict[int, str]`, *optional*):
-            The tag names, in the order of the logits; 4585 nameless ones by default, or `num_labels=` of them.
+            Names of the tags, in the order of the logits. By default there are `num_labels` or 4585 generic names.
         thresholds (`list[float]`, *optional*):
-            For each tag the score above which it counts as present.
+            Threshold of each tag: its score must be higher for the tag to be reported.
         default_threshold (`float`, *optional*, defaults to 0.65):
-            The threshold of tags that were given none.
+            Threshold used if `thresholds` is not set.
         label_embed_dim (`int`, *optional*, defaults to 512):
-            Width of the label space, where each tag is a text embedding.
+            Width of the label embeddings, which are text embeddings of the tags.
         encoder_hidden_size (`int`, *optional*, defaults to 512):
-            Width of the projected image tokens, which the head reads.
+            Width of the projected image tokens that the head reads.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, hidden_act, hidden_dropout_prob,
         attention_probs_dropout_prob, layer_norm_eps:
-            The head: layers of cross-attention and feed-forward.
+            Settings of the head, which has cross-attention and feed-forward layers.
         loss_gamma_positive, loss_gamma_negative (`float`, *optional*, default to 0.0 and 7.0):
-            Focusing exponents of the asymmetric loss for present and for absent tags.
+            Focusing exponents of the asymmetric loss for present and absent tags.
         loss_clip (`float`, *optional*, defaults to 0.05):
-            Probability by which the asymmetric loss shifts absent tags: those that score less do not count.
+            Probability shift of the asymmetric loss: absent tags with lower scores do not contribute.
 
     Raises:
-        ValueError: if the parts do not fit together; the message holds both numbers.
+        ValueError: If the parts are incompatible. The message has both values.
     """
 
     model_type = "ram"
@@ -68,7 +69,7 @@ class RamConfig(PreTrainedConfig):
         "vision_attentions",
     ]
 
-    vision_config: Any = None  # a SwinConfig, once the configuration is built
+    vision_config: Any = None  # a SwinConfig after initialization
     thresholds: list[float] | tuple[float, ...] | None = None
     default_threshold: float = 0.65
     label_embed_dim: int = 512
@@ -110,32 +111,31 @@ class RamConfig(PreTrainedConfig):
         grid = self.feature_grid
         if min(grid) < self.vision_config.window_size:
             raise ValueError(
-                f"vision_config: the last stage has a grid of {grid[0]}x{grid[1]}, but its windows are "
-                f"{self.vision_config.window_size} wide; a smaller window_size or a larger image_size fits."
+                f"vision_config: the grid of the last stage ({grid[0]}x{grid[1]}) is smaller than its window_size "
+                f"({self.vision_config.window_size}); reduce window_size or increase image_size."
             )
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the pixels that the vision tower reads."""
-        return as_pair(self.vision_config.image_size)
+        """(height, width) of the images that the vision tower reads."""
+        return _as_pair(self.vision_config.image_size)
 
     @property
     def feature_grid(self) -> tuple[int, int]:
-        """(rows, columns) of the image tokens behind the last stage."""
-        patch_size = as_pair(self.vision_config.patch_size)
+        """(rows, columns) of the image tokens after the last stage."""
+        patch_size = _as_pair(self.vision_config.patch_size)
         rows, columns = (math.ceil(size / patch) for size, patch in zip(self.image_size, patch_size, strict=True))
-        for _ in range(len(self.vision_config.depths) - 1):  # between stages the grid is halved, and padded if odd
+        for _ in range(len(self.vision_config.depths) - 1):  # each stage halves the grid, after padding odd sizes
             rows, columns = math.ceil(rows / 2), math.ceil(columns / 2)
         return rows, columns
 
     @property
     def projects_labels(self) -> bool:
-        """Whether a linear layer stands between the label space and the head: not if their widths are the same."""
+        """Whether the head has a projection for label embeddings, which it needs if the widths differ."""
         return self.hidden_size != self.label_embed_dim
 
 
-def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """`(size, size)`, or `size` itself if it is a pair."""
+def _as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
     first, second = size
@@ -143,17 +143,17 @@ def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_tags(labels: Sequence[str | None], thresholds: Sequence[float]) -> None:
-    """Raise `ValueError` unless there is one name and one threshold for each tag, and no name twice."""
+    """Raise `ValueError` unless each tag has a unique name and a threshold between 0 and 1."""
     if len(labels) != len(thresholds):
-        raise ValueError(f"There are {len(labels)} tags but {len(thresholds)} thresholds; each tag needs one.")
+        raise ValueError(f"Got {len(labels)} tags but {len(thresholds)} thresholds; each tag needs one.")
     if None in labels:
         raise ValueError(
-            f"id2label has {len(labels)} tags but no number {labels.index(None)}; count from 0 without gaps."
+            f"id2label has {len(labels)} tags but no id {labels.index(None)}; number them from 0 without gaps."
         )
     first: dict[str | None, int] = {}
     for index, (label, threshold) in enumerate(zip(labels, thresholds, strict=True)):
         if first.setdefault(label, index) != index:
-            raise ValueError(f"The tag {label!r} is there twice, as number {first[label]} and number {index}.")
+            raise ValueError(f"Duplicate tag {label!r} with ids {first[label]} and {index}.")
         if not 0 <= threshold <= 1:
             raise ValueError(f"The threshold of {label!r} is {threshold}, but must be between 0 and 1.")
 

@@ -1,6 +1,7 @@
-"""Images for RAM: 384x384 pixels, bilinear, ImageNet statistics; and from the model's outputs back to tags.
+"""Image processor of RAM: 384x384 pixels, bilinear interpolation and ImageNet statistics, and conversion of outputs to
+tags.
 
-Source: the preprocessing of RAM's reference code. Images are opened, and resized by Pillow, as for LION.
+Source: the preprocessing of RAM's reference code. Images are opened and resized by Pillow, as for LION.
 """
 
 import os
@@ -17,11 +18,11 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 
 class RamImageProcessor(LionImageProcessor):
-    """Image processor of [`RamForImageTagging`]: LION's, with RAM's size, resampling and statistics.
+    """Image processor of [`RamForImageTagging`]: LION's, with the size, resampling and statistics of RAM.
 
     Attributes:
-        ram_config: tag names and thresholds for `post_process_tagging`; `from_pretrained` takes them from the model's
-            own `config.json`, so that they have one home.
+        ram_config: Tag names and thresholds for `post_process_tagging`. `from_pretrained` reads them from the
+            `config.json` of the model, so that they are stored only once.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -33,15 +34,15 @@ class RamImageProcessor(LionImageProcessor):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As of all image processors; the tags come from the `config.json` beside, if there is one."""
+        """Load the image processor, and the tags from the `config.json` in the same folder if there is one."""
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         image_processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        image_processor.ram_config = config_beside(pretrained_model_name_or_path, hub_arguments)
+        image_processor.ram_config = _config_beside(pretrained_model_name_or_path, hub_arguments)
         return loaded
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes that are saved: all but the tags."""
+        """Return the attributes to save, which are all but the tags."""
         return {name: value for name, value in super().to_dict().items() if name != "ram_config"}
 
     def post_process_tagging(
@@ -54,28 +55,31 @@ class RamImageProcessor(LionImageProcessor):
         drop: Iterable[str] | None = None,
         config: RamConfig | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """For each image its tags, as `{"label", "score"}`.
+        """Convert outputs to tags.
 
         Args:
-            outputs: of the model.
-            threshold, top_k, sort_by_score, allow, drop: see `select_tags`.
-            config: tag names and thresholds, such as `model.config`; by default those of the folder that the image
-                processor was loaded from.
+            outputs: Outputs of the model.
+            threshold, top_k, sort_by_score, allow, drop: See `select_tags`.
+            config: Tag names and thresholds, for example `model.config`. Defaults to the config in the folder that the
+                image processor was loaded from.
+
+        Returns:
+            A list of `{"label": name, "score": probability}` for each image.
 
         Raises:
-            ValueError: if there is no `config`, and as `select_tags` does.
+            ValueError: If there is no `config`, or an argument is invalid; see `select_tags`.
         """
         config = config or self.ram_config
         if config is None:
             raise ValueError(
-                "This image processor knows no tags: it was not loaded from a tagger's folder. Pass "
+                "This image processor has no tags because it was not loaded from the folder of a tagger. Pass "
                 "config=model.config, or call model.post_process_tagging."
             )
         return select_tags(outputs["logits"], config, threshold, top_k, sort_by_score, allow, drop)
 
 
-def config_beside(folder: str | os.PathLike, hub_arguments: dict[str, Any]) -> RamConfig | None:
-    """The tagger's configuration from the folder or repository of its image processor, if it is there."""
+def _config_beside(folder: str | os.PathLike, hub_arguments: dict[str, Any]) -> RamConfig | None:
+    """Load the configuration of the tagger from the folder or repository of its image processor, if it exists."""
     if os.path.isfile(folder):
         return None
     try:

@@ -1,8 +1,8 @@
-"""Tags of pictures that were seen before: the last ones in memory, and all of them in a folder if there is one.
+"""Cache for the tags of images: the most recent ones in memory, and optionally all of them in a folder.
 
-Tags belong to the picture's content and to everything else they depend on: the weights, the configuration, the
-preprocessing and how tags are selected. A section holds the pictures for one such state; in a folder it is a JSON Lines
-file of its own, so a folder can serve any number of taggers, and a run that was stopped goes on where it was.
+Tags depend on the content of the image, the weights, the configuration, the preprocessing and the selection of tags. A
+section caches the tags for one combination of the latter four. In a folder, each section is a JSON Lines file, so that
+a folder can be used by several taggers and an interrupted run can be resumed.
 """
 
 import hashlib
@@ -23,26 +23,26 @@ logger = logging.getLogger(__name__)
 Tags = list[dict[str, Any]]
 
 KEPT = 10_000
-"""Pictures whose tags stay in memory; those of a picture with twenty tags take some 3 KB."""
+"""Number of images whose tags are cached in memory. The tags of an image with twenty tags take about 3 KB."""
 
 SAMPLES = 4096
-"""About so many numbers of a tensor are looked at to see whether it changed."""
+"""Approximate number of values per tensor that are sampled to detect changes."""
 
 ROWS = 256
-"""Of a picture, that are copied at a time for its digest."""
+"""Number of image rows to copy at a time for computing a digest."""
 
 
 class TagCache:
-    """Sections of tags by picture.
+    """Sections of cached tags.
 
-    A copy, also one in another process, has the same folder and begins with nothing in memory.
+    A copy of the cache, including one in another process, uses the same folder and starts with nothing in memory.
 
     Args:
-        directory: where sections are kept across runs; in memory only by default.
-        size: the number of pictures of a section whose tags stay in memory.
+        directory: Folder that stores sections across runs. By default, they are only kept in memory.
+        size: Number of images per section whose tags are kept in memory.
 
     Raises:
-        ValueError: if the size is negative.
+        ValueError: If the size is negative.
     """
 
     def __init__(self, directory: str | Path | None = None, size: int = KEPT):
@@ -59,14 +59,15 @@ class TagCache:
         return type(self), (self.directory, self.size)
 
     def section(self, model: nn.Module, settings: Mapping[str, Any]) -> "Section":
-        """The section of a tagger as it is now; one that is kept nowhere if it cannot be told when that changes.
+        """Return the section for the current state of a tagger. If changes of its weights cannot be detected, the
+        section is not stored.
 
         Args:
-            model: the weights; the sections of others than the last are forgotten.
-            settings: all else that tags depend on, in a form that JSON can hold.
+            model: Model whose weights the tags depend on. Sections of previous weights are dropped from memory.
+            settings: Everything else that the tags depend on, as JSON values.
 
         Raises:
-            ValueError: if its file is damaged.
+            ValueError: If the file of the section is damaged.
         """
         weights = weights_state(model)
         if weights is None:
@@ -74,7 +75,7 @@ class TagCache:
         with self._lock:
             if weights != self._weights:
                 self._weights, self._sections = weights, {}
-                self._digest = digest_weights(model) if self.directory else ""
+                self._digest = _digest_weights(model) if self.directory else ""
             text = json.dumps([self._digest, settings], sort_keys=True, default=str)
             name = hashlib.sha256(text.encode()).hexdigest()[:32]
             if name not in self._sections:
@@ -82,20 +83,20 @@ class TagCache:
             return self._sections[name]
 
     def clear(self) -> None:
-        """Forget everything in memory; files stay."""
+        """Clear the memory. Files are kept."""
         with self._lock:
             self._weights, self._sections = None, {}
 
 
 class Section:
-    """Tags by picture: the last that were used in memory, and all in a file if there is one.
+    """Cached tags by image: the most recently used in memory, and all of them in a file if there is one.
 
     Args:
-        size: pictures in memory.
-        file: JSON Lines, which need not be there yet.
+        size: Number of images to keep in memory.
+        file: JSON Lines file, which may not exist yet.
 
     Raises:
-        ValueError: if the file is damaged.
+        ValueError: If the file is damaged.
     """
 
     def __init__(self, size: int, file: Path | None = None):
@@ -103,20 +104,20 @@ class Section:
         self.file = file
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Tags] = OrderedDict()
-        self._places = {} if file is None else read_places(file)
+        self._places = {} if file is None else _read_places(file)
 
     def get(self, image: str) -> Tags | None:
-        """The tags of a picture, by its digest; `None` if they are not known."""
+        """Return the tags of an image by its digest, or `None`."""
         with self._lock:
             found = self._kept.get(image)
-            if found is None and image_key(image) in self._places:
+            if found is None and _image_key(image) in self._places:
                 found = self._read(image)
             if found is not None:
                 self._keep(image, found)
             return found
 
     def store(self, tags: Mapping[str, Tags]) -> None:
-        """Keep tags of pictures, by their digests."""
+        """Store tags by the digests of their images."""
         with self._lock:
             for image, found in tags.items():
                 self._keep(image, found)
@@ -124,79 +125,81 @@ class Section:
                 self._append(self.file, tags)
 
     def _keep(self, image: str, tags: Tags) -> None:
-        """Have a picture's tags in memory as the last that were used."""
+        """Mark tags as the most recently used in memory."""
         self._kept[image] = tags
         self._kept.move_to_end(image)
         while len(self._kept) > self.size:
             self._kept.popitem(last=False)
 
     def _read(self, image: str) -> Tags | None:
-        """A picture's tags from the file; `None` if another stands there, as where two runs wrote at once."""
+        """Read tags from the file. Return `None` if the line belongs to another image, for example after concurrent
+        writes.
+        """
         assert self.file is not None
         try:
             with self.file.open("rb") as file:
-                file.seek(self._places[image_key(image)])
-                found = parse_line(file.readline())
+                file.seek(self._places[_image_key(image)])
+                found = _parse_line(file.readline())
         except (OSError, ValueError):
             return None
         return found[1] if found[0] == image else None
 
     def _append(self, path: Path, tags: Mapping[str, Tags]) -> None:
-        """Write tags behind what is there."""
+        """Append tags to the file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
             place = file.tell()
             content = b""
             if place:
                 file.seek(place - 1)
-                content = b"" if file.read(1) == b"\n" else b"\n"  # behind a line that was cut off
+                content = b"" if file.read(1) == b"\n" else b"\n"  # terminate an incomplete line
             for image, found in tags.items():
-                self._places[image_key(image)] = place + len(content)
+                self._places[_image_key(image)] = place + len(content)
                 content += json.dumps({"image": image, "tags": found}).encode() + b"\n"
             file.write(content)
 
 
-def image_key(image: str) -> bytes:
-    """A digest as it is kept for each picture in a file."""
+def _image_key(image: str) -> bytes:
+    """Shorten a digest to the key that is kept in memory for each image in a file."""
     return image.encode()[:32]
 
 
-def read_places(path: Path) -> dict[bytes, int]:
-    """Where each picture's line begins in a file.
+def _read_places(path: Path) -> dict[bytes, int]:
+    """Read the position of each image's line in a file.
 
     Raises:
-        ValueError: if it is no text.
+        ValueError: If the file is not text.
     """
     places: dict[bytes, int] = {}
     skipped = place = 0
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(_read_lines(path), 1):
         try:
-            places[image_key(parse_line(line)[0])] = place
+            places[_image_key(_parse_line(line)[0])] = place
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path}, line {number}: this tag cache is damaged: {error.reason} at byte {place + error.start}. "
-                "Delete the line or the file; its pictures are then tagged again."
+                "Delete the line or the file to tag its images again."
             ) from error
-        except (ValueError, KeyError, TypeError):  # a line that was cut off when a run was stopped
+        except (ValueError, KeyError, TypeError):  # an incomplete line from an interrupted run
             skipped += 1
         place += len(line)
     if skipped:
-        logger.warning("%s: skipped %d lines that are no records; their pictures are tagged again.", path, skipped)
+        logger.warning("%s: skipped %d invalid lines; their images are tagged again.", path, skipped)
     return places
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file; none if it is not there."""
+def _read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, or nothing if it does not exist."""
     if path.is_file():
         with path.open("rb") as file:
             yield from file
 
 
-def parse_line(line: bytes) -> tuple[str, Tags]:
-    """A picture's digest and its tags.
+def _parse_line(line: bytes) -> tuple[str, Tags]:
+    """Parse the digest and the tags of an image.
 
     Raises:
-        ValueError, KeyError, TypeError: if this is no record; `UnicodeDecodeError` if it is no text.
+        ValueError, KeyError, TypeError: If the line is not a record. `UnicodeDecodeError` if it is not text.
     """
     record = json.loads(line.decode("utf-8"))
     image, tags = record["image"], record["tags"]
@@ -206,18 +209,18 @@ def parse_line(line: bytes) -> tuple[str, Tags]:
     return image, tags
 
 
-def digest_picture(picture: Image.Image) -> str:
-    """A digest of a picture's pixels, with their layout."""
-    channels = len(picture.getbands())
-    shape = (picture.height, picture.width) + ((channels,) if channels > 1 else ())
+def digest_picture(image: Image.Image) -> str:
+    """Compute a digest of the pixels of an image and their layout."""
+    channels = len(image.getbands())
+    shape = (image.height, image.width) + ((channels,) if channels > 1 else ())
     digest = hashlib.sha256(f"uint8 {shape}".encode())
-    for top in range(0, picture.height, ROWS):
-        digest.update(picture.crop((0, top, picture.width, min(top + ROWS, picture.height))).tobytes())
+    for top in range(0, image.height, ROWS):
+        digest.update(image.crop((0, top, image.width, min(top + ROWS, image.height))).tobytes())
     return digest.hexdigest()
 
 
-def digest_weights(model: nn.Module) -> str:
-    """A digest of all weights and buffers; it is the same in another process."""
+def _digest_weights(model: nn.Module) -> str:
+    """Compute a digest of all weights and buffers, which is the same in all processes."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -226,10 +229,11 @@ def digest_weights(model: nn.Module) -> str:
 
 
 def weights_state(model: nn.Module) -> tuple | None:
-    """A value that changes when the weights do, quick to compute; `None` if not all are plain tensors at hand.
+    """Return a value that changes when the weights change. It is fast to compute. Return `None` if any weight is not a
+    plain tensor in memory.
 
-    It is made of torch's counters of changes, and of samples for what these do not see: writing to `weight.data`. (So
-    who writes there to a few numbers of a large tensor only has to call `clear`.)
+    The value combines PyTorch's version counters with samples, because the counters miss writes to `weight.data`. After
+    writing to a few values of a large tensor that way, call `clear`.
     """
     tensors = list(model.state_dict(keep_vars=True).values())
     if not all(type(tensor) in (nn.Parameter, torch.Tensor) and not tensor.is_meta for tensor in tensors):
@@ -242,7 +246,7 @@ def weights_state(model: nn.Module) -> tuple | None:
 
 
 def sample(tensor: torch.Tensor) -> torch.Tensor:
-    """Some numbers of a tensor, spread over all of it."""
+    """Return values that are spread evenly over a tensor."""
     return tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLES)]
 
 
