@@ -23,7 +23,7 @@ from transformers_lion.example import example_checkpoint, example_image
 def folder(lion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the small LION that may be broken, in the working folder beside a picture."""
     monkeypatch.chdir(tmp_path)
-    example_image(20).save("a.png")
+    example_image().resize((20, 20)).save("a.png")
     return Path(shutil.copytree(lion_folder, "lion"))
 
 

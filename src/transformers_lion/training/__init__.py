@@ -1,9 +1,7 @@
 """Training LION: its stages, the models that they begin with, the recipe, and checkpoints of what was trained.
 
-All of it needs the extra `train`, but for the scenes of the small world.
+All of it needs the extra `train`.
 """
-
-from typing import Any
 
 try:
     from .answer_metrics import AnswerMetrics
@@ -21,14 +19,9 @@ try:
 except ModuleNotFoundError as error:
     if str(error.name).partition(".")[0] not in ("accelerate", "datasets", "peft"):
         raise
-    missing = error.name
-
-    def __getattr__(name: str) -> Any:
-        if name in __all__:
-            raise ImportError(
-                f'Training needs {missing}, which is not installed: pip install "transformers-lion[train]".'
-            )
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise ImportError(
+        f'Training needs {error.name}, which is not installed: pip install "transformers-lion[train]".'
+    ) from error
 
 
 __all__ = [
