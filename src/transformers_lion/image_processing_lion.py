@@ -13,10 +13,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from .image_downloads import TIMEOUT
 from .image_loading import flatten, to_rgb
-from .remote_code import carries_its_code
 
 
-@carries_its_code
 class LionImageProcessor(BlipImageProcessorPil):
     """BLIP's image processor at 224 x 224, for any image that `image_loading` can open."""
 
@@ -42,6 +40,10 @@ class LionImageProcessor(BlipImageProcessorPil):
             if not images:
                 raise ValueError("There are no images: an empty batch was given.")
         return super().preprocess(images, *args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without `auto_map`: what is saved has none of the code that it would lead to."""
+        return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def _shrinker(self, options: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
         """The first step of a call, by which transformers' own, on several copies of the picture, has nothing to do."""

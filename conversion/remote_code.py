@@ -1,4 +1,4 @@
-"""Folders that carry this code, so that they load where the package is not installed.
+"""Folders that carry the package's code, so that they load where it is not installed.
 
 transformers copies a folder's modules only if they lie side by side, and finds its way in by `auto_map`. Every entry
 names the one module `lion_remote`: transformers gives each entry module a package of its own, and so two of them would
@@ -6,30 +6,19 @@ make two classes of everything. No `custom_pipelines` is written, which would as
 the package: `lion_remote` registers the pipelines.
 """
 
+import argparse
 import json
 import os
 import re
 from collections.abc import Mapping
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-ENTRY_MODULE = "lion_remote"
+import transformers_lion
+from lion_remote import AUTO_MAPS, ENTRY_MODULE
 
-Saved = TypeVar("Saved", bound=Any)
-"""A class of transformers that saves itself as JSON."""
-
-AUTO_MAPS = {
-    "config.json": {
-        "AutoConfig": f"{ENTRY_MODULE}.LionConfig",
-        "AutoModel": f"{ENTRY_MODULE}.LionModel",
-        "AutoModelForImageTextToText": f"{ENTRY_MODULE}.LionForConditionalGeneration",
-    },
-    "processor_config.json": {"AutoProcessor": f"{ENTRY_MODULE}.LionProcessor"},
-    "preprocessor_config.json": {"AutoImageProcessor": f"{ENTRY_MODULE}.LionImageProcessor"},
-}
-"""What leads to the code from each file. The last exists only where an image processor is saved by itself."""
-
+PACKAGE = Path(transformers_lion.__file__).parent
+ENTRY = Path(__file__).with_name(f"{ENTRY_MODULE}.py")
 RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+)([\w.]+)(?= import )", re.MULTILINE)
 
 
@@ -41,17 +30,24 @@ def code_files() -> dict[str, str]:
     """
     found: dict[str, Path] = {}
     texts: dict[str, str] = {}
-    pending = [Path(__file__).with_name(f"{ENTRY_MODULE}.py")]
+    pending = [PACKAGE / ENTRY.name]
     while pending:
         path = pending.pop()
         name = (path.parent.name if path.name == "__init__.py" else path.stem) + ".py"
         if found.setdefault(name, path) != path:
             raise ValueError(f"{found[name]} and {path} cannot lie in one folder.")
         if name not in texts:
-            text = path.read_text(encoding="utf-8")
+            text = read_module(path)
             texts[name] = RELATIVE_IMPORT.sub(lambda match: f"{match[1]}.{match[3].split('.')[-1]}", text)
             pending += [imported(path, len(match[2]), match[3]) for match in RELATIVE_IMPORT.finditer(text)]
     return dict(sorted(texts.items()))
+
+
+def read_module(path: Path) -> str:
+    """The text of a module of the package, or of the entry module as if it were one."""
+    if path != PACKAGE / ENTRY.name:
+        return path.read_text(encoding="utf-8")
+    return ENTRY.read_text(encoding="utf-8").replace(f"from {PACKAGE.name}.", "from .")
 
 
 def imported(path: Path, num_dots: int, module: str) -> Path:
@@ -90,24 +86,12 @@ def leads_to_code(auto_map: Mapping[str, Any] | None) -> bool:
     return any(str(reference).split("--")[-1].startswith(f"{ENTRY_MODULE}.") for reference in (auto_map or {}).values())
 
 
-def carries_its_code(cls: type[Saved]) -> type[Saved]:
-    """Save what was loaded from a folder that carries the code as one. For classes of configurations and processors.
+def main() -> None:
+    """Add the code to a folder."""
+    parser = argparse.ArgumentParser(description="Put the package's code into a checkpoint's folder.")
+    parser.add_argument("folder", type=Path)
+    add_code(parser.parse_args().folder)
 
-    (A decorator, since transformers tells by a processor's first base class what the processor adds to it.)
-    """
-    to_json_file = cls.to_json_file
 
-    @wraps(to_json_file)
-    def to_json_file_with_code(self: Any, json_file_path: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        path = Path(json_file_path)
-        if path.name in AUTO_MAPS and leads_to_code(getattr(self, "auto_map", None)):
-            self.auto_map = dict(AUTO_MAPS[path.name])
-            write_files(path.parent, code_files())
-        to_json_file(self, json_file_path, *args, **kwargs)
-
-    def register_for_auto_class(cls: type, auto_class: str | None = None) -> None:
-        """Nothing: with it, transformers would lead to the module of each class and leave `lion_remote` out."""
-
-    cls.to_json_file = to_json_file_with_code
-    cls.register_for_auto_class = classmethod(register_for_auto_class)
-    return cls
+if __name__ == "__main__":
+    main()

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
 
+import remote_code
 from processes import WITHOUT_PACKAGE, answer_of, run_python
 from ram.conftest import convert_ram
 from ram.recipe import write_ram_files
-from transformers_lion import LionConfig, LionForConditionalGeneration, LionProcessor, remote_code
-from transformers_lion.remote_code import AUTO_MAPS, add_code, code_files, leads_to_code
+from remote_code import AUTO_MAPS, add_code, code_files, leads_to_code
+from transformers_lion import LionConfig, LionForConditionalGeneration, LionProcessor
 
 QUESTION = "What is in the image?"
 
@@ -121,14 +122,16 @@ def test_a_tagger_in_the_folder_works_without_the_package(lion_folder: Path, tmp
     assert there[0]["tags"] is not None
 
 
-def test_who_imported_the_package_needs_no_trust_and_saves_the_code_too(code_folder: Path, tmp_path: Path) -> None:
+def test_who_imported_the_package_needs_no_trust_and_saves_no_code(code_folder: Path, tmp_path: Path) -> None:
     assert type(AutoConfig.from_pretrained(code_folder)) is LionConfig
     pipe = pipeline("image-to-text", model=str(code_folder))
     assert type(pipe.model) is LionForConditionalGeneration
     assert type(pipe.processor) is LionProcessor
     pipe.model.save_pretrained(tmp_path / "model")
     pipe.processor.save_pretrained(tmp_path / "processor")
-    assert python_files(tmp_path / "model") == python_files(tmp_path / "processor") == code_files()
+    pipe.processor.image_processor.save_pretrained(tmp_path / "image_processor")
+    assert not list(tmp_path.rglob("*.py"))
+    assert not any("auto_map" in file.read_text() for file in tmp_path.rglob("*config.json"))
 
 
 def test_a_folder_without_the_code_is_saved_without_it(lion_folder: Path, tmp_path: Path) -> None:
@@ -158,12 +161,14 @@ def test_the_code_is_flat_and_whole() -> None:
 
 
 def test_two_modules_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "part").mkdir()
-    (tmp_path / "lion_remote.py").write_text("from .part import a\n")
+    tmp_path = tmp_path / "package"
+    (tmp_path / "part").mkdir(parents=True)
+    (tmp_path / "lion_remote.py").write_text("from package.part import a\n")
     (tmp_path / "part" / "__init__.py").write_text("from .names import a\nfrom ..names import b\n")
     for folder in (tmp_path, tmp_path / "part"):
         (folder / "names.py").write_text("a = b = 1\n")
-    monkeypatch.setattr(remote_code, "__file__", str(tmp_path / "remote_code.py"))
+    monkeypatch.setattr(remote_code, "PACKAGE", tmp_path)
+    monkeypatch.setattr(remote_code, "ENTRY", tmp_path / "lion_remote.py")
     with pytest.raises(ValueError, match=r"names\.py and .*names\.py cannot lie in one folder"):
         code_files()
     (tmp_path / "part" / "__init__.py").write_text("from .names import a\n")
@@ -175,7 +180,7 @@ def test_two_modules_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_code_is_the_package_s_own() -> None:
-    package = Path(remote_code.__file__).parent
+    package = remote_code.PACKAGE
     originals = {path.name: path.read_text() for path in package.rglob("*.py") if path.name != "__init__.py"}
     without_dots = {name: re.sub(r"from \.+", "from ", text) for name, text in originals.items()}
     for name, text in code_files().items():
