@@ -27,8 +27,8 @@ from model_card import model_card
 from remote_code import ENTRY_MODULE, files_with_code, leads_to_code
 from shards import FolderReader
 from sources import SourceError, load_config, load_json
+from transformers_lion.checkpoint_utils import QFORMER_TOKENIZER, TAGGER_FOLDER
 from transformers_lion.configuration_lion import LionConfig
-from transformers_lion.hub_files import QFORMER_TOKENIZER, TAGGER_FOLDER
 from transformers_lion.processing_lion import QFORMER_TOKENIZER_CONFIG
 from transformers_lion.ram import RamConfig
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from training.record_files import good_record, picture, png, write_json, write_pictures
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
-from transformers_lion.locking import LOCK, locked
+from transformers_lion.file_utils import LOCK, locked
 from transformers_lion.training import STAGES, combine_stages, preflight, runner
 from transformers_lion.training.settings import DataSettings, StageSettings, load_settings
 from transformers_lion.training.stages import check_fits

@@ -6,8 +6,8 @@ Importing the package makes transformers' Auto classes and pipelines know LION; 
 from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
 from .example import example_checkpoint
 from .grounding import draw_boxes
-from .image_loading import to_rgb
 from .image_processing_lion import LionImageProcessor
+from .images import to_rgb
 from .inference import Answer, Lion, Request
 from .modeling_lion import (
     LionEncoderOutput,

@@ -11,12 +11,11 @@ from PIL import Image
 from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from .image_downloads import TIMEOUT
-from .image_loading import flatten, to_rgb
+from .images import TIMEOUT, flatten, to_rgb
 
 
 class LionImageProcessor(BlipImageProcessorPil):
-    """BLIP's image processor at 224 x 224, for any image that `image_loading` can open."""
+    """BLIP's image processor at 224 x 224, for any image that `images` can open."""
 
     size = {"height": 224, "width": 224}
 
@@ -24,7 +23,7 @@ class LionImageProcessor(BlipImageProcessorPil):
         """As `BlipImageProcessorPil.preprocess`, for paths, URLs, pictures of any mode, arrays and tensors.
 
         Args:
-            images: one image or a (nested) list; see `image_loading.ImageSource`. They are opened one after the other,
+            images: one image or a (nested) list; see `images.ImageSource`. They are opened one after the other,
                 so that never more than one of them is in memory at its full size.
             timeout: of each download, in seconds; `None` for none.
 

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
+from .checkpoint_utils import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, check_processor_files, local_folder
 from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
-from .hub_files import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, check_processor_files, local_folder
-from .image_loading import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
+from .images import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
 from .plain_text import PlainTextTokenizer
 
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "

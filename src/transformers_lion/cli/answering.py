@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from rich.progress import Progress
 
-from ..file_writing import naming
+from ..file_utils import naming
 from .common import hide_progress_bars, note, report, show_progress, stderr_console
 from .drawings import plan_drawings
 from .pictures import Named, find_pictures, open_pictures

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ..checkpoint_folders import check_folder, read_json
+from ..checkpoint_utils import TAGGER_FOLDER, check_folder, read_json
 from ..configuration_lion import LionConfig
 from ..example import example_checkpoint
-from ..hub_files import TAGGER_FOLDER
 from ..ram import ImageTagger, RamConfig
 
 if TYPE_CHECKING:

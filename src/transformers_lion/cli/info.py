@@ -11,10 +11,9 @@ import typer
 from torch import nn
 from transformers import GenerationConfig
 
-from ..checkpoint_folders import StoredTensor, compare, meta_model, read_config, read_headers, read_json
+from ..checkpoint_utils import TAGGER_FOLDER, StoredTensor, compare, meta_model, read_config, read_headers, read_json
 from ..configuration_lion import TASK_TYPES, LionConfig
 from ..example import example_checkpoint
-from ..hub_files import TAGGER_FOLDER
 from ..modeling_lion import LionForConditionalGeneration
 from ..ram import RamConfig
 from .common import Debug, run_action

@@ -21,8 +21,7 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..configuration_lion import LionConfig
-from ..file_writing import write_text
-from ..locking import LOCK, locked
+from ..file_utils import LOCK, locked, write_text
 from ..modeling_lion import LionForConditionalGeneration
 from ..processing_lion import LionProcessor
 from ..ram import ImageTagger

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, constants
 from transformers import AutoProcessor, ProcessorMixin, pipeline
 
 from transformers_lion import ImageTagger, Lion, LionForConditionalGeneration, LionProcessor, example_checkpoint
-from transformers_lion.hub_files import TIMEOUT
+from transformers_lion.checkpoint_utils import TIMEOUT
 from transformers_lion.modeling_utils import check_finite
 
 REPO = "someone/lion"

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_lion import Lion, LionImageProcessor, image_downloads, to_rgb
+from transformers_lion import Lion, LionImageProcessor, to_rgb
 from transformers_lion.cli.pictures import open_picture
-from transformers_lion.image_downloads import MAX_REDIRECTS, download
+from transformers_lion.images import downloads
+from transformers_lion.images.downloads import MAX_REDIRECTS, download
 from transformers_lion.training import load_records
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -139,7 +140,7 @@ def test_a_placeholder_that_comes_with_404_is_taken_by_no_entrance(entrance: str
 
 
 def test_a_file_that_does_not_end_is_cut_at_the_limit(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_downloads, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(downloads, "MAX_BYTES", 1_000_000)
     with pytest.raises(ValueError, match="more than 1,000,000 bytes"):
         download(f"{server}/endless.png")
 

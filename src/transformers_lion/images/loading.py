@@ -1,8 +1,4 @@
-"""Any image a user has -> an upright RGB picture of 8 bits a channel, or an error that names it.
-
-This is the one entrance of pictures: whatever feeds them to a model, draws on them or measures them opens them here,
-so that all of these see the same pixels and the same size.
-"""
+"""One image or many, in any form a user has them -> upright RGB images."""
 
 import base64
 import binascii
@@ -23,8 +19,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
-from .image_downloads import TIMEOUT, download, is_url, public_url
-from .image_pixels import CHANNELS, array_to_picture, as_array, measure, upright_rgb
+from .downloads import TIMEOUT, download, is_url, public_url
+from .pixels import CHANNELS, array_to_picture, as_array, measure, upright_rgb
 
 logger = logging.get_logger(__name__)
 

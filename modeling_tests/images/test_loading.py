@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from transformers_lion import LionImageProcessor, LionProcessor, draw_boxes, image_loading, to_rgb
+from transformers_lion import LionImageProcessor, LionProcessor, draw_boxes, to_rgb
 from transformers_lion.cli.pictures import open_picture as open_by_command
 from transformers_lion.demo.uploads import open_upload
 from transformers_lion.evaluation.answering import open_picture as open_in_evaluation
-from transformers_lion.image_loading import find_size, flatten, is_batch, load_rgb_images, upright_size
+from transformers_lion.images import find_size, flatten, is_batch, load_rgb_images, loading, upright_size
 from transformers_lion.pipelines import as_item, image_of
 from transformers_lion.training.records import open_image as open_in_records
 from transformers_lion.training.records import parse_record
@@ -284,7 +284,7 @@ def test_an_array_that_may_be_grey_pictures_is_named(
     shape: tuple[int, ...], warned: bool, lion_processor: LionProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(image_loading, "logger", SimpleNamespace(warning=said.append))
+    monkeypatch.setattr(loading, "logger", SimpleNamespace(warning=said.append))
     lion_processor(np.zeros(shape, np.uint8), ["a", "b", "c"], return_tensors="pt")
     assert [("(3, 1, 20, 30)" in text) for text in said] == [True] * warned
 
@@ -378,16 +378,16 @@ def test_an_installed_plug_in_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     path = tmp_path / "photo.HEIC"
     path.write_bytes(accepted)
-    image_loading.register_plug_ins.cache_clear()
-    monkeypatch.setattr(image_loading, "find_spec", lambda name: None)
+    loading.register_plug_ins.cache_clear()
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"not a picture in a known format\. To read it: pip install pillow-heif\."):
         to_rgb(path)
-    image_loading.register_plug_ins.cache_clear()
-    monkeypatch.setattr(image_loading, "find_spec", lambda name: name == "pillow_heif" or None)
-    monkeypatch.setattr(image_loading, "import_module", lambda name: plug_in)
+    loading.register_plug_ins.cache_clear()
+    monkeypatch.setattr(loading, "find_spec", lambda name: name == "pillow_heif" or None)
+    monkeypatch.setattr(loading, "import_module", lambda name: plug_in)
     try:
         assert to_rgb(path).size == GREY.size
     finally:
         Image.ID.remove("MADE-UP")
         del Image.OPEN["MADE-UP"]
-        image_loading.register_plug_ins.cache_clear()
+        loading.register_plug_ins.cache_clear()
