@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForImageTextToText
 
 from .configuration_lion import LionConfig
-from .ram.configuration_ram import RamConfig
+from .ram import RamConfig
 
 TAGGER_FOLDER = "tagger"
 """Where a checkpoint's folder holds its tagger."""

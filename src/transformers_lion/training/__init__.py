@@ -8,8 +8,9 @@ try:
     from .augmentation import ImageAugmentation
     from .collator import CollatorEpochCallback, LionDataCollator
     from .data import load_records, mix_datasets
+    from .optimizer import parameter_groups
     from .precision import train_in_float32
-    from .recipe import make_trainer, parameter_groups, training_arguments
+    from .recipe import make_trainer, training_arguments
     from .records import RecordError
     from .report import RecordReport
     from .resuming import last_checkpoint, train

@@ -1,7 +1,8 @@
 """Training on several devices: what FSDP2 needs to know of LION, and a check that it really ran.
 
-With transformers' Trainer: add `FsdpCallback()`, and ask for FSDP2 by `TrainingArguments(fsdp=True)` or by a
-configuration of accelerate. In a loop of your own: `shard_model`. Either way `gather_model` makes a whole model again.
+With transformers' Trainer: add the three callbacks of this module, and ask for FSDP2 by `TrainingArguments(fsdp=True)`
+or by a configuration of accelerate. In a loop of your own: `shard_model`. Either way `gather_model` makes a whole model
+again.
 
 FSDP2 takes a unit of the model at a time: its parameters are gathered before it runs, and freed behind it.
 """
@@ -33,17 +34,12 @@ FORWARD_METHODS = ("encode", "generate", "get_image_features")
 
 
 class FsdpCallback(TrainerCallback):
-    """Has the stock Trainer's FSDP2 run on LION as it should, or not at all. Without FSDP2 it only checks processes.
+    """Has the stock Trainer's FSDP2 run on LION as it should, or not at all. Without FSDP2 it does nothing.
 
-    What it sees to: accelerate finds LION's units in each stage; tied embeddings are one module, without which FSDP2
-    stops; gradients are summed up in float32, and the loss is not rounded, when computing in bfloat16; all processes
-    begin with the same parameters, and make the same first step.
-
-    The Trainer takes no `optimizers=` together with FSDP: set `trainer.optimizer` afterwards.
+    accelerate finds LION's units in each stage; tied embeddings become one module, without which FSDP2 stops; gradients
+    are summed in float32, and the loss is not rounded, when computing in bfloat16; all processes begin with the same
+    parameters.
     """
-
-    def __init__(self) -> None:
-        self._gradients_agree = False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -51,9 +47,8 @@ class FsdpCallback(TrainerCallback):
         """Prepare the model.
 
         Raises:
-            ValueError: if FSDP2 was asked for, but is not what accelerate would do; if processes run side by side.
+            ValueError: if FSDP2 was requested, but accelerate would do something else.
         """
-        check_processes(args)
         if fsdp_is_requested(args):
             use_float32_reductions(fsdp_plugin())
             prepare_for_fsdp(model, args.device)
@@ -61,38 +56,54 @@ class FsdpCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Look whether the model is sharded.
+        """Check that the model is sharded.
 
         Raises:
-            ValueError: if FSDP2 was asked for, but the model is not sharded.
+            ValueError: if FSDP2 was requested, but the model is not sharded.
         """
-        self._gradients_agree = False
         if fsdp_is_requested(args):
             check_sharded(model)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+
+class ProcessCheckCallback(TrainerCallback):
+    """Checks that the processes of a training know each other, and that their first gradients agree."""
+
+    def __init__(self) -> None:
+        self._gradients_agree = False
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """See `check_processes`."""
+        check_processes(args)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have a model that was evaluated before its training prepared for it all the same.
-
-        accelerate marks it as prepared, and would then leave out DistributedDataParallel without a word.
-        """
-        if is_data_parallel():
-            vars(model).pop("_is_accelerate_prepared", None)
-
-    on_predict = on_evaluate
+        """Check the gradients of each training anew."""
+        self._gradients_agree = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Look at the first gradients.
-
-        Raises:
-            ValueError: if each process has its own.
-        """
+        """Check the first gradients; see `check_gradients`."""
         if not self._gradients_agree and is_data_parallel():
             check_gradients(model)
             self._gradients_agree = True
+
+
+class PreparedModelCallback(TrainerCallback):
+    """Has a model that was evaluated before its training prepared for DistributedDataParallel all the same.
+
+    accelerate marks it as prepared when it evaluates, and would then train without DistributedDataParallel.
+    """
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Remove accelerate's mark."""
+        if is_data_parallel():
+            vars(model).pop("_is_accelerate_prepared", None)
+
+    on_predict = on_evaluate
 
 
 def check_gradients(model: nn.Module) -> None:
@@ -404,6 +415,8 @@ __all__ = [
     "FORWARD_METHODS",
     "UNITS",
     "FsdpCallback",
+    "PreparedModelCallback",
+    "ProcessCheckCallback",
     "check_processes",
     "check_sharded",
     "fsdp_is_requested",

@@ -1,7 +1,7 @@
 """The Trainer of the recipe: transformers' `Seq2SeqTrainer`, with what it leaves out for LION and its records.
 
-Evaluations respect `generation_max_length`, `label_smoothing_factor` finds decoder inputs, and
-`train_sampling_strategy: group_by_length` finds lengths.
+The optimizer has the recipe's groups of parameters, evaluations respect `generation_max_length`,
+`label_smoothing_factor` finds decoder inputs, and `train_sampling_strategy: group_by_length` finds lengths.
 """
 
 import copy
@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..processing_lion import LionProcessor
+from .optimizer import build_optimizer
 
 DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
 
@@ -28,7 +29,28 @@ class LionTrainer(Seq2SeqTrainer):
     `generation_max_length` says. And the stock Trainer fills these settings up with transformers' defaults, which would
     be saved with the model. Here a maximum length counts, and evaluations leave the settings alone, during a training
     as well as in `evaluate` and `predict` by themselves.
+
+    Args:
+        aggregator_lr_multiplier: see `parameter_groups`.
+        **options: of `Seq2SeqTrainer`.
     """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(self, *, aggregator_lr_multiplier: float = 1.0, **options: Any):
+        super().__init__(**options)
+        self.aggregator_lr_multiplier = aggregator_lr_multiplier
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that `args.optim` names, on the groups of `parameter_groups`.
+
+        Raises:
+            ValueError: if nothing is trained, or the optimizer makes groups of its own.
+        """
+        if self.optimizer is None:
+            chosen = self.model if model is None else model
+            self.optimizer = build_optimizer(chosen, self.args, self.aggregator_lr_multiplier)
+        return self.optimizer
 
     def prediction_step(
         self,
