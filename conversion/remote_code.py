@@ -37,13 +37,13 @@ def code_files() -> dict[str, str]:
         if found.setdefault(name, path) != path:
             raise ValueError(f"{found[name]} and {path} cannot lie in one folder.")
         if name not in texts:
-            text = read_module(path)
+            text = _read_module(path)
             texts[name] = RELATIVE_IMPORT.sub(lambda match: f"{match[1]}.{match[3].split('.')[-1]}", text)
             pending += [imported(path, len(match[2]), match[3]) for match in RELATIVE_IMPORT.finditer(text)]
     return dict(sorted(texts.items()))
 
 
-def read_module(path: Path) -> str:
+def _read_module(path: Path) -> str:
     """The text of a module of the package, or of the entry module as if it were one."""
     if path != PACKAGE / ENTRY.name:
         return path.read_text(encoding="utf-8")
@@ -72,10 +72,10 @@ def files_with_code(folder: str | os.PathLike) -> dict[str, str]:
 
 def add_code(folder: str | os.PathLike) -> None:
     """Make the checkpoint in `folder` carry the code. Calling it again brings the code up to date."""
-    write_files(folder, files_with_code(folder))
+    _write_files(folder, files_with_code(folder))
 
 
-def write_files(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
+def _write_files(folder: str | os.PathLike, texts: Mapping[str, str]) -> None:
     """Write texts under their names into `folder`."""
     for name, text in texts.items():
         (Path(folder) / name).write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ ALIGNMENT = LoopSettings(num_steps=600, save_every=150)
 BATCH = 64
 
 
-def cell_words(labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _cell_words(labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels of cells -> what `SceneWords` takes: (B, 1 + G * G, FIELDS) and (B, 1 + G * G, 4)."""
     shape = labels["shape"].flatten(1)
     fields = torch.zeros(*shape.shape, FIELDS, dtype=torch.long)
@@ -37,7 +37,7 @@ def cell_words(labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
     return torch.cat([first, fields], dim=1), torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
 
 
-class AlignedAggregator(nn.Module):
+class _AlignedAggregator(nn.Module):
     """A LION whose aggregator and projection are trained, and the words that they imitate."""
 
     def __init__(self, model: LionForConditionalGeneration, words: SceneWords, embed: nn.Module):
@@ -52,7 +52,7 @@ class AlignedAggregator(nn.Module):
     def loss(self, batch: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
         """Mean square of the difference, in parts of the words' own."""
         pixels, labels = batch
-        fields, boxes = cell_words(labels)
+        fields, boxes = _cell_words(labels)
         target = self.words(fields, boxes, self.embed, on_grid=True).float()
         found = self.model.get_image_features(pixels, return_dict=True).pooler_output.float()
         return (found - target).square().mean() / target.square().mean()
@@ -67,7 +67,7 @@ def align(folder: Path, model: LionForConditionalGeneration, seed: int = 0) -> N
     saved = torch.load(file if file.exists() else folder / "language" / "checkpoint.pt", weights_only=True)
     told.load_state_dict(saved["model"])
     model.set_attn_implementation("eager")
-    learner = AlignedAggregator(model, told.scene_words, told.language_model.shared)
+    learner = _AlignedAggregator(model, told.scene_words, told.language_model.shared)
     check = next(vision_pretraining.batches(*unseen, 256, seed))
     run_loop(
         learner, learner.loss, lambda step: vision_pretraining.batches(images, labels, BATCH, seed, step),

@@ -42,10 +42,10 @@ def is_right(sample: Sample, answer: str) -> bool:
     """Whether an answer is the one expected; for boxes, whether the first has an IoU of a half or more."""
     if sample.kind != "locate":
         return answer.strip() == sample.answer
-    return locate_iou(sample, answer) >= 0.5
+    return _locate_iou(sample, answer) >= 0.5
 
 
-def locate_iou(sample: Sample, answer: str) -> float:
+def _locate_iou(sample: Sample, answer: str) -> float:
     """IoU of the first box of an answer, 0 if it has none."""
     boxes = extract_boxes(answer)
     return box_iou(boxes[0], extract_boxes(sample.answer)[0]) if boxes else 0.0
@@ -58,7 +58,7 @@ def summarize(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, fl
     for sample, answer in zip(samples, answers, strict=True):
         right.setdefault(sample.kind, []).append(is_right(sample, answer))
         if sample.kind == "locate":
-            ious.append(locate_iou(sample, answer))
+            ious.append(_locate_iou(sample, answer))
         if sample.kind == "caption":
             found, expected = caption_attributes(answer), caption_attributes(sample.answer)
             said, true, both = said + found.total(), true + expected.total(), both + (found & expected).total()

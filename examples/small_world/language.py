@@ -185,7 +185,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Description:
+class _Description:
     """Words that fit some objects: size, colour and shape, each perhaps left open."""
 
     size: str | None = None
@@ -232,14 +232,14 @@ def caption(scene: Scene) -> str:
     return f"{listed} on {article(scene.background)} background"
 
 
-def describe(generator: np.random.Generator, thing: SceneObject, detail: int | None = None) -> Description:
+def describe(generator: np.random.Generator, thing: SceneObject, detail: int | None = None) -> _Description:
     """A description of an object with one to three of its attributes, more often with its colour and shape."""
     use = (
         (False, False, True), (False, True, False), (False, True, True), (False, True, True), (True, False, True),
         (True, True, False), (True, True, True), (True, True, True), (True, False, False),
     )[int(generator.integers(9)) if detail is None else detail]  # fmt: skip
     values = (thing.size, thing.color, thing.shape)
-    return Description(*(value if used else None for value, used in zip(values, use, strict=True)))
+    return _Description(*(value if used else None for value, used in zip(values, use, strict=True)))
 
 
 def is_beside(thing: SceneObject, other: SceneObject, axis: int, side: int, margin: float = MARGIN) -> bool:
@@ -270,7 +270,7 @@ def unique_phrase(
             return f"the {words}"
         phrase = superlative(generator, thing, rivals, words) if generator.random() < 0.6 else None
         if phrase is None:
-            phrase = beside_phrase(generator, scene, thing, rivals, words)
+            phrase = _beside_phrase(generator, scene, thing, rivals, words)
         if phrase is not None:
             return phrase
     return None
@@ -286,7 +286,7 @@ def superlative(
     return f"the {pick(generator, fitting)} {words}" if fitting else None
 
 
-def beside_phrase(
+def _beside_phrase(
     generator: np.random.Generator, scene: Scene, thing: SceneObject, rivals: list[SceneObject], words: str
 ) -> str | None:
     """`the red circle to the left of the blue star`, if that is so of this one and clearly not of its rivals."""
@@ -303,18 +303,18 @@ def beside_phrase(
     return None
 
 
-def fill(generator: np.random.Generator, kind: str, **parts: str) -> str:
+def _fill(generator: np.random.Generator, kind: str, **parts: str) -> str:
     """A question in one of the wordings of its kind."""
     words = {name: pick(generator, options) for name, options in WORDS.items()}
     return pick(generator, TEMPLATES[kind]).format(**{**words, **parts})
 
 
-def ask_caption(generator: np.random.Generator, scene: Scene) -> Sample | None:
+def _ask_caption(generator: np.random.Generator, scene: Scene) -> Sample | None:
     """A description of the whole scene."""
-    return Sample("caption", fill(generator, "caption"), caption(scene))
+    return Sample("caption", _fill(generator, "caption"), caption(scene))
 
 
-def ask_existence(generator: np.random.Generator, scene: Scene) -> Sample | None:
+def _ask_existence(generator: np.random.Generator, scene: Scene) -> Sample | None:
     """Yes and no equally often; what is absent differs in few words from what is there."""
     present = bool(generator.random() < 0.5)
     thing = scene.objects[int(generator.integers(len(scene.objects)))]
@@ -329,19 +329,19 @@ def ask_existence(generator: np.random.Generator, scene: Scene) -> Sample | None
         return None
     a, plural = article(description.words(generator)), description.words(generator, plural=True)
     about = tuple(index for index, other in enumerate(scene.objects) if description.fits(other))
-    return Sample("existence", fill(generator, "existence", a=a, plural=plural), "yes" if present else "no", about)
+    return Sample("existence", _fill(generator, "existence", a=a, plural=plural), "yes" if present else "no", about)
 
 
-def change(generator: np.random.Generator, description: Description) -> Description:
+def change(generator: np.random.Generator, description: _Description) -> _Description:
     """The description with one of its words replaced."""
     options: dict[str, Sequence[str]] = {"size": list(SIZES), "color": list(COLORS), "shape": SHAPES}
     used = [name for name in options if getattr(description, name)]
     name = pick(generator, used)
     values = {key: getattr(description, key) for key in options}
-    return Description(**{**values, name: pick(generator, [x for x in options[name] if x != values[name]])})
+    return _Description(**{**values, name: pick(generator, [x for x in options[name] if x != values[name]])})
 
 
-def ask_attribute(kind: str) -> Callable[[np.random.Generator, Scene], Sample | None]:
+def _ask_attribute(kind: str) -> Callable[[np.random.Generator, Scene], Sample | None]:
     """Questions for the colour, the shape or the size of one object."""
 
     def ask(generator: np.random.Generator, scene: Scene) -> Sample | None:
@@ -349,24 +349,24 @@ def ask_attribute(kind: str) -> Callable[[np.random.Generator, Scene], Sample | 
         phrase = unique_phrase(generator, scene, target, without=kind)
         if phrase is None:
             return None
-        return Sample(kind, fill(generator, kind, the=phrase), getattr(scene.objects[target], kind), (target,))
+        return Sample(kind, _fill(generator, kind, the=phrase), getattr(scene.objects[target], kind), (target,))
 
     return ask
 
 
-def ask_count(generator: np.random.Generator, scene: Scene) -> Sample | None:
+def _ask_count(generator: np.random.Generator, scene: Scene) -> Sample | None:
     """How many objects fit a description, from none to all."""
     thing = scene.objects[int(generator.integers(len(scene.objects)))]
     detail = int(generator.choice([0, 0, 1, 1, 2, 8, 9]))
-    description = Description() if detail == 9 else describe(generator, thing, detail)
+    description = _Description() if detail == 9 else describe(generator, thing, detail)
     if detail < 8 and generator.random() < 0.12:
         description = change(generator, description)
     about = tuple(index for index, other in enumerate(scene.objects) if description.fits(other))
-    question = fill(generator, "count", plural=description.words(generator, plural=True))
+    question = _fill(generator, "count", plural=description.words(generator, plural=True))
     return Sample("count", question, str(len(about)), about)
 
 
-def ask_relation(generator: np.random.Generator, scene: Scene) -> Sample | None:
+def _ask_relation(generator: np.random.Generator, scene: Scene) -> Sample | None:
     """Whether one object is on a side of another; yes and no equally often, and never where it is a close call."""
     if len(scene.objects) < 2:
         return None
@@ -380,41 +380,40 @@ def ask_relation(generator: np.random.Generator, scene: Scene) -> Sample | None:
     no = is_beside(scene.objects[first], scene.objects[second], axis, -side)
     if not yes and not no:
         return None
-    question = fill(generator, "relation", the=the, other=other, relation=relation)
+    question = _fill(generator, "relation", the=the, other=other, relation=relation)
     return Sample("relation", question, "yes" if yes else "no", (first, second))
 
 
-def ask_background(generator: np.random.Generator, scene: Scene) -> Sample | None:
+def _ask_background(generator: np.random.Generator, scene: Scene) -> Sample | None:
     """What the background looks like."""
-    return Sample("background", fill(generator, "background"), scene.background)
+    return Sample("background", _fill(generator, "background"), scene.background)
 
 
-def ask_locate(generator: np.random.Generator, scene: Scene) -> Sample | None:
+def _ask_locate(generator: np.random.Generator, scene: Scene) -> Sample | None:
     """Where the object of a referring expression is."""
     target = int(generator.integers(len(scene.objects)))
     phrase = unique_phrase(generator, scene, target)
     if phrase is None:
         return None
-    return Sample("locate", fill(generator, "locate", the=phrase), locate_answer(scene.objects[target]), (target,))
+    return Sample("locate", _fill(generator, "locate", the=phrase), _locate_answer(scene.objects[target]), (target,))
 
 
-def locate_answer(thing: SceneObject) -> str:
+def _locate_answer(thing: SceneObject) -> str:
     """`Answer: [x1,y1,x2,y2]`."""
     return f"Answer: {format_boxes([thing.box])}"
 
 
-def ask_describe(generator: np.random.Generator, scene: Scene) -> Sample | None:
-    """What is in a box."""
+def _ask_describe(generator: np.random.Generator, scene: Scene) -> Sample | None:
     target = int(generator.integers(len(scene.objects)))
     thing = scene.objects[target]
     box = format_boxes([thing.box], decimals=3 if generator.random() < 0.8 else 2)
-    return Sample("describe", fill(generator, "describe", box=box), full_description(thing), (target,))
+    return Sample("describe", _fill(generator, "describe", box=box), full_description(thing), (target,))
 
 
 ASKERS: dict[str, Callable[[np.random.Generator, Scene], Sample | None]] = {
-    "caption": ask_caption, "existence": ask_existence, "color": ask_attribute("color"),
-    "shape": ask_attribute("shape"), "count": ask_count, "relation": ask_relation, "size": ask_attribute("size"),
-    "background": ask_background, "locate": ask_locate, "describe": ask_describe,
+    "caption": _ask_caption, "existence": _ask_existence, "color": _ask_attribute("color"),
+    "shape": _ask_attribute("shape"), "count": _ask_count, "relation": _ask_relation, "size": _ask_attribute("size"),
+    "background": _ask_background, "locate": _ask_locate, "describe": _ask_describe,
 }  # fmt: skip
 
 

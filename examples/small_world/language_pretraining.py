@@ -111,7 +111,7 @@ class SymbolicBatch:
     is_tag: torch.Tensor
 
 
-def object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+def _object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Fields and boxes of the scene's objects, and of the background in the last row."""
     rows = [
         (OBJECT, list(COLORS).index(x.color) + 1, SHAPES.index(x.shape) + 1, list(SIZES).index(x.size) + 1, 0)
@@ -128,7 +128,7 @@ def slot_rows(generator: np.random.Generator, num_objects: int, num_slots: int) 
     return generator.permutation(np.concatenate([everything, more]))
 
 
-def blur(
+def _blur(
     generator: np.random.Generator, fields: np.ndarray, boxes: np.ndarray, box_noise: float = 0.012
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a tower is unsure of: words left unsaid, a few of them wrong, boxes a little off."""
@@ -183,19 +183,19 @@ def make_batch(
     slots, slot_boxes, cells, cell_boxes, asked, first = [], [], [], [], [], []
     for item, sample in zip(scenes, samples, strict=True):
         shown: list[np.ndarray] = []
-        fields, boxes = object_table(item.scene)
+        fields, boxes = _object_table(item.scene)
         fields = np.concatenate([fields, np.zeros((1, FIELDS), dtype=fields.dtype)])  # the last row is nothing
         boxes = np.concatenate([boxes, np.zeros((1, 4))])
         if form in ("slots", "both"):
             rows = slot_rows(generator, len(item.scene.objects), num_slots)
-            kept = blur(generator, fields[rows], boxes[rows], 0.006)
+            kept = _blur(generator, fields[rows], boxes[rows], 0.006)
             slots.append(kept[0])
             slot_boxes.append(kept[1])
             shown.append(rows)
         if form in ("cells", "both"):
             cls = len(item.scene.objects)  # the background's row
             rows = np.concatenate([[cls], item.cells.reshape(-1)])
-            kept = blur(generator, fields[rows], boxes[rows])
+            kept = _blur(generator, fields[rows], boxes[rows])
             cells.append(kept[0])
             cell_boxes.append(kept[1])
             shown.append(rows)
@@ -222,11 +222,11 @@ def make_batch(
         stacked(cells, torch.long), stacked(cell_boxes, torch.float32),
         prompt["input_ids"], prompt["attention_mask"],
         labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100), torch.from_numpy(np.stack(asked)),
-        torch.from_numpy(np.stack(first)), tag_mask(prompt["attention_mask"], torch.tensor(ends)),
+        torch.from_numpy(np.stack(first)), _tag_mask(prompt["attention_mask"], torch.tensor(ends)),
     )  # fmt: skip
 
 
-def tag_mask(attention_mask: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def _tag_mask(attention_mask: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """`SymbolicBatch.is_tag` from (B, 2), the numbers of tokens before and up to the end of the tags."""
     place = torch.arange(attention_mask.shape[1])
     outside = (place < ends[:, :1]) | (attention_mask == 0)

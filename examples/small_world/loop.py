@@ -44,7 +44,7 @@ class LoopSettings:
         return min(1.0, (step + 1) / self.warmup, max(0.0, rest))
 
 
-def build_optimizers(model: nn.Module, is_matrix: Callable[[str], bool], settings: LoopSettings) -> list[Any]:
+def _build_optimizers(model: nn.Module, is_matrix: Callable[[str], bool], settings: LoopSettings) -> list[Any]:
     """Muon for the trainable matrices that `is_matrix` names, AdamW for the other trainable parameters."""
     named = [(name, x) for name, x in model.named_parameters() if x.requires_grad]
     matrices = [x for name, x in named if x.ndim == 2 and is_matrix(name)]
@@ -75,7 +75,7 @@ def run_loop(
         evaluate: figures for the log at each checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    optimizers = build_optimizers(model, is_matrix, settings)
+    optimizers = _build_optimizers(model, is_matrix, settings)
     file, step, seconds = folder / "checkpoint.pt", 0, 0.0
     if file.exists():
         saved = torch.load(file, weights_only=True)

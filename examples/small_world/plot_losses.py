@@ -12,7 +12,7 @@ PARTS = ("tower", "language", "tag_language", "tagger", "alignment", "image_leve
 """In the order of training; those of stage 0 have a log of their own, the stages that of the Trainer."""
 
 
-def read_log(folder: Path, part: str) -> list[dict[str, Any]]:
+def _read_log(folder: Path, part: str) -> list[dict[str, Any]]:
     """Entries with `step` and `loss`, and among them those of evaluations; empty if there is no such log."""
     for name in (part, f"{part}-training"):
         file = folder / name / "log.jsonl"
@@ -24,7 +24,7 @@ def read_log(folder: Path, part: str) -> list[dict[str, Any]]:
     return []
 
 
-def seconds_of(entries: list[dict[str, Any]]) -> float:
+def _seconds_of(entries: list[dict[str, Any]]) -> float:
     """How long a part took, all its starts together."""
     return max((entry.get("seconds", entry.get("train_runtime", 0.0)) for entry in entries), default=0.0)
 
@@ -33,7 +33,7 @@ def draw(folder: Path, picture: Path) -> dict[str, dict[str, float]]:
     """Draw what there is, and return of each part its steps, its seconds, and its first and last loss."""
     from matplotlib.figure import Figure
 
-    logs = {part: entries for part in PARTS if (entries := read_log(folder, part))}
+    logs = {part: entries for part in PARTS if (entries := _read_log(folder, part))}
     columns = 4
     rows = -(-len(logs) // columns)
     figure = Figure(figsize=(4 * columns, 2.8 * rows), layout="constrained")
@@ -43,10 +43,10 @@ def draw(folder: Path, picture: Path) -> dict[str, dict[str, float]]:
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.plot(*zip(*points, strict=True), lw=1.2)
         axes.set(xlabel="step", ylabel="loss", yscale="log")
-        axes.set_title(f"{part}, {seconds_of(entries) / 60:.0f} min")
+        axes.set_title(f"{part}, {_seconds_of(entries) / 60:.0f} min")
         axes.grid(alpha=0.3, which="both")
         facts[part] = {
-            "steps": points[-1][0], "seconds": round(seconds_of(entries)), "first loss": points[0][1],
+            "steps": points[-1][0], "seconds": round(_seconds_of(entries)), "first loss": points[0][1],
             "last loss": points[-1][1],
         }  # fmt: skip
     picture.parent.mkdir(parents=True, exist_ok=True)

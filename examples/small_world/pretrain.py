@@ -63,7 +63,7 @@ def load_scenes(folder: Path, split: str, count: int) -> tuple[np.ndarray, CellL
         return data["pixels"], CellLabels(**{name: data[name] for name in CellLabels.__annotations__})
 
 
-def train_tower(folder: Path, seed: int = 0) -> None:
+def _train_tower(folder: Path, seed: int = 0) -> None:
     """Train the vision tower, and save it as `tower.pt`."""
     torch.manual_seed(seed)
     images, labels = load_scenes(folder, "train", NUM_TOWER_SCENES)
@@ -127,9 +127,9 @@ class SymbolicLanguageModel(nn.Module):
             losses = nn.functional.cross_entropy(outputs.logits.float().transpose(1, 2), part.labels, reduction="none")
             total = total + (losses.sum(1) / (part.labels != -100).sum(1)).sum()
             states = outputs.encoder_last_hidden_state
-            pointing = POINTING_WEIGHT * read_out_loss(self.pointer, states, part.asked)
+            pointing = POINTING_WEIGHT * _read_out_loss(self.pointer, states, part.asked)
             if self.order_pointer is not None:
-                pointing = pointing + ORDER_WEIGHT * read_out_loss(self.order_pointer, states, part.first)
+                pointing = pointing + ORDER_WEIGHT * _read_out_loss(self.order_pointer, states, part.first)
                 pointing = pointing + TAG_WEIGHT * self.tag_loss(outputs, part)
             total = total + pointing * len(part.labels)
         return total / sum(len(part.labels) for part in parts)
@@ -139,7 +139,7 @@ class SymbolicLanguageModel(nn.Module):
         num_visual = batch.asked.shape[1]
         text = outputs.encoder_hidden_states[1][:, num_visual:]
         assert self.tag_pointer is not None
-        loss = read_out_loss(self.tag_pointer, text, batch.is_tag)
+        loss = _read_out_loss(self.tag_pointer, text, batch.is_tag)
         is_tag = (batch.is_tag == 1).float()
         with_tags = is_tag.any(1)
         if num_visual and with_tags.any():
@@ -153,7 +153,7 @@ class SymbolicLanguageModel(nn.Module):
         return loss
 
 
-def read_out_loss(read_out: nn.Module, hidden_states: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def _read_out_loss(read_out: nn.Module, hidden_states: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of a linear read-out of (B, N, D) against 0 and 1, (B, N') with N' up to N; -1 is left out."""
     logits = read_out(hidden_states[:, : expected.shape[1]]).squeeze(-1).float()
     known = (expected >= 0).float()
@@ -161,7 +161,7 @@ def read_out_loss(read_out: nn.Module, hidden_states: torch.Tensor, expected: to
     return (losses * known).sum() / known.sum().clamp(min=1)
 
 
-def evaluate_language(
+def _evaluate_language(
     model: SymbolicLanguageModel, scenes: Sequence[SymbolicScene], form: str, tag_share: float = 0.35
 ) -> dict[str, Any]:
     """Share of right answers of each kind; of boxes, those with an IoU of a half or more."""
@@ -179,23 +179,23 @@ def evaluate_language(
     return {kind: round(float(np.mean(values)), 3) for kind, values in sorted(right.items())}
 
 
-def language_scenes() -> tuple[list[SymbolicScene], list[SymbolicScene]]:
+def _language_scenes() -> tuple[list[SymbolicScene], list[SymbolicScene]]:
     """Scenes for the language model: those to train on, and unseen ones."""
     build, first = SymbolicScene.build, FIRST_LANGUAGE_SCENE
     scenes = [build("train", index, 0, GRID) for index in range(first, first + NUM_LANGUAGE_SCENES)]
     return scenes, [build("validation", index, 0, GRID) for index in range(300)]
 
 
-def is_language_matrix(name: str) -> bool:
+def _is_language_matrix(name: str) -> bool:
     """Whether a parameter of the language model belongs to Muon if it is a matrix."""
     return ".block." in name and "relative" not in name
 
 
-def train_language(folder: Path, seed: int = 0) -> None:
+def _train_language(folder: Path, seed: int = 0) -> None:
     """Train the language model, and save it as `language.pt`."""
     torch.manual_seed(seed)
     tokenizer = language_model_tokenizer()
-    scenes, unseen = language_scenes()
+    scenes, unseen = _language_scenes()
     few = [item for item in scenes if len(item.scene.objects) <= MAX_NUM_EASY]
     model = SymbolicLanguageModel()
     easy = int(EASY_SHARE * LANGUAGE.num_steps)
@@ -208,17 +208,17 @@ def train_language(folder: Path, seed: int = 0) -> None:
             step += 1
 
     run_loop(
-        model, model.loss, batches_from, is_language_matrix, LANGUAGE, folder / "language",
-        lambda: {form: evaluate_language(model, unseen, form) for form in ("slots", "cells")},
+        model, model.loss, batches_from, _is_language_matrix, LANGUAGE, folder / "language",
+        lambda: {form: _evaluate_language(model, unseen, form) for form in ("slots", "cells")},
     )  # fmt: skip
     torch.save(model.language_model.state_dict(), folder / "language.pt")
 
 
-def train_tag_language(folder: Path, seed: int = 0) -> None:
+def _train_tag_language(folder: Path, seed: int = 0) -> None:
     """Go on with the language model, mostly with tags in its prompts, and save it as `language.pt`."""
     torch.manual_seed(seed)
     tokenizer = language_model_tokenizer()
-    scenes, unseen = language_scenes()
+    scenes, unseen = _language_scenes()
     model = SymbolicLanguageModel(tags=True)
     saved = torch.load(folder / "language" / "checkpoint.pt", weights_only=True)["model"]
     missing, unexpected = model.load_state_dict(saved, strict=False)
@@ -235,9 +235,9 @@ def train_tag_language(folder: Path, seed: int = 0) -> None:
             step += 1
 
     run_loop(
-        model, model.loss, batches_from, is_language_matrix, TAG_LANGUAGE, folder / "tag_language",
+        model, model.loss, batches_from, _is_language_matrix, TAG_LANGUAGE, folder / "tag_language",
         lambda: {
-            f"{form}, {share:.0%} with tags": evaluate_language(model, unseen, form, share)
+            f"{form}, {share:.0%} with tags": _evaluate_language(model, unseen, form, share)
             for form, share in (("cells", 0.0), ("cells", 1.0))
         },
     )  # fmt: skip
@@ -250,11 +250,11 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.part == "tower":
-        train_tower(options.folder)
+        _train_tower(options.folder)
     elif options.part == "language":
-        train_language(options.folder)
+        _train_language(options.folder)
     elif options.part == "tag_language":
-        train_tag_language(options.folder)
+        _train_tag_language(options.folder)
     else:
         seen, unseen = (
             load_scenes(options.folder, split, count)

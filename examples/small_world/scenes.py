@@ -102,13 +102,13 @@ def unit_outline(shape: str) -> np.ndarray:
         ValueError: if there is no such shape.
     """
     if shape in ("circle", "ring"):
-        return regular(48)
+        return _regular(48)
     if shape == "square":
-        return regular(4, turned=45.0)
+        return _regular(4, turned=45.0)
     if shape == "triangle":
-        return regular(3)
+        return _regular(3)
     if shape == "star":
-        return np.stack([regular(5), 0.42 * regular(5, turned=36.0)], axis=1).reshape(-1, 2)
+        return np.stack([_regular(5), 0.42 * _regular(5, turned=36.0)], axis=1).reshape(-1, 2)
     if shape == "cross":
         arm, end = 0.16, 0.47
         quarter = np.array([[arm, -end], [arm, -arm], [end, -arm]])
@@ -128,7 +128,7 @@ def unit_outline(shape: str) -> np.ndarray:
     raise ValueError(f"There is no shape {shape!r}; there are {', '.join(SHAPES)}.")
 
 
-def regular(corners: int, turned: float = 0.0) -> np.ndarray:
+def _regular(corners: int, turned: float = 0.0) -> np.ndarray:
     """(corners, 2), a regular polygon whose first corner is on top."""
     angles = np.radians(turned - 90 + 360 * np.arange(corners) / corners)
     return 0.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -141,7 +141,7 @@ def place(outline: np.ndarray, center: Point, diameter: float, tilt: float) -> n
     return outline @ turn * diameter + np.asarray(center)
 
 
-def scene_generator(split: str, index: int, seed: int = 0) -> np.random.Generator:
+def _scene_generator(split: str, index: int, seed: int = 0) -> np.random.Generator:
     """The random generator of one scene.
 
     Raises:
@@ -160,9 +160,9 @@ def sample_scene(split: str, index: int, seed: int = 0) -> Scene:
         index: any number from zero on.
         seed: of the world.
     """
-    generator = scene_generator(split, index, seed)
+    generator = _scene_generator(split, index, seed)
     while True:
-        things = sample_objects(generator, split == "heldout")
+        things = _sample_objects(generator, split == "heldout")
         if things:
             break
     background = BACKGROUNDS[generator.integers(len(BACKGROUNDS))]
@@ -176,24 +176,24 @@ def scenes(split: str, seed: int = 0, start: int = 0) -> Iterator[Scene]:
         start += 1
 
 
-def sample_objects(generator: np.random.Generator, held_out: bool) -> tuple[SceneObject, ...]:
+def _sample_objects(generator: np.random.Generator, held_out: bool) -> tuple[SceneObject, ...]:
     """Objects that fit in the image and hide little of each other; empty if no place was found for some."""
     num_objects = int(generator.integers(1, MAX_NUM_OBJECTS + 1))
-    pairs = [sample_pair(generator, held_out and index == 0) for index in range(num_objects)]
+    pairs = [_sample_pair(generator, held_out and index == 0) for index in range(num_objects)]
     if num_objects > 1 and generator.random() < 0.5:  # likeness is what makes referring hard
         first, second = pairs[0], pairs[1]
         mixed = (first[0], second[1]) if generator.random() < 0.5 else (second[0], first[1])
         pairs[1] = mixed if mixed not in HELD_OUT_PAIRS else pairs[1]
     things: list[SceneObject] = []
     for color, shape in pairs:
-        thing = place_object(generator, color, shape, things)
+        thing = _place_object(generator, color, shape, things)
         if thing is None:
             return ()
         things.append(thing)
     return tuple(things)
 
 
-def sample_pair(generator: np.random.Generator, held_out: bool) -> tuple[str, str]:
+def _sample_pair(generator: np.random.Generator, held_out: bool) -> tuple[str, str]:
     """A colour and a shape, of the held-out pairs or of the others."""
     while True:
         pair = list(COLORS)[generator.integers(len(COLORS))], SHAPES[generator.integers(len(SHAPES))]
@@ -201,7 +201,7 @@ def sample_pair(generator: np.random.Generator, held_out: bool) -> tuple[str, st
             return pair
 
 
-def place_object(
+def _place_object(
     generator: np.random.Generator, color: str, shape: str, behind: list[SceneObject], tries: int = 40
 ) -> SceneObject | None:
     """Find a place in front of the objects `behind` that leaves enough of each of them visible."""
@@ -213,12 +213,12 @@ def place_object(
         low, high = diameter / 2 + 0.01, 1 - diameter / 2 - 0.01
         center = (float(generator.uniform(low, high)), float(generator.uniform(low, high)))
         thing = SceneObject(shape, color, size, center, diameter, tilt, rgb)  # type: ignore[arg-type]
-        if all(overlap(thing, other) <= (1 - MIN_VISIBLE) / 2 for other in behind):
+        if all(_overlap(thing, other) <= (1 - MIN_VISIBLE) / 2 for other in behind):
             return thing
     return None
 
 
-def overlap(thing: SceneObject, other: SceneObject) -> float:
+def _overlap(thing: SceneObject, other: SceneObject) -> float:
     """Share of the smaller one's box that both cover."""
     a, b = thing.box, other.box
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -232,7 +232,7 @@ def render(scene: Scene, size: int = 200) -> Image.Image:
     Args:
         size: width and height in pixels.
     """
-    return paste_objects(scene, Image.fromarray(background_pixels(scene, size)))
+    return paste_objects(scene, Image.fromarray(_background_pixels(scene, size)))
 
 
 def paste_objects(scene: Scene, picture: Image.Image) -> Image.Image:
@@ -268,7 +268,7 @@ def mask(thing: SceneObject, size: int, oversampling: int = 4) -> tuple[Image.Im
     return large.reduce(oversampling), (left, top)
 
 
-def background_pixels(scene: Scene, size: int) -> np.ndarray:
+def _background_pixels(scene: Scene, size: int) -> np.ndarray:
     """(size, size, 3) uint8, the background alone: two dull tones in the scene's pattern, and a little grain."""
     generator = np.random.default_rng(scene.texture_seed)
     base = generator.uniform(95, 165) + generator.uniform(-14, 14, 3)

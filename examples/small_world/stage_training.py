@@ -64,8 +64,7 @@ def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
     return model
 
 
-def start_model(stage: str, folder: Path, seed: int = 0) -> LionForConditionalGeneration:
-    """The model that a stage begins with."""
+def _start_model(stage: str, folder: Path, seed: int = 0) -> LionForConditionalGeneration:
     torch.manual_seed(seed)
     if stage == "mixture":
         return combine_stages(folder / "image_level", folder / "region_level").model
@@ -107,7 +106,7 @@ def train(
     processor.save_pretrained(output)
 
 
-def train_stage(stage: str, folder: Path, seed: int = 0) -> None:
+def _train_stage(stage: str, folder: Path, seed: int = 0) -> None:
     """Train a stage at its own length, from what the stages before left in `folder`, to `folder/STAGE`."""
     steps = NUM_STEPS[stage]
     records = SceneRecords(
@@ -115,7 +114,7 @@ def train_stage(stage: str, folder: Path, seed: int = 0) -> None:
         chatter_share=CHATTER_SHARE[stage],
     )  # fmt: skip
     train(
-        start_model(stage, folder, seed), stage, records, folder / stage, steps, LEARNING_RATE[stage], seed,
+        _start_model(stage, folder, seed), stage, records, folder / stage, steps, LEARNING_RATE[stage], seed,
         AGGREGATOR_LR_MULTIPLIER[stage],
     )  # fmt: skip
 
@@ -128,4 +127,4 @@ if __name__ == "__main__":
     if options.stage == "alignment":
         align(options.folder, make_base(options.folder))
     else:
-        train_stage(options.stage, options.folder)
+        _train_stage(options.stage, options.folder)

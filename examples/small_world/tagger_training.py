@@ -37,7 +37,7 @@ def tag_labels(labels: CellLabels) -> torch.Tensor:
     return torch.from_numpy(rows)
 
 
-def to_tagger_pixels(pixels: torch.Tensor, size: int) -> torch.Tensor:
+def _to_tagger_pixels(pixels: torch.Tensor, size: int) -> torch.Tensor:
     """(B, 3, H, W) in 0 to 1 -> (B, 3, size, size), resized and normalised nearly as by `RamImageProcessor`."""
     resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return vision_pretraining.normalize(resized, RamImageProcessor)
@@ -49,10 +49,10 @@ def batches(
     """Pixels (B, 3, size, size), tags (B, L) and shapes (B, G, G) without end, augmented as for the vision tower."""
     tags = tag_labels(labels)
     for rows, pixels, targets in vision_pretraining.augmented_batches(images, labels, BATCH, seed, first_step):
-        yield to_tagger_pixels(pixels, size), tags[rows], targets["shape"]
+        yield _to_tagger_pixels(pixels, size), tags[rows], targets["shape"]
 
 
-class TaggerWithShapes(nn.Module):
+class _TaggerWithShapes(nn.Module):
     """The tagger, and the read-out of shapes at its image tokens."""
 
     def __init__(self, tagger: RamForImageTagging):
@@ -65,12 +65,12 @@ class TaggerWithShapes(nn.Module):
         pixels, tags, cells = batch
         outputs = self.tagger(pixels, labels=tags)
         rows, columns = self.tagger.config.feature_grid
-        picked = cells[:, nearest(rows, cells.shape[1])][:, :, nearest(columns, cells.shape[2])]
+        picked = cells[:, _nearest(rows, cells.shape[1])][:, :, _nearest(columns, cells.shape[2])]
         logits = self.shapes(outputs.image_embeds[:, 1:])  # behind the mean
         return outputs.loss + SHAPE_WEIGHT * F.cross_entropy(logits.float().flatten(0, 1), picked.flatten())
 
 
-def nearest(count: int, of: int) -> torch.Tensor:
+def _nearest(count: int, of: int) -> torch.Tensor:
     """(count,), the cells of a line of `of` in which the middles of `count` equal parts lie."""
     return ((torch.arange(count) + 0.5) / count * of).long()
 
@@ -81,7 +81,7 @@ def scores(model: RamForImageTagging, images: np.ndarray) -> torch.Tensor:
     size, found = model.config.image_size[0], []
     for low in range(0, len(images), 100):
         pixels = vision_pretraining.to_pixels(images[low : low + 100])
-        found.append(model(to_tagger_pixels(pixels, size)).logits.float().sigmoid())
+        found.append(model(_to_tagger_pixels(pixels, size)).logits.float().sigmoid())
     return torch.cat(found)
 
 
@@ -113,7 +113,7 @@ def train_tagger(
     config = small_tagger_config()
     config.vision_config._attn_implementation = "eager"
     model, size = RamForImageTagging(config), config.image_size[0]
-    learner = TaggerWithShapes(model)
+    learner = _TaggerWithShapes(model)
     truth = tag_labels(unseen[1])
 
     def evaluate() -> dict[str, Any]:

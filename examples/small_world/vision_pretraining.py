@@ -61,7 +61,7 @@ class DenseLabelModel(nn.Module):
         self.tower = LionVisionModel(config)
         self.middle = middle
         self.heads = nn.ModuleList([DenseHeads(config.hidden_size), DenseHeads(config.hidden_size)])
-        prepare_small_tower(self.tower)
+        _prepare_small_tower(self.tower)
 
     def forward(self, pixel_values: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """(B, 3, H, W) -> predictions of the last and of the middle block."""
@@ -70,7 +70,7 @@ class DenseLabelModel(nn.Module):
 
 
 @torch.no_grad()
-def prepare_small_tower(tower: LionVisionModel) -> None:
+def _prepare_small_tower(tower: LionVisionModel) -> None:
     """Start where a short training gets furthest: positions that know their neighbours, attention that looks there.
 
     The position table starts as sines and cosines (arXiv:2010.11929, appendix D.4), queries and keys as each other's
@@ -79,7 +79,7 @@ def prepare_small_tower(tower: LionVisionModel) -> None:
     config = tower.config
     side = config.image_size // config.patch_size
     table = tower.embeddings.position_embedding
-    table[0, 1:] = 0.5 * sines(side, config.hidden_size)
+    table[0, 1:] = 0.5 * _sines(side, config.hidden_size)
     width, heads = config.hidden_size, config.num_attention_heads
     for layer in tower.encoder.layers:
         attention = layer.self_attn
@@ -95,7 +95,7 @@ def prepare_small_tower(tower: LionVisionModel) -> None:
     tower.embeddings.patch_embedding.weight.normal_(std=0.03)
 
 
-def sines(side: int, width: int) -> torch.Tensor:
+def _sines(side: int, width: int) -> torch.Tensor:
     """(side * side, width), sines and cosines of the column in the first half and of the row in the second."""
     frequencies = torch.exp(torch.linspace(math.log(0.3), math.log(3.0), width // 4))
     angles = torch.arange(side)[:, None] * frequencies

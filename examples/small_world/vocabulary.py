@@ -22,7 +22,7 @@ WORD = re.compile(r"[A-Za-z]+")
 SPACE = "▁"
 
 
-def world_words() -> list[str]:
+def _world_words() -> list[str]:
     """All words of the small world's sentences, sorted, each as it is written and with a small first letter."""
     texts: list[str] = [
         *TAGS,
@@ -43,17 +43,17 @@ def world_words() -> list[str]:
     return sorted(words | {word.lower() for word in words} | {word.capitalize() for word in words})
 
 
-def number_pieces() -> list[str]:
+def _number_pieces() -> list[str]:
     """`0.00` to `0.99` and `1.00`."""
     return [f"0.{value:02d}" for value in range(100)] + ["1.00"]
 
 
 def language_model_tokenizer() -> PreTrainedTokenizerBase:
     """A tokenizer of T5's kind for the small world; pad 0, end 1, unknown 2, and the soft prompt's marker last."""
-    words = world_words()
+    words = _world_words()
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, -4.0)]
     pieces += [(SPACE + word, -2.0) for word in words]
-    pieces += [(f"{SPACE}[", -2.0), *((number, -2.0) for number in number_pieces())]
+    pieces += [(f"{SPACE}[", -2.0), *((number, -2.0) for number in _number_pieces())]
     pieces += [(character, -6.0) for character in string.digits + string.ascii_letters + string.punctuation]
     pieces.append((SOFT_PROMPT_TOKEN, 0.0))
     backend = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
@@ -75,7 +75,7 @@ def qformer_tokenizer() -> PreTrainedTokenizerBase:
     characters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces += [*characters, *(f"##{c}" for c in string.ascii_lowercase + string.digits)]
-    pieces += sorted({word.lower() for word in world_words() if len(word) > 1})
+    pieces += sorted({word.lower() for word in _world_words() if len(word) > 1})
     tokenizer = BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, do_lower_case=True)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     return tokenizer

@@ -67,7 +67,7 @@ def local_folder(name: str | os.PathLike, files: Sequence[str], subfolder: str =
         return source
     patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in files]
     try:
-        return newest_folder(source, patterns, **options)
+        return _newest_folder(source, patterns, **options)
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
         return source
     except (HTTPError, OSError, ValueError):  # no Hub to be reached, or no such name
@@ -78,7 +78,7 @@ def local_folder(name: str | os.PathLike, files: Sequence[str], subfolder: str =
         return source
 
 
-def newest_folder(repo: str, patterns: Sequence[str], **options: Any) -> str:
+def _newest_folder(repo: str, patterns: Sequence[str], **options: Any) -> str:
     """The folder of the cache with a repository's newest files, of which those that are missing are fetched.
 
     Raises:
@@ -103,11 +103,11 @@ def check_processor_files(folder: str | os.PathLike) -> None:
         FileNotFoundError: that names what is missing.
     """
     place = Path(folder)
-    need_file(place / "processor_config.json")
+    _need_file(place / "processor_config.json")
     for name, vocabularies in VOCABULARIES.items():
-        need_file(place / name / "tokenizer_config.json")
+        _need_file(place / name / "tokenizer_config.json")
         if not any((place / name / vocabulary).is_file() for vocabulary in vocabularies):
-            raise no_such_file(place / name / vocabularies[0])
+            raise _no_such_file(place / name / vocabularies[0])
 
 
 def check_tagger_files(folder: str | os.PathLike) -> None:
@@ -117,19 +117,19 @@ def check_tagger_files(folder: str | os.PathLike) -> None:
         FileNotFoundError: that names what is missing.
     """
     place = Path(folder)
-    need_file(place / "config.json")
-    need_file(place / "preprocessor_config.json")
+    _need_file(place / "config.json")
+    _need_file(place / "preprocessor_config.json")
     if not any(place.glob("*.safetensors")) and not any(place.glob("*.bin")):
-        raise no_such_file(place / "model.safetensors")
+        raise _no_such_file(place / "model.safetensors")
 
 
-def need_file(path: Path) -> None:
+def _need_file(path: Path) -> None:
     """Raise `FileNotFoundError` if there is no such file."""
     if not path.is_file():
-        raise no_such_file(path)
+        raise _no_such_file(path)
 
 
-def no_such_file(path: Path) -> FileNotFoundError:
+def _no_such_file(path: Path) -> FileNotFoundError:
     """The system's error for a path."""
     return FileNotFoundError(2, os.strerror(2), str(path))
 
@@ -150,7 +150,7 @@ def read_config(folder: Path, model_type: str) -> Any:
         ValueError: if it is that of another model, or is not valid.
     """
     if not folder.is_dir():
-        raise NotADirectoryError(20, os.strerror(20), str(folder)) if folder.exists() else no_such_file(folder)
+        raise NotADirectoryError(20, os.strerror(20), str(folder)) if folder.exists() else _no_such_file(folder)
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{folder}: there is no model in this folder, which has no config.json.")
@@ -199,17 +199,17 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f"{index}: it names no files.")
         names = {str(name) for name in weight_map.values()}
-    return {key: tensor for name in sorted(names) for key, tensor in read_header(folder / name).items()}
+    return {key: tensor for name in sorted(names) for key, tensor in _read_header(folder / name).items()}
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
+def _read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file.
 
     Raises:
         OSError: if it cannot be read.
         ValueError: if it is broken or not complete.
     """
-    need_file(file)
+    _need_file(file)
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
@@ -231,14 +231,14 @@ def check_folder(folder: Path, model_type: str = LionConfig.model_type) -> None:
     """
     config = read_config(folder, model_type)
     if model_type == LionConfig.model_type:
-        need_file(folder / "generation_config.json")
+        _need_file(folder / "generation_config.json")
         check_processor_files(folder)
         read_json(folder / "processor_config.json")
     else:
         check_tagger_files(folder)
     has_safetensors = (folder / WEIGHTS).exists() or (folder / INDEX).exists()
     if not has_safetensors and not any(folder.glob("*.bin*")):
-        raise no_such_file(folder / WEIGHTS)
+        raise _no_such_file(folder / WEIGHTS)
     if has_safetensors:
         stored = read_headers(folder)
         if model_type == LionConfig.model_type and getattr(config, "quantization_config", None) is None:

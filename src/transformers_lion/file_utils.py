@@ -120,7 +120,7 @@ def locked(path: Path, target: Path) -> Iterator[None]:
         LockError: if another run holds the lock.
         OSError: if the lock file cannot be written.
     """
-    file = acquire(path, target)
+    file = _acquire(path, target)
     HELD.add(file)
     try:
         yield
@@ -130,14 +130,14 @@ def locked(path: Path, target: Path) -> Iterator[None]:
         file.close()
 
 
-def acquire(path: Path, target: Path) -> IO[str]:
+def _acquire(path: Path, target: Path) -> IO[str]:
     """The open lock file, with the number of this process in it; see `locked`."""
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
             if fcntl is not None:
                 lock_file(file, target)
-            if is_at(file, path):
+            if _is_at(file, path):
                 file.truncate(0)
                 file.write(f"{os.getpid()}\n")
                 file.flush()
@@ -165,14 +165,13 @@ def lock_file(file: IO[str], target: Path) -> None:
         pass
 
 
-def is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that is at `path`."""
+def _is_at(file: IO[str], path: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
 
 
-def forget_locks() -> None:
+def _forget_locks() -> None:
     """Close the lock files in a fork, which would keep the lock if it outlived a run that was killed."""
     for file in HELD:
         file.close()
@@ -180,7 +179,7 @@ def forget_locks() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=forget_locks)
+    os.register_at_fork(after_in_child=_forget_locks)
 
 
 __all__ = ["LOCK", "LineFile", "LockError", "locked", "naming", "write_text"]

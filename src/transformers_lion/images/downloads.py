@@ -46,19 +46,19 @@ def download(url: str, timeout: float | None = TIMEOUT) -> bytes:
             httpx.Client(follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=timeout, headers=AGENT) as client,
             client.stream("GET", url) as response,
         ):
-            check_answer(response, url)
-            return read_content(response, deadline)
+            _check_answer(response, url)
+            return _read_content(response, deadline)
     except httpx.TooManyRedirects as error:
         raise ValueError(f"the server redirects more than {MAX_REDIRECTS} times") from error
     except (httpx.TimeoutException, TimeoutError) as error:
         raise ValueError(f"the download took longer than {timeout:g} seconds") from error
 
 
-def check_answer(response: httpx.Response, url: str) -> None:
+def _check_answer(response: httpx.Response, url: str) -> None:
     """Raise `ValueError` if what a server begins to send cannot be a picture, or is too large."""
     moved = "" if str(response.url) == url else f" (after a redirect to {public_url(str(response.url))})"
     if not response.is_success:
-        raise ValueError(f"the server answered with HTTP status {name_status(response.status_code)}{moved}")
+        raise ValueError(f"the server answered with HTTP status {_name_status(response.status_code)}{moved}")
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     kind, _, subtype = content_type.partition("/")
     if kind in REFUSED_KINDS or (kind == "application" and subtype.rpartition("+")[2] in REFUSED_TYPES):
@@ -68,7 +68,7 @@ def check_answer(response: httpx.Response, url: str) -> None:
         raise ValueError(f"the file has {int(length):,} bytes; at most {MAX_BYTES:,} are downloaded{moved}")
 
 
-def read_content(response: httpx.Response, deadline: float | None) -> bytes:
+def _read_content(response: httpx.Response, deadline: float | None) -> bytes:
     """The body of an answer.
 
     Raises:
@@ -85,8 +85,7 @@ def read_content(response: httpx.Response, deadline: float | None) -> bytes:
     return bytes(content)
 
 
-def name_status(code: int) -> str:
-    """A status with its name."""
+def _name_status(code: int) -> str:
     try:
         return f"{code} ({HTTPStatus(code).phrase})"
     except ValueError:

@@ -65,21 +65,21 @@ def load_rgb_images(images: Any, timeout: float | None = TIMEOUT) -> list[Image.
 def is_batch(images: Any) -> bool:
     """Whether `images` is a list, a column or an array of several images, rather than one image."""
     if isinstance(images, np.ndarray | torch.Tensor):
-        return images.ndim == 4 or is_list_array(images)
+        return images.ndim == 4 or _is_list_array(images)
     if isinstance(images, str | bytes | bytearray | memoryview | Image.Image):
         return False
     return isinstance(images, Sequence | Iterator) or getattr(images, "ndim", None) == 1  # the last: a table's column
 
 
-def is_list_array(images: np.ndarray | torch.Tensor) -> bool:
+def _is_list_array(images: np.ndarray | torch.Tensor) -> bool:
     """Whether an array holds paths, pictures or other objects instead of pixels."""
     return isinstance(images, np.ndarray) and images.dtype.kind in "OUS" and images.ndim > 0
 
 
 def flatten(images: Any) -> Iterator[ImageSource]:
     """The single images of any nesting."""
-    if isinstance(images, np.ndarray) and is_list_array(images) and images.ndim > 1:
-        images = images.tolist() if images.dtype.kind == "U" else from_objects(images)
+    if isinstance(images, np.ndarray) and _is_list_array(images) and images.ndim > 1:
+        images = images.tolist() if images.dtype.kind == "U" else _from_objects(images)
     if is_batch(images):
         for part in images:
             yield from flatten(part)
@@ -87,7 +87,7 @@ def flatten(images: Any) -> Iterator[ImageSource]:
         yield images
 
 
-def from_objects(array: np.ndarray) -> Any:
+def _from_objects(array: np.ndarray) -> Any:
     """What an array of objects holds: pixels, as NumPy stores pictures of one size in it, or else a list."""
     first = array.flat[0] if array.size else None
     return np.array(array.tolist()) if isinstance(first, int | float | np.number) else list(array)
@@ -167,15 +167,15 @@ def read(image: ImageSource, timeout: float | None, take: Callable[[Image.Image]
         with picture:  # closes the file, and leaves the pixels
             return take(picture)
     except UnidentifiedImageError as error:
-        raise ValueError(f"Image {name_image(image)} is not a picture in a known format.{advise(image)}") from error
+        raise ValueError(f"Image {_name_image(image)} is not a picture in a known format.{advise(image)}") from error
     except Exception as error:  # decoders and downloads raise many kinds
-        raise ValueError(f"Image {name_image(image)} cannot be read: {error}") from error
+        raise ValueError(f"Image {_name_image(image)} cannot be read: {error}") from error
 
 
 def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
     """Open one image without converting it."""
     if isinstance(image, Mapping):
-        image = stored_image(image)
+        image = _stored_image(image)
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray | torch.Tensor):
@@ -192,15 +192,15 @@ def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
     if is_url(source):
         return open_file(io.BytesIO(download(source, timeout)))
     if is_data_uri(source):
-        return open_file(io.BytesIO(decode_text(source)))
+        return open_file(io.BytesIO(_decode_text(source)))
     if is_base64(source):
-        return open_base64(source)
+        return _open_base64(source)
     if os.path.isdir(source):
         raise ValueError("it is a folder, not a file.")
     raise ValueError("there is no such file, and it is neither a URL nor base64 text.")
 
 
-def stored_image(image: Mapping[str, Any]) -> Any:
+def _stored_image(image: Mapping[str, Any]) -> Any:
     """The image in a mapping with `bytes`, `path` or both, as `datasets` and tables store it; the bytes come first.
 
     Raises:
@@ -214,7 +214,7 @@ def stored_image(image: Mapping[str, Any]) -> Any:
 
 
 def is_stored_image(value: Any) -> bool:
-    """Whether a value is a mapping that holds one image, as `stored_image` reads it."""
+    """Whether a value is a mapping that holds one image, as `_stored_image` reads it."""
     return isinstance(value, Mapping) and not value.keys() - {"bytes", "path"} and len(value) > 0
 
 
@@ -231,7 +231,7 @@ def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image
     try:
         return Image.open(file) if formats is None else Image.open(file, formats=formats)
     except UnidentifiedImageError:
-        repaired = without_damaged_exif(file)
+        repaired = _without_damaged_exif(file)
         if repaired is not None:
             return Image.open(repaired, formats=formats)
         if formats is not None or not register_plug_ins():
@@ -239,7 +239,7 @@ def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image
         return Image.open(file)
 
 
-def without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
+def _without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
     """A PNG file without EXIF blocks whose checksum is wrong, for which Pillow refuses it; `None` if it has none."""
     with io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else Path(file).open("rb") as stream:
         if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
@@ -283,15 +283,15 @@ def is_base64(text: str) -> bool:
     return len(text) > 64 and BASE64.fullmatch(text) is not None
 
 
-def open_base64(text: str) -> Image.Image:
+def _open_base64(text: str) -> Image.Image:
     """Open base64 text, which may as well be the path of a file that is missing."""
     try:
-        return open_file(io.BytesIO(decode_text(text)))
+        return open_file(io.BytesIO(_decode_text(text)))
     except (UnidentifiedImageError, ValueError) as error:
         raise ValueError("there is no such file, and as base64 text it is not a picture.") from error
 
 
-def decode_text(text: str) -> bytes:
+def _decode_text(text: str) -> bytes:
     """The bytes of a data URI or of base64 text, in the usual alphabet or in the one for URLs.
 
     Raises:
@@ -308,7 +308,7 @@ def decode_text(text: str) -> bytes:
         raise ValueError("it is not valid base64.") from error
 
 
-def name_image(image: Any) -> str:
+def _name_image(image: Any) -> str:
     """What an image is called in a message."""
     if isinstance(image, Mapping) and isinstance(image.get("path"), str | os.PathLike):
         image = image["path"]

@@ -32,8 +32,8 @@ ROUNDING = 1e-3
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """A picture turned, of 8 bits a channel and RGB, without a copy where it is so already."""
     picture.load()
-    turn = TURNS.get(read_orientation(picture))
-    rgb = to_eight_bits(picture)
+    turn = TURNS.get(_read_orientation(picture))
+    rgb = _to_eight_bits(picture)
     if rgb.mode in ("RGBa", "La"):
         rgb = rgb.convert(rgb.mode.upper())
     if rgb.mode != "RGB":
@@ -52,10 +52,10 @@ def measure(picture: Image.Image) -> tuple[int, int]:
     if picture.format == "TIFF":  # which Pillow turns by itself when it decodes
         picture.load()
     width, height = picture.size
-    return (height, width) if read_orientation(picture) in SIDEWAYS else (width, height)
+    return (height, width) if _read_orientation(picture) in SIDEWAYS else (width, height)
 
 
-def read_orientation(picture: Image.Image) -> int:
+def _read_orientation(picture: Image.Image) -> int:
     """The orientation of a picture's EXIF or XMP data; 1, upright, if there are none or they are damaged."""
     try:
         found = picture.getexif().get(ORIENTATION, 1)
@@ -64,7 +64,7 @@ def read_orientation(picture: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def to_eight_bits(picture: Image.Image) -> Image.Image:
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
     """Bring a picture of 16 or 32 bits a channel to 8; Pillow's own conversion would clip it to white."""
     if not picture.mode.startswith(("I", "F")):
         return picture
@@ -90,7 +90,7 @@ def array_to_picture(array: np.ndarray) -> Image.Image:
     Raises:
         ValueError: if the shape is no picture's, or values are neither 0..255, nor 0..65535 integers, nor 0..1 floats.
     """
-    array = channels_last(array)
+    array = _channels_last(array)
     is_float = array.dtype.kind == "f"
     low, high = float(array.min()), float(array.max())
     if is_float and low >= -ROUNDING and high <= 1 + ROUNDING:
@@ -107,7 +107,7 @@ def array_to_picture(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(array).astype(np.uint8) if array.dtype != np.uint8 else array)
 
 
-def channels_last(array: np.ndarray) -> np.ndarray:
+def _channels_last(array: np.ndarray) -> np.ndarray:
     """An array of pixels as (H, W) or (H, W, C). Where both ends may be the channels, the first is.
 
     Raises:

@@ -85,7 +85,7 @@ class ProcessCheckCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Check the first gradients; see `check_gradients`."""
-        if not self._gradients_agree and is_data_parallel():
+        if not self._gradients_agree and _is_data_parallel():
             check_gradients(model)
             self._gradients_agree = True
 
@@ -100,7 +100,7 @@ class PreparedModelCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Remove accelerate's mark."""
-        if is_data_parallel():
+        if _is_data_parallel():
             vars(model).pop("_is_accelerate_prepared", None)
 
     on_predict = on_evaluate
@@ -138,7 +138,7 @@ def fsdp_is_requested(arguments: TrainingArguments) -> bool:
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
-def is_data_parallel() -> bool:
+def _is_data_parallel() -> bool:
     """Whether accelerate is to run DistributedDataParallel here, and not FSDP, DeepSpeed or a single process."""
     from accelerate.state import AcceleratorState
 
@@ -193,7 +193,7 @@ def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
     for module in (model, lion):
         module._no_split_modules = units  # accelerate stops at a name that it does not find
     if dist.is_initialized():
-        broadcast_trained(model, device)
+        _broadcast_trained(model, device)
 
 
 def share_embeddings(language_model: LionT5ForConditionalGeneration) -> None:
@@ -204,17 +204,17 @@ def share_embeddings(language_model: LionT5ForConditionalGeneration) -> None:
     if language_model.decoder.embed_tokens is language_model.shared:
         return
     language_model.set_input_embeddings(language_model.shared)
-    language_model.register_state_dict_post_hook(drop_tied)
-    language_model.register_load_state_dict_post_hook(forget_tied)
+    language_model.register_state_dict_post_hook(_drop_tied)
+    language_model.register_load_state_dict_post_hook(_forget_tied)
 
 
-def drop_tied(language_model: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+def _drop_tied(language_model: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """Leave the second and third name of the embeddings out of a state dict."""
     for name in language_model._tied_weights_keys:
         state_dict.pop(f"{prefix}{name}", None)
 
 
-def forget_tied(language_model: Any, incompatible_keys: Any) -> None:
+def _forget_tied(language_model: Any, incompatible_keys: Any) -> None:
     """Do not miss them when one is loaded."""
     tied = tuple(language_model._tied_weights_keys)
     missing = incompatible_keys.missing_keys
@@ -233,7 +233,7 @@ def find_lion(model: nn.Module) -> LionForConditionalGeneration:
     raise ValueError(f"{type(model).__name__} holds no LionForConditionalGeneration.")
 
 
-def broadcast_trained(model: nn.Module, device: torch.device | str) -> None:
+def _broadcast_trained(model: nn.Module, device: torch.device | str) -> None:
     """Give all processes the first one's trained parameters, as DistributedDataParallel does.
 
     Otherwise parts that each process initialised for itself would be put together of pieces that do not fit.
@@ -312,11 +312,11 @@ def shard_model(
     for name in FORWARD_METHODS:
         method = getattr(model, name)
         register_fsdp_forward_method(model, name)
-        setattr(model, name, outside_of_forward(model, getattr(model, name), method))
+        setattr(model, name, _outside_of_forward(model, getattr(model, name), method))
     return model
 
 
-def outside_of_forward(model: Any, registered: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+def _outside_of_forward(model: Any, registered: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
     """`registered`, but `method` itself when another pass calls it, which `registered` would end."""
 
     @functools.wraps(method)
@@ -349,12 +349,12 @@ def is_shard(parameter: torch.Tensor) -> bool:
     return any(placement.is_shard() for placement in placements)
 
 
-def is_zero3_shard(parameter: torch.Tensor) -> bool:
+def _is_zero3_shard(parameter: torch.Tensor) -> bool:
     """Whether DeepSpeed's ZeRO-3 holds a parameter in pieces; outside of a forward pass its own size is 0."""
     return hasattr(parameter, "ds_id")
 
 
-def gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
+def _gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of a model that ZeRO-3 holds in pieces, in the first process; empty in the others."""
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -386,8 +386,8 @@ def gather_model(model: LionForConditionalGeneration) -> LionForConditionalGener
         The copy, with the same parameters frozen; `None` in other processes. A model that is not sharded itself.
     """
     state: dict[str, Any]
-    if any(is_zero3_shard(parameter) for parameter in model.parameters()):
-        state = gather_zero3(model)
+    if any(_is_zero3_shard(parameter) for parameter in model.parameters()):
+        state = _gather_zero3(model)
     elif any(is_shard(parameter) for parameter in model.parameters()):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 

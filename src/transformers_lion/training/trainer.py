@@ -63,7 +63,7 @@ class LionTrainer(Seq2SeqTrainer):
         """As of `Seq2SeqTrainer`."""
         chosen = gen_kwargs or getattr(self, "_gen_kwargs", {})
         limited = chosen.get("max_length") is not None and chosen.get("max_new_tokens") is None
-        with borrowed_settings(self.model.generation_config) as settings:
+        with _borrowed_settings(self.model.generation_config) as settings:
             if limited:
                 settings.max_new_tokens = None
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
@@ -86,7 +86,7 @@ class LionTrainer(Seq2SeqTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self._needs_lengths(dataset) and self.args.train_sampling_strategy == "group_by_length":
             batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return LengthSampler(batch_size, record_lengths(dataset, self.processing_class), self._data_seed)
+            return _LengthSampler(batch_size, record_lengths(dataset, self.processing_class), self._data_seed)
         return super()._get_train_sampler(self._with_lengths(dataset))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
@@ -108,7 +108,7 @@ class LionTrainer(Seq2SeqTrainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
 
-class LengthSampler(LengthGroupedSampler):
+class _LengthSampler(LengthGroupedSampler):
     """transformers' sampler of records of about one length, in the same order in all processes and after resuming.
 
     Args:
@@ -151,7 +151,7 @@ def record_lengths(records: Dataset, processor: LionProcessor) -> list[int]:
 
 
 @contextmanager
-def borrowed_settings(settings: Any) -> Iterator[Any]:
+def _borrowed_settings(settings: Any) -> Iterator[Any]:
     """Generation settings to be changed within the block, and put back behind it."""
     before = copy.deepcopy(vars(settings))
     try:

@@ -1,4 +1,4 @@
-"""From trained folders to the example checkpoint: `python -m examples.small_world.export FOLDER`.
+"""From trained folders to the example checkpoint: `python -m examples.small_world.package_checkpoint FOLDER`.
 
 Tensors are stored in float16 and load as float32 (the configuration's dtype), which halves the files and changes no
 answer that was looked at.
@@ -16,7 +16,7 @@ from transformers_lion.example import FOLDER, TAGGER
 MAX_BYTES = 12_000_000
 
 
-def halve(file: Path) -> None:
+def _halve(file: Path) -> None:
     """Store the floating-point tensors of a safetensors file in float16.
 
     Raises:
@@ -31,7 +31,7 @@ def halve(file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def export(folder: Path, output: Path = FOLDER) -> int:
+def _export(folder: Path, output: Path = FOLDER) -> int:
     """Copy `folder/mixture` and `folder/tagger` to `output`, halved.
 
     Returns:
@@ -44,7 +44,7 @@ def export(folder: Path, output: Path = FOLDER) -> int:
     shutil.copytree(folder / "mixture", output)
     shutil.copytree(folder / "tagger", output / TAGGER)
     for file in output.rglob("*.safetensors"):
-        halve(file)
+        _halve(file)
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     if size > MAX_BYTES:
@@ -57,4 +57,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path, default=FOLDER)
     options = parser.parse_args()
-    print(f"{export(options.folder, options.output):,} bytes in {options.output}")
+    print(f"{_export(options.folder, options.output):,} bytes in {options.output}")

@@ -34,7 +34,7 @@ from .preflight import MODEL, SETTINGS, as_list, check_run, folder_of, noted_set
 from .recipe import make_trainer, training_arguments
 from .report import RecordReport
 from .resuming import train
-from .settings import DataSettings, RunSettings, StageSettings
+from .run_settings import DataSettings, RunSettings, StageSettings
 from .stage_models import TAGGER, combine_stages, start_stage, tagger_of
 from .stages import Stage, apply_stage, get_stage
 
@@ -61,18 +61,18 @@ def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> N
         OSError: if a file or folder is missing.
     """
     origins = check_run(settings)
-    with reserved(Path(settings.output)):
+    with _reserved(Path(settings.output)):
         for stage, origin in zip(settings.stages, origins, strict=True):
             if (folder_of(settings, stage) / MODEL).exists():
                 say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
             else:
                 run_stage(settings, stage, origin, say, progress_bar)
-                end_reports(settings.report_to)
+                _end_reports(settings.report_to)
                 gc.collect()  # the Trainer holds its model in a cycle
 
 
 @contextmanager
-def reserved(output: Path) -> Iterator[None]:
+def _reserved(output: Path) -> Iterator[None]:
     """Keep other runs from the output; of several processes of one run, the first does so for all."""
     if os.environ.get("RANK", "0") != "0":
         yield
@@ -90,8 +90,8 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(settings.seed)
     unset_hf_deepspeed_config()  # of the last stage: with ZeRO-3 from arguments on, models are only loaded in pieces
-    model = begin_model(kind, origin, stage.reuse)
-    arguments = stage_arguments(settings, stage, folder, progress_bar)
+    model = _begin_model(kind, origin, stage.reuse)
+    arguments = _stage_arguments(settings, stage, folder, progress_bar)
     check_processes(arguments)
     with arguments.main_process_first(local=False, desc="settings"):
         if arguments.should_save:
@@ -104,30 +104,30 @@ def run_stage(
     pictures = folder.parent / PICTURES
     run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
     data = mix_datasets(
-        [load_source(source, stage, kind, report, pictures, say) for source in stage.data],
+        [_load_source(source, stage, kind, report, pictures, say) for source in stage.data],
         [source.sample_ratio for source in stage.data],
         run_length=run_length,
         seed=settings.seed,
     )
-    evaluation = [load_source(source, stage, kind, report, pictures, say) for source in stage.evaluation]
+    evaluation = [_load_source(source, stage, kind, report, pictures, say) for source in stage.evaluation]
     trainer = make_trainer(
         model,
         processor,
         arguments,
         data,
         concatenate_datasets(evaluation) if evaluation else None,
-        collator=make_collator(processor, stage, settings.seed, report),
+        collator=_make_collator(processor, stage, settings.seed, report),
         stage=kind,
         trainable_only=stage.trainable_only,
         aggregator_lr_multiplier=stage.aggregator_lr_multiplier,
     )
     train(trainer)
-    tagger = find_tagger_folder(origin, stage)
-    save_stage(trainer, folder, stage.name, tagger)
+    tagger = _find_tagger_folder(origin, stage)
+    _save_stage(trainer, folder, stage.name, tagger)
     say(f"{stage.name}: finished, in {folder / MODEL}{'' if tagger is None else f', with the tagger of {tagger}'}")
 
 
-def stage_arguments(
+def _stage_arguments(
     settings: RunSettings, stage: StageSettings, folder: Path, progress_bar: bool
 ) -> Seq2SeqTrainingArguments:
     """The Trainer's arguments of a stage; `stage.arguments` go before all others."""
@@ -156,7 +156,7 @@ def stage_arguments(
     return training_arguments(folder, activation_checkpointing=stage.activation_checkpointing, **chosen)
 
 
-def begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -> LionForConditionalGeneration:
+def _begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -> LionForConditionalGeneration:
     """The model that a stage begins with: combined of two, one that fits as it is, or a base with new parts."""
     if len(origin) == 2:
         return combine_stages(*origin, dtype="float32").model
@@ -167,7 +167,7 @@ def begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -
     return LionForConditionalGeneration.from_pretrained(origin[0], dtype="float32")
 
 
-def load_source(
+def _load_source(
     source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, pictures: Path, say: Say
 ) -> Dataset:
     """The records of a source that are of the stage's task types.
@@ -192,8 +192,7 @@ def load_source(
     return chosen
 
 
-def make_collator(processor: LionProcessor, stage: StageSettings, seed: int, report: RecordReport) -> LionDataCollator:
-    """The collator of a stage."""
+def _make_collator(processor: LionProcessor, stage: StageSettings, seed: int, report: RecordReport) -> LionDataCollator:
     if stage.tagger is not None:
         processor.tagger = ImageTagger.from_pretrained(stage.tagger)
     return LionDataCollator(
@@ -205,7 +204,7 @@ def make_collator(processor: LionProcessor, stage: StageSettings, seed: int, rep
     )
 
 
-def find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | None:
+def _find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | None:
     """The tagger that belongs to what a stage trains: its own, or that of a model that it begins with.
 
     `None` also where the stage trains without tags: prompts are to stay as they were in training.
@@ -215,7 +214,7 @@ def find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | 
     return tagger_of(*([] if stage.tagger is None else [stage.tagger]), *(Path(path) / TAGGER for path in origin))
 
 
-def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path | None) -> None:
+def _save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path | None) -> None:
     """Write the log, its curves and the model with its tagger; the model's folder appears at once as a whole."""
     unfinished = folder / f"{MODEL}.unfinished"
     if trainer.args.should_save:
@@ -243,7 +242,7 @@ def save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path | 
     trainer.accelerator.wait_for_everyone()
 
 
-def end_reports(names: Sequence[str]) -> None:
+def _end_reports(names: Sequence[str]) -> None:
     """Have the next stage begin a run of its own where the Trainer would go on with the last one's."""
     if "wandb" in names:
         import wandb
