@@ -14,7 +14,7 @@ BIN = $(VENV)/bin/python
 .PHONY: environments demo test test-oldest test-versions versions-page test-demo lint format common-suite bench docs release-check clean
 
 demo: $(VENV)/.ready
-	$(BIN) -m transformers_lion.example_answers demo
+	$(BIN) -m examples.answers demo
 
 test: $(VENV)/.ready
 	$(BIN) -m pytest $(PYTEST_OPTIONS)

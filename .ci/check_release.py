@@ -16,7 +16,7 @@ from pathlib import Path
 NAME = "transformers_lion"
 CARRIED = ("py.typed", "cli/__init__.py", "example_checkpoint/model.safetensors",
            "example_checkpoint/tagger/model.safetensors", "example_checkpoint/tokenizer.json",
-           "example_checkpoint/qformer_tokenizer/tokenizer.json")  # fmt: skip
+           "example_checkpoint/qformer_tokenizer/tokenizer.json", "example_images/scene.png")  # fmt: skip
 LICENCES = ("LICENSE", "NOTICE")
 CAPTIONS = '{"images": [{"id": 1, "file_name": "sketch.png"}], "annotations": [{"image_id": 1, "caption": "a circle"}]}'
 
@@ -41,7 +41,14 @@ def check_files(folder: Path, tag: str | None) -> None:
     check(not others, f"{wheel.name} has {others[:3]}.")
     with tarfile.open(source) as archive:
         members = {name.partition("/")[2] for name in archive.getnames()}
-    for name in (*LICENCES, "README.md", "CHANGELOG.md", f"src/{NAME}/py.typed", "modeling_tests/conftest.py"):
+    for name in (
+        *LICENCES,
+        "README.md",
+        "CHANGELOG.md",
+        f"src/{NAME}/py.typed",
+        "modeling_tests/conftest.py",
+        "examples/small_world/scenes.py",
+    ):
         check(name in members, f"{source.name} has no {name}.")
     check(source.name == f"{NAME}-{version}.tar.gz", f"{source.name} is not of version {version}.")
     check(tag in (None, f"v{version}"), f"the tag is {tag}, but the version is {version}.")

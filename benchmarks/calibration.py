@@ -1,6 +1,6 @@
 """How well box scores predict correctness: the example checkpoint on scenes that were not used for training.
 
-    python benchmarks/calibration.py [CHECKPOINT] [--scenes 500] [--beams 1] [--output benchmarks/calibration.md]
+    python -m benchmarks.calibration [CHECKPOINT] [--scenes 500] [--beams 1] [--output benchmarks/calibration.md]
 
 The model locates one object in each scene, without tags. A box is right if its IoU with the object's box is at least
 0.5. The score is that of `transformers_lion.grounding.score_boxes`: the geometric mean of the probabilities of the
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import transformers
 
+from examples.small_world.language import ASKERS, Sample
+from examples.small_world.scenes import render, sample_scene
 from transformers_lion import LionForConditionalGeneration, LionProcessor, example_checkpoint
 from transformers_lion.grounding import box_iou, extract_boxes, token_log_probs
-from transformers_lion.training.small_world.language import ASKERS, Sample
-from transformers_lion.training.small_world.scenes import render, sample_scene
 
 NUM_BINS = 10
 BATCH_SIZE = 16
@@ -124,7 +124,7 @@ def table(name: str, options: argparse.Namespace, scores: np.ndarray, ious: np.n
     lines = [
         "# Calibration of box scores",
         "",
-        f"`python benchmarks/calibration.py --scenes {options.scenes} --beams {options.beams}`: {name}, torch "
+        f"`python -m benchmarks.calibration --scenes {options.scenes} --beams {options.beams}`: {name}, torch "
         f"{torch.__version__}, transformers {transformers.__version__}.",
         "",
         f"{len(scores)} boxes, of which {right.mean():.1%} are correct (IoU of 0.5 or more), and {without} answers "

@@ -1,10 +1,10 @@
 """The paper's claims at small scale: runs with the same budget in the small world, compared over several seeds.
 
-    python -m transformers_lion.training.small_world.pretrain tower FOLDER
-    python -m transformers_lion.training.small_world.pretrain language FOLDER
-    python -m transformers_lion.training.small_world.pretrain tag_language FOLDER
-    python -m transformers_lion.training.small_world.stage_training alignment FOLDER
-    python benchmarks/claims.py FOLDER [--seeds 0 1 2] [--steps 150] [--scenes 200] [--only CLAIM ...]
+    python -m examples.small_world.pretrain tower FOLDER
+    python -m examples.small_world.pretrain language FOLDER
+    python -m examples.small_world.pretrain tag_language FOLDER
+    python -m examples.small_world.stage_training alignment FOLDER
+    python -m benchmarks.claims FOLDER [--seeds 0 1 2] [--steps 150] [--scenes 200] [--only CLAIM ...]
 
 All runs start from the same stage 0 and, if they have an aggregator, from the same aligned one. They see the same
 scenes in the same order. The seed determines the initialization of the other new parts and the data. `--steps` is the
@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from transformers_lion import LionConfig, LionForConditionalGeneration
-from transformers_lion.training import STAGES, Stage, combine_stages, start_stage
-from transformers_lion.training.small_world.evaluation import evaluate
-from transformers_lion.training.small_world.records import KINDS, SceneRecords
-from transformers_lion.training.small_world.stage_training import (
+from examples.small_world.evaluation import evaluate
+from examples.small_world.scene_records import KINDS, SceneRecords
+from examples.small_world.stage_training import (
     BATCH_IMAGES,
     NUM_QUESTIONS,
     make_base,
     make_processor,
     train,
 )
+from transformers_lion import LionConfig, LionForConditionalGeneration
+from transformers_lion.training import STAGES, Stage, combine_stages, start_stage
 from transformers_lion.training.stages import AGGREGATOR_PARTS, BASE_PARTS, part_of
 
 RATE, AGGREGATOR_LR_MULTIPLIER = 2e-3, 0.05

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
-from benchmarks.speed.models import TINY, Size, build_instructblip, build_lion, make_inputs, make_labels
-from benchmarks.speed.sides import InstructBlipSide, LionSide
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BitsAndBytesConfig, CompileConfig
 from transformers.utils import is_flash_attn_2_available
 
+from benchmarks.speed.models import TINY, Size, build_instructblip, build_lion, make_inputs, make_labels
+from benchmarks.speed.sides import InstructBlipSide, LionSide
 from transformers_lion import LionForConditionalGeneration
 
 XL = Size(

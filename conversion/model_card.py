@@ -14,11 +14,11 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from lion_folder import load_lion_config
+from remote_code import leads_to_code
 from shards import FolderReader
 from sources import SourceError, load_json
 from transformers_lion.configuration_lion import LionConfig
 from transformers_lion.pipelines import TAGGER_FOLDER
-from transformers_lion.remote_code import leads_to_code
 
 PIPELINE_TAG = "image-text-to-text"
 """The Hub has this tag and "image-to-text". LION takes a question with the image, which this tag describes.

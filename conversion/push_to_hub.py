@@ -23,13 +23,13 @@ from huggingface_hub.utils import filter_repo_objects, validate_repo_id
 from command import sentence
 from lion_folder import open_lion_folder
 from model_card import model_card
+from remote_code import ENTRY_MODULE, files_with_code, leads_to_code
 from shards import FolderReader
 from sources import SourceError, load_config, load_json
+from transformers_lion.checkpoint_utils import QFORMER_TOKENIZER, TAGGER_FOLDER
 from transformers_lion.configuration_lion import LionConfig
-from transformers_lion.hub_files import QFORMER_TOKENIZER, TAGGER_FOLDER
 from transformers_lion.processing_lion import QFORMER_TOKENIZER_CONFIG
 from transformers_lion.ram import RamConfig
-from transformers_lion.remote_code import ENTRY_MODULE, files_with_code, leads_to_code
 
 CARD = "README.md"
 IGNORED = [".*", "*/.*", "*__pycache__*", "*.pth", "optimizer.*", "scheduler.*", "rng_state*", "checkpoint-*",

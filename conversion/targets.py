@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from transformers_lion.locking import LockError, locked
+from transformers_lion.file_utils import LockError, locked
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """System errors that do not name the file."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "modeling_tests"), str(ROOT / "conversion")]
+sys.path[:0] = [str(ROOT), str(ROOT / "modeling_tests"), str(ROOT / "conversion")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from conftest import convert_lion  # noqa: E402

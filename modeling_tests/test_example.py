@@ -5,14 +5,19 @@ import pytest
 import torch
 from transformers import AutoProcessor, pipeline
 
+from examples.small_world.evaluation import evaluate
+from examples.small_world.language import full_description
+from examples.small_world.scenes import render, sample_scene
 from transformers_lion import ImageTagger, LionForConditionalGeneration, example_checkpoint
-from transformers_lion.example import EXAMPLE_SCENE, TAGGER, example_image, sketch
+from transformers_lion.example import TAGGER, example_image, sketch
 from transformers_lion.grounding import box_iou, draw_boxes
-from transformers_lion.training.small_world.evaluation import evaluate
-from transformers_lion.training.small_world.language import full_description
-from transformers_lion.training.small_world.scenes import sample_scene
 
-SCENE = sample_scene("test", EXAMPLE_SCENE)
+SCENE = sample_scene("test", 3)
+"""What `example_image` shows."""
+
+
+def test_the_image_shows_the_scene() -> None:
+    assert example_image().tobytes() == render(SCENE, 400).tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def test_figures_on_unseen_scenes_are_not_below_what_was_measured() -> None:
 
 
 def test_drawing_marks_the_box_and_leaves_the_picture_alone() -> None:
-    image = example_image(100)
+    image = example_image().resize((100, 100))
     before = image.tobytes()
     drawn = draw_boxes(image, [("thing", (0, 5), [(10.0, 20.0, 60.0, 80.0)])])
     assert image.tobytes() == before

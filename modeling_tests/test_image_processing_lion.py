@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 
 from recipe import GOLDENS
 from transformers_lion import LionImageProcessor
-from transformers_lion.image_loading import load_rgb_images
+from transformers_lion.images import load_rgb_images
 
 SMALL = {"height": 28, "width": 28}
 

@@ -164,14 +164,14 @@ def test_the_pipeline_stops_too(fresh: list[bool], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(self_check, "NEWEST_TESTED", {"transformers": "5.1", "torch": "2.99"})
     lose_the_cache(monkeypatch)
     with pytest.raises(SelfCheckError):
-        pipeline("image-text-to-text", model=str(example_checkpoint()), tagger=False)(example_image(64))
+        pipeline("image-text-to-text", model=str(example_checkpoint()), tagger=False)(example_image())
 
 
 def test_a_tagger_alone_stops_too(fresh: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(self_check, "NEWEST_TESTED", {"transformers": "5.1", "torch": "2.99"})
     change_the_taggers_head(monkeypatch)
     with pytest.raises(SelfCheckError, match="the tagger gives other numbers"):
-        tiny_tagger()(example_image(64))
+        tiny_tagger()(example_image())
 
 
 @pytest.mark.parametrize(("setting", "runs"), [("0", []), ("1", [True])])

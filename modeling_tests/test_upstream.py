@@ -224,6 +224,7 @@ def hooks_that_record_outputs_are_known_by_their_module_and_a_mark() -> None:
 
 
 @assume(
+    "_attn_implementation",
     "_supports_sdpa",
     "_supports_flex_attn",
     "_supports_flash_attn",

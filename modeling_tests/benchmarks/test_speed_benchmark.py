@@ -26,7 +26,6 @@ from benchmarks.speed.report import BEGIN, END, HEADINGS, Results  # noqa: E402
 from benchmarks.speed.sections import Bench, answers, training_step  # noqa: E402
 from benchmarks.speed.sides import build_sides, first_token  # noqa: E402
 from benchmarks.speed.targets import Target  # noqa: E402
-
 from transformers_lion.training.stages import STAGES, trainable_parameters  # noqa: E402
 
 ALONE = "memory"

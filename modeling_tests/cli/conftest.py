@@ -24,7 +24,7 @@ def example_tagger() -> ImageTagger:
 def workplace(tmp_path: Path, example_lion: Lion, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`scene.png` and `sketch.jpg` in the working folder; models are not loaded again."""
     monkeypatch.chdir(tmp_path)
-    example_image(100).save("scene.png")
+    example_image().resize((100, 100)).save("scene.png")
     sketch().save("sketch.jpg")
     monkeypatch.setattr(questions, "load_lion", lambda *arguments: example_lion)
     monkeypatch.setattr(tagging, "load_tagger", lambda *arguments: example_tagger)

@@ -15,8 +15,8 @@ import model_card as card_module
 from model_card import count_parameters, in_words, metadata, model_card, paper_numbers, size_of
 from ram.conftest import convert_ram
 from ram.recipe import write_ram_files
+from remote_code import add_code
 from transformers_lion import LionConfig, LionForConditionalGeneration
-from transformers_lion.remote_code import add_code
 
 XL: dict[str, Any] = {}
 XXL: dict[str, Any] = {"text_config": {"d_model": 4096, "d_ff": 10240, "num_heads": 64}}

@@ -14,8 +14,8 @@ from transformers import pipeline
 
 from processes import WITHOUT_PACKAGE, answer_of, run_python
 from push_to_hub import files_of, main
+from remote_code import ENTRY_MODULE, add_code, code_files
 from transformers_lion import LionForConditionalGeneration, LionProcessor
-from transformers_lion.remote_code import ENTRY_MODULE, add_code, code_files
 
 SCRIPT = Path(__file__).parents[2] / "conversion" / "push_to_hub.py"
 
@@ -451,11 +451,11 @@ print("done")
 
 def test_the_methods_push_the_code_that_a_folder_contains(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     add_code(folder)
-    code = f"""
-import transformers_lion
+    code = f"""{WITHOUT_PACKAGE}
 from transformers import AutoModelForImageTextToText, AutoProcessor
-AutoModelForImageTextToText.from_pretrained({str(folder)!r}).push_to_hub("someone/model-with-code")
-processor = AutoProcessor.from_pretrained({str(folder)!r})
+model = AutoModelForImageTextToText.from_pretrained({str(folder)!r}, trust_remote_code=True)
+model.push_to_hub("someone/model-with-code")
+processor = AutoProcessor.from_pretrained({str(folder)!r}, trust_remote_code=True)
 processor.push_to_hub("someone/processor-with-code")
 processor.save_pretrained("saved", push_to_hub=True, repo_id="someone/saved-with-code")
 print("done")

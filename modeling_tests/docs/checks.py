@@ -78,7 +78,11 @@ def check_command(words: list[str]) -> None:
         check_lion(arguments[arguments.index("transformers_lion.cli") + 1 :])
     elif program == "lion":
         check_lion(arguments)
-    elif program == "python" and arguments[0] == "-m" and arguments[1].startswith("transformers_lion"):
+    elif (
+        program == "python"
+        and arguments[0] == "-m"
+        and arguments[1].startswith(("transformers_lion", "examples.", "benchmarks."))
+    ):
         check_script(arguments[1], arguments[2:])
     elif program == "python" and arguments[0].startswith("conversion/"):
         check_script(arguments[0].removeprefix("conversion/").removesuffix(".py"), arguments[1:])

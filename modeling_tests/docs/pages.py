@@ -85,7 +85,8 @@ def make_workplace(folder: Path, lion_folder: Path, lion_files: Path) -> Path:
         lion_files: the original files that it was made of.
     """
     (folder / "lion-flant5-xl").symlink_to(lion_folder)
-    (folder / "conversion").symlink_to(ROOT / "conversion")
+    for name in ("conversion", "examples"):
+        (folder / name).symlink_to(ROOT / name)
     for name, source in NAMES.items():
         (folder / name).symlink_to(lion_files / source)
     ram_files = write_ram_files(folder / "ram-files")

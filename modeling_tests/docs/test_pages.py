@@ -66,7 +66,7 @@ def test_bash_is_there_to_run_the_commands() -> None:
         ("lion caption a.jpg --beams 3", "beams"),
         ("torchrun --nproc_per_node 8 -m transformers_lion.cli eval REC --output runs", "data"),
         ("python conversion/push_to_hub.py folder --repo user/x --privately", "privately"),
-        ("python -m transformers_lion.training.small_world.pretrain towel run", "towel"),
+        ("python -m examples.small_world.pretrain towel run", "towel"),
         ("make dmeo", "dmeo"),
         ("frobnicate", "frobnicate"),
     ],

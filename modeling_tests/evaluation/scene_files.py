@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers_lion.training.small_world.scenes import SHAPES, Scene, render, sample_scene
+from examples.small_world.scenes import SHAPES, Scene, render, sample_scene
 
 SIZE = 100
 

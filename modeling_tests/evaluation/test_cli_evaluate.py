@@ -16,10 +16,10 @@ from click.testing import Result
 from scene_files import SIZE, write_scenes
 from typer.testing import CliRunner
 
+from examples.small_world.scenes import TAGS
 from transformers_lion import cli, example_checkpoint
 from transformers_lion.cli.evaluate import TASK_NAMES
 from transformers_lion.evaluation.tasks import TASKS
-from transformers_lion.training.small_world.scenes import TAGS
 
 KEPT = ("setup.json", "model.json", "predictions.jsonl", "worst.html", "worst.png")
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers_lion.evaluation.rec import load_rec, score_rec
 from transformers_lion.evaluation.task import Example, Prediction
 from transformers_lion.grounding import format_boxes
-from transformers_lion.image_pixels import ORIENTATION
+from transformers_lion.images import ORIENTATION
 
 BOX = [0.1, 0.2, 0.5, 0.8]
 """The box in all formats below, in an image of 200 by 100 pixels."""

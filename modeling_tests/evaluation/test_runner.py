@@ -22,7 +22,7 @@ from transformers_lion.evaluation.task import Example, Prediction, Scores, Task
 from transformers_lion.evaluation.tasks import TASKS
 from transformers_lion.evaluation.visdial import score_visdial
 from transformers_lion.evaluation.vqa import score_exact_match, score_multiple_choice
-from transformers_lion.image_pixels import ORIENTATION
+from transformers_lion.images import ORIENTATION
 
 KEPT = ("setup.json", "model.json", "predictions.jsonl", "worst.html", "worst.png")
 """Files that are the same however a run came about."""

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from training.distributed_run import take_cpus_for_gpus
 from training.recipe_run import KillAt
-from transformers_lion.training import runner
+from transformers_lion.training import run_stages
 from transformers_lion.training.distributed import check_sharded
-from transformers_lion.training.settings import load_settings
+from transformers_lion.training.run_settings import load_settings
 
 
 class SeeShards(TrainerCallback):
@@ -32,11 +32,11 @@ def run(recipe: Path, kill_at: int, changes: list[str]) -> None:
     """Run the recipe; each process kills itself after step `kill_at`, if that is not 0."""
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     callbacks = [*([KillAt(kill_at)] if kill_at else []), *([SeeShards()] if is_sharded else [])]
-    make_trainer = runner.make_trainer
-    runner.make_trainer = lambda *arguments, **options: make_trainer(*arguments, callbacks=callbacks, **options)
+    make_trainer = run_stages.make_trainer
+    run_stages.make_trainer = lambda *arguments, **options: make_trainer(*arguments, callbacks=callbacks, **options)
     if is_sharded:
         take_cpus_for_gpus()
-    runner.run(load_settings(recipe, changes), progress_bar=False)
+    run_stages.run(load_settings(recipe, changes), progress_bar=False)
 
 
 if __name__ == "__main__":

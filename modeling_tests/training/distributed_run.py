@@ -25,7 +25,15 @@ from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 from trainer_step import samples
 from transformers_lion import LionForConditionalGeneration
 from transformers_lion.training import STAGES, apply_stage, save_trainable
-from transformers_lion.training.distributed import FsdpCallback, check_sharded, gather_model, is_shard, shard_model
+from transformers_lion.training.distributed import (
+    FsdpCallback,
+    PreparedModelCallback,
+    ProcessCheckCallback,
+    check_sharded,
+    gather_model,
+    is_shard,
+    shard_model,
+)
 from transformers_lion.training.lora import lora_config
 
 NUM_STEPS = 3
@@ -83,7 +91,11 @@ def build_trainer(stage: str, folder: Path, **options: Any) -> Seq2SeqTrainer:
         ddp_find_unused_parameters=False, predict_with_generate=True, **options,
     )  # fmt: skip
     return Seq2SeqTrainer(
-        stage_model(stage), arguments, train_dataset=samples(), eval_dataset=samples(), callbacks=[FsdpCallback()]
+        stage_model(stage),
+        arguments,
+        train_dataset=samples(),
+        eval_dataset=samples(),
+        callbacks=[ProcessCheckCallback(), PreparedModelCallback(), FsdpCallback()],
     )
 
 

@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 
 from training.record_files import good_record, picture, png, write_json, write_pictures
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
-from transformers_lion.locking import LOCK, locked
-from transformers_lion.training import STAGES, combine_stages, preflight, runner
-from transformers_lion.training.settings import DataSettings, StageSettings, load_settings
+from transformers_lion.file_utils import LOCK, locked
+from transformers_lion.training import STAGES, combine_stages, preflight, run_stages
+from transformers_lion.training.run_settings import DataSettings, StageSettings, load_settings
 from transformers_lion.training.stages import check_fits
 
 SHORT: dict[str, Any] = {
@@ -177,7 +177,7 @@ def test_each_stage_is_a_run_of_its_own_for_wandb(workplace: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda: ended.append(ran[-1])))
     monkeypatch.setattr(preflight, "get_available_reporting_integrations", lambda: ["wandb"])
     ran: list[str] = []
-    monkeypatch.setattr(runner, "run_stage", lambda settings, stage, *rest: ran.append(stage.name))
+    monkeypatch.setattr(run_stages, "run_stage", lambda settings, stage, *rest: ran.append(stage.name))
     assert lion("report_to=[wandb]").exit_code == 0
     assert ended == ran == ["image_level", "region_level", "mixture"]
 
@@ -441,7 +441,7 @@ def test_an_interrupted_command_says_so(workplace: Path, monkeypatch: pytest.Mon
     def interrupt(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("transformers_lion.training.runner.run", interrupt)
+    monkeypatch.setattr("transformers_lion.training.run_stages.run", interrupt)
     result = lion()
     assert (result.exit_code, result.stderr) == (130, "error: interrupted.\n")
 
@@ -452,7 +452,7 @@ def test_a_traceback_is_shown_on_request(workplace: Path) -> None:
 
 
 def test_errors_of_ours_are_not_hidden(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers_lion.training.runner.run", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr("transformers_lion.training.run_stages.run", lambda *arguments, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         lion()
 

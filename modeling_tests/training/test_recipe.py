@@ -29,7 +29,8 @@ from transformers_lion.training import (
     train,
     training_arguments,
 )
-from transformers_lion.training.recipe import build_optimizer, one_question_each
+from transformers_lion.training.optimizer import build_optimizer
+from transformers_lion.training.recipe import one_question_each
 
 SCRIPT = Path(__file__).parent / "recipe_run.py"
 TESTS = Path(__file__).parents[1]
@@ -113,7 +114,7 @@ def test_an_unknown_argument_is_refused_with_one_like_it(tmp_path: Path) -> None
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(folder: Path, lion_folder: Path, tmp_path: Path) -> None:
     trainer = build(folder, lion_folder, tmp_path, arguments={"warmup_steps": 2}, aggregator_lr_multiplier=10.0)
-    trainer.create_scheduler(6)
+    trainer.create_optimizer_and_scheduler(6)
     rates = []
     for _ in range(6):
         rates.append([group["lr"] for group in trainer.optimizer.param_groups])

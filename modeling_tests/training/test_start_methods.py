@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import pipeline
 
+from examples.small_world.cells import labelled_scenes
 from training.recipe_run import build, figures
 from training.record_files import good_record, picture, png, write_source
 from transformers_lion import LionForConditionalGeneration, LionProcessor, example_checkpoint
@@ -26,7 +27,6 @@ from transformers_lion.training import (
     mix_datasets,
     train,
 )
-from transformers_lion.training.small_world.cells import labelled_scenes
 
 ALWAYS = ImageAugmentation(scale=(0.5, 0.5), flip_probability=1.0)
 

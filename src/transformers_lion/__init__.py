@@ -13,10 +13,10 @@ from .deferred_registration import register_with_transformers
 
 if TYPE_CHECKING:
     from .configuration_lion import LionAggregatorConfig, LionConfig, LionQFormerConfig, LionT5Config, LionVisionConfig
-    from .example_folder import example_checkpoint
+    from .example import example_checkpoint
     from .grounding import draw_boxes
-    from .image_loading import to_rgb
     from .image_processing_lion import LionImageProcessor
+    from .images import to_rgb
     from .inference import Answer, Lion, Request
     from .modeling_lion import (
         LionEncoderOutput,
@@ -53,9 +53,9 @@ MODULES = {
             "LionT5Config",
             "LionVisionConfig",
         ),
-        "example_folder": ("example_checkpoint",),
+        "example": ("example_checkpoint",),
         "grounding": ("draw_boxes",),
-        "image_loading": ("to_rgb",),
+        "images": ("to_rgb",),
         "image_processing_lion": ("LionImageProcessor",),
         "inference": (
             "Answer",

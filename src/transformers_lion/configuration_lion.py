@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub.dataclasses import strict
 from transformers import InstructBlipQFormerConfig, InstructBlipVisionConfig, PreTrainedConfig, T5Config
 
-from .remote_code import carries_its_code
-
 TASK_TYPES = ("region_level", "image_level")
 """Names of the tasks in the order of the router's rows. `task_type_ids` are indices into this tuple."""
 
@@ -247,7 +245,6 @@ else:  # types that are accepted for a part
     VisionPart = QFormerPart = AggregatorPart = TextPart = dict | PreTrainedConfig | None
 
 
-@carries_its_code
 @strict
 class LionConfig(PreTrainedConfig):
     r"""
@@ -309,6 +306,10 @@ class LionConfig(PreTrainedConfig):
         self.qformer_config.encoder_hidden_size = self.vision_config.hidden_size
         if self.uses_aggregator:
             self.aggregator_config.attach_to(self.vision_config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without `auto_map`: what is saved has none of the code that it would lead to."""
+        return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def _check(self) -> None:
         if self.visual_branch not in VISUAL_BRANCHES:

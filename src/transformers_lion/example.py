@@ -1,33 +1,41 @@
-"""A small LION that comes with the package, trained from nothing on scenes of coloured shapes.
+"""The example checkpoint, a small LION in the package, and two images to try it on.
 
-It is a LION with all parts, 5.2 million parameters at 100 x 100 pixels, for trying things out, for tests and for the
-documentation: it captions, answers, locates and tags in its small world and knows nothing of any other. How it was
-trained stands in `transformers_lion.training.small_world`, what it reaches in `docs/example-checkpoint.md`.
-
-`python -m transformers_lion.example_answers [FOLDER]` shows it at work on two pictures.
+It has all parts of a LION, with 5.2 million parameters at 100 x 100 pixels, and was trained from scratch on scenes of
+coloured shapes. It captions, answers, locates and tags in that world and knows nothing of any other. The repository's
+`examples/small_world` has its training; `docs/example-checkpoint.md` says what it reaches.
 """
+
+from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from .example_folder import FOLDER, example_checkpoint
-
+FOLDER = Path(__file__).parent / "example_checkpoint"
 TAGGER = "tagger"
-EXAMPLE_SCENE = 3
+_SCENE = Path(__file__).parent / "example_images" / "scene.png"
 
 
-def example_image(size: int = 400) -> Image.Image:
-    """A scene of the small world that no training saw, with two objects of one colour.
+def example_checkpoint() -> str:
+    """The folder of the small LION, for `from_pretrained` and `pipeline`, which finds its tagger in `tagger/`.
 
-    Args:
-        size: width and height in pixels.
+    Raises:
+        FileNotFoundError: if this installation came without it.
     """
-    from .training.small_world.scenes import render, sample_scene
+    if not (FOLDER / "config.json").exists():
+        raise FileNotFoundError(f"The example checkpoint is not at {FOLDER}: this installation came without it.")
+    return str(FOLDER)
 
-    return render(sample_scene("test", EXAMPLE_SCENE), size)
+
+def example_image() -> Image.Image:
+    """A scene of the example checkpoint's world, 400 x 400 pixels, that is not in its training data.
+
+    It shows a blue cross and a blue heart.
+    """
+    with Image.open(_SCENE) as image:
+        return image.convert("RGB")
 
 
 def sketch(width: int = 640, height: int = 480) -> Image.Image:
-    """Shapes as no training saw them: by a pen on ruled paper, with black outlines, and not square.
+    """Shapes unlike those of the training data: drawn with a pen on ruled paper, with black outlines, and not square.
 
     Args:
         width, height: in pixels.

@@ -11,14 +11,11 @@ from PIL import Image
 from transformers.image_processing_utils import BatchFeature, get_size_dict
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from .image_downloads import TIMEOUT
-from .image_loading import flatten, to_rgb
-from .remote_code import carries_its_code
+from .images import TIMEOUT, flatten, to_rgb
 
 
-@carries_its_code
 class LionImageProcessor(BlipImageProcessorPil):
-    """BLIP's image processor with 224 x 224 pixels, for any image that `image_loading` can open."""
+    """BLIP's image processor with 224 x 224 pixels, for any image that `images` can open."""
 
     size = {"height": 224, "width": 224}
 
@@ -27,7 +24,7 @@ class LionImageProcessor(BlipImageProcessorPil):
         arrays and tensors.
 
         Args:
-            images: One image or a (nested) list of images; see `image_loading.ImageSource`. Images are opened one after
+            images: One image or a (nested) list of images; see `images.ImageSource`. Images are opened one after
                 the other, so that only one of them is in memory at full size.
             timeout: Timeout of each download in seconds, or `None`.
 
@@ -43,6 +40,10 @@ class LionImageProcessor(BlipImageProcessorPil):
             if not images:
                 raise ValueError("There are no images: the batch is empty.")
         return super().preprocess(images, *args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without `auto_map`: what is saved has none of the code that it would lead to."""
+        return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def _shrinker(self, options: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
         """Return the resizing step, applied on loading so that transformers does not copy images at full size."""

@@ -20,14 +20,12 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from .checkpoint_folders import check_folder
+from .checkpoint_utils import MODEL_FILES, PROCESSOR_FILES, TAGGER_FILES, check_folder, local_folder
 from .columns import to_plain
 from .example import example_checkpoint
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels
-from .hub_files import MODEL_FILES, PROCESSOR_FILES, TAGGER_FILES, local_folder
-from .image_downloads import is_url
-from .image_loading import flatten, is_batch, to_rgb, upright_size, warn_of_grey_batch
+from .images import flatten, is_batch, is_url, to_rgb, upright_size, warn_of_grey_batch
 from .modeling_lion import LionEncoderOutput, LionForConditionalGeneration, LionImageFeatures, find_setting
 from .modeling_utils import check_finite
 from .pipelines import as_names, find_tagger, heed_max_length
@@ -52,7 +50,7 @@ class Request:
 
     Attributes:
         image: a path, a URL, the bytes of an image file, a PIL picture, an array or a tensor (see
-            `image_loading.ImageSource`). The same path or object is the same image.
+            `images.ImageSource`). The same path or object is the same image.
         question: what the Q-Former and, behind the tag sentence, the language model read.
         task_type: "image_level" or "region_level".
         tags: names, or text; `None` for those of the tagger, if there is one; `False` for no tag sentence.

@@ -16,10 +16,9 @@ from PIL import Image
 from transformers import GenerationConfig, ImageTextToTextPipeline, Pipeline
 from transformers.utils import logging
 
+from .checkpoint_utils import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, local_folder
 from .columns import to_plain, unread_fields
-from .hub_files import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, local_folder
-from .image_downloads import TIMEOUT
-from .image_loading import is_batch, is_stored_image, to_rgb, warn_of_grey_batch
+from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_of_grey_batch
 from .modeling_utils import check_finite
 from .processing_lion import Tags, check_strings, per_sample
 from .ram import ImageTagger

@@ -18,13 +18,12 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
 
+from .checkpoint_utils import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, check_processor_files, local_folder
 from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
-from .hub_files import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, check_processor_files, local_folder
-from .image_loading import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
+from .images import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
 from .plain_text import PlainTextTokenizer
-from .remote_code import carries_its_code
 
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
@@ -91,7 +90,6 @@ class LionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
 LionProcessorKwargs._defaults = {}  # read by transformers before 5.20
 
 
-@carries_its_code
 class LionProcessor(ProcessorMixin):
     r"""
     Image processor, T5 tokenizer and Q-Former tokenizer in one.
@@ -172,15 +170,6 @@ class LionProcessor(ProcessorMixin):
         folder = Path(json_file_path).parent / QFORMER_TOKENIZER
         if folder.is_dir():
             (folder / "config.json").write_text(QFORMER_TOKENIZER_CONFIG, encoding="utf-8")
-
-    @classmethod
-    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but what leads to the folder's code, if it carries some, is kept for saving."""
-        loaded = super().from_args_and_dict(args, processor_dict, **kwargs)
-        processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        if processor_dict.get("auto_map"):
-            processor.auto_map = processor_dict["auto_map"]
-        return loaded
 
     def __call__(
         self,

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from .configuration_lion import LionConfig
 from .errors import SelfCheckError
-from .example_folder import FOLDER
+from .example import FOLDER
 from .modeling_lion import LionForConditionalGeneration
 from .processing_lion import LionProcessor
 from .ram import RamConfig, RamForImageTagging

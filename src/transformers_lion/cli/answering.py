@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from ..file_writing import naming
+from ..file_utils import naming
 from .common import hide_progress_bars, note, report, show_progress, stderr_console
 from .drawings import plan_drawings
 from .results import Results, open_results

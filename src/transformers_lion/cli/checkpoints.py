@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..example_folder import example_checkpoint
+from ..example import example_checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +45,7 @@ def load_tagger(model: str | None, device: str | None) -> "ImageTagger":
     Raises:
         OSError, ValueError: if there is none.
     """
-    from ..checkpoint_folders import read_json
-    from ..hub_files import TAGGER_FOLDER
+    from ..checkpoint_utils import TAGGER_FOLDER, read_json
 
     folder = Path(model or example_checkpoint())
     if folder.is_dir() and (folder / TAGGER_FOLDER).is_dir():
@@ -77,7 +76,7 @@ def check_model(name: str | None, model_type: str = "lion") -> str:
         return example_checkpoint()
     folder = Path(name).expanduser()
     if folder.exists() or not REPOSITORY.fullmatch(name):
-        from ..checkpoint_folders import check_folder
+        from ..checkpoint_utils import check_folder
 
         check_folder(folder, model_type)
         return str(folder)

@@ -50,7 +50,7 @@ def stat(name: str) -> os.stat_result | None:
 
 def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """A file in a folder for each picture, with its name, and a number where several have the same."""
-    from ..image_downloads import is_url
+    from ..images import is_url
 
     planned: dict[str, Path] = {}
     taken: set[str] = set()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..example_folder import example_checkpoint
+from ..example import example_checkpoint
 from .common import Debug, run_action
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..checkpoint_folders import StoredTensor
+    from ..checkpoint_utils import StoredTensor
     from ..configuration_lion import LionConfig
     from ..modeling_lion import LionForConditionalGeneration
 
@@ -68,9 +68,8 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         OSError, ValueError: if it does not, or something in it is not right.
     """
-    from ..checkpoint_folders import compare, meta_model, read_config, read_headers, read_json
+    from ..checkpoint_utils import TAGGER_FOLDER, compare, meta_model, read_config, read_headers, read_json
     from ..configuration_lion import TASK_TYPES, LionConfig
-    from ..hub_files import TAGGER_FOLDER
     from .placement import describe_placement
 
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "ram":
@@ -103,7 +102,7 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
 
 def describe_tagger(folder: Path) -> dict[str, Any]:
     """The facts of a folder that holds a tagger."""
-    from ..checkpoint_folders import meta_model, read_config, read_headers
+    from ..checkpoint_utils import meta_model, read_config, read_headers
     from ..ram import RamConfig
 
     config = read_config(folder, RamConfig.model_type)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_downloads import is_url
-from ..image_loading import PLUG_IN_SUFFIXES, advise, register_plug_ins, to_rgb
+from ..images import PLUG_IN_SUFFIXES, advise, is_url, register_plug_ins, to_rgb
 from .common import printable
 
 SUFFIXES = frozenset({

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import locking
-from ..file_writing import LineFile, naming
+from .. import file_utils
+from ..file_utils import LineFile, naming
 from .common import drop_stdout, printable, raise_termination
 
 STDOUT = "stdout"
@@ -137,6 +137,6 @@ def claim(path: Path) -> Iterator[None]:
     if path.is_dir() or path.is_symlink() or (path.exists() and path.stat().st_size):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     with path.open("a+", encoding="utf-8") as file:
-        if locking.fcntl is not None:
-            locking.lock_file(file, path)
+        if file_utils.fcntl is not None:
+            file_utils.lock_file(file, path)
         yield

@@ -26,8 +26,8 @@ def train(
         require("lion train", "train", PACKAGES)
         import datasets
 
-        from ..training.runner import run
-        from ..training.settings import load_settings
+        from ..training.run_settings import load_settings
+        from ..training.run_stages import run
 
         settings = load_settings(config, changes or [])
         if not show_progress():

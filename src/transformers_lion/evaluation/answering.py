@@ -10,8 +10,7 @@ from typing import Any, Literal
 from PIL import Image
 from transformers import set_seed
 
-from ..image_downloads import is_url
-from ..image_loading import to_rgb
+from ..images import is_url, to_rgb
 from ..inference import Lion, Request
 from ..processing_lion import Tags
 from .batches import Batch

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..file_writing import naming, write_text
+from ..file_utils import naming, write_text
 from ..grounding import Box, Entity, extract_boxes, format_boxes, scale_box
 from ..grounding.drawing import draw_entities
 from .answering import open_picture

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..image_loading import open_file
+from ..images import open_file
 
 PARQUET = ".parquet"
 

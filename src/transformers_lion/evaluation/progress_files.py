@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..file_writing import LineFile, write_text
+from ..file_utils import LineFile, write_text
 from .answering import Fields, format_fields
 from .predictions import count_whole_bytes, parse_line
 from .settings import PREDICTIONS

@@ -12,8 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from ..grounding import Box, box_iou, extract_boxes
-from ..image_loading import open_file
-from ..image_pixels import measure
+from ..images import measure, open_file
 from .data_files import (
     Row,
     describe,

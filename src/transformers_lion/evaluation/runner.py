@@ -19,9 +19,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..file_writing import write_text
+from ..file_utils import LOCK, locked, write_text
 from ..inference import Lion
-from ..locking import LOCK, locked
 from ..ram import ImageTagger
 from .answering import Fields, answer_batch
 from .batches import Batch, plan_batches

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..image_loading import ImageSource, to_rgb
+from ..images import ImageSource, to_rgb
 from .boxes import Box, Entity, check_pixels, order_box
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

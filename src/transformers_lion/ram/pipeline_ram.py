@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, ImageClassificationPipeline
 
-from ..image_loading import is_batch
+from ..images import is_batch
 from .modeling_ram import RamForImageTagging
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ..image_loading import ImageSource, is_batch, to_rgb
+from ..images import ImageSource, is_batch, to_rgb
 from .image_processing_ram import HUB_ARGUMENTS, RamImageProcessor
 from .modeling_ram import RamForImageTagging
 from .tag_cache import KEPT, TagCache, Tags, digest_picture

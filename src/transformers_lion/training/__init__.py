@@ -1,17 +1,16 @@
 """Training LION: its stages, the models that they begin with, the recipe, and checkpoints of what was trained.
 
-All of it needs the extra `train`, but for the scenes of the small world.
+All of it needs the extra `train`.
 """
-
-from typing import Any
 
 try:
     from .answer_metrics import AnswerMetrics
     from .augmentation import ImageAugmentation
     from .collator import CollatorEpochCallback, LionDataCollator
     from .data import load_records, mix_datasets
+    from .optimizer import parameter_groups
     from .precision import train_in_float32
-    from .recipe import make_trainer, parameter_groups, training_arguments
+    from .recipe import make_trainer, training_arguments
     from .records import RecordError
     from .report import RecordReport
     from .resuming import last_checkpoint, train
@@ -21,14 +20,9 @@ try:
 except ModuleNotFoundError as error:
     if str(error.name).partition(".")[0] not in ("accelerate", "datasets", "peft"):
         raise
-    missing = error.name
-
-    def __getattr__(name: str) -> Any:
-        if name in __all__:
-            raise ImportError(
-                f'Training needs {missing}, which is not installed: pip install "transformers-lion[train]".'
-            )
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise ImportError(
+        f'Training needs {error.name}, which is not installed: pip install "transformers-lion[train]".'
+    ) from error
 
 
 __all__ = [

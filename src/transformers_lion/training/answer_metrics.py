@@ -43,14 +43,14 @@ class AnswerMetrics:
             ValueError: if predictions are no ids, or there are fewer rows than samples.
         """
         answers, labels = self.decode(prediction.predictions), self.decode(prediction.label_ids)
-        figures = {"exact_match": mean([answer == label for answer, label in zip(answers, labels, strict=True)])}
+        figures = {"exact_match": _mean([answer == label for answer, label in zip(answers, labels, strict=True)])}
         hits = [
             hit
             for answer, label in zip(answers, labels, strict=True)
-            for hit in box_hits(answer, label, self.threshold)
+            for hit in _box_hits(answer, label, self.threshold)
         ]
         if hits:
-            figures["iou_accuracy"] = mean(hits)
+            figures["iou_accuracy"] = _mean(hits)
         return figures
 
     def decode(self, ids: np.ndarray) -> list[str]:
@@ -65,7 +65,7 @@ class AnswerMetrics:
         return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
-def box_hits(answer: str, label: str, threshold: float) -> list[bool]:
+def _box_hits(answer: str, label: str, threshold: float) -> list[bool]:
     """For each box of a label, whether the answer's box at its place has an IoU of `threshold` or more with it."""
     found = extract_boxes(answer)
     return [
@@ -73,7 +73,7 @@ def box_hits(answer: str, label: str, threshold: float) -> list[bool]:
     ]
 
 
-def mean(values: Sequence[bool]) -> float:
+def _mean(values: Sequence[bool]) -> float:
     """The share of true values."""
     return sum(values) / len(values)
 

@@ -33,11 +33,10 @@ def read_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
         ValueError: if a value is none of its argument's; with its name, the value and what is wanted.
     """
     hints = get_type_hints(Seq2SeqTrainingArguments)
-    return {name: read_argument(name, value, hints[name], f"{where}: {name}") for name, value in arguments.items()}
+    return {name: _read_argument(name, value, hints[name], f"{where}: {name}") for name, value in arguments.items()}
 
 
-def read_argument(name: str, value: Any, hint: Any, where: str) -> Any:
-    """The value of one argument; see `read_arguments`."""
+def _read_argument(name: str, value: Any, hint: Any, where: str) -> Any:
     kinds = (*(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)), *ALSO.get(name, ()))
     choices = [str(member.value) for kind in kinds for member in members(kind)] or list(CHOICES.get(name, ()))
     if choices:

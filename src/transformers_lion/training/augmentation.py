@@ -59,12 +59,12 @@ class ImageAugmentation:
             epoch: for another change of the same picture.
         """
         records = list(records)
-        if not all(may_crop(record) for record in records):
+        if not all(_may_crop(record) for record in records):
             return picture
         generator = random.Random(f"{self.seed} {epoch} {identity}")
         flip = generator.random() < self.flip_probability
         picture = picture.crop(self.crop_box(picture.size, generator))
-        return ImageOps.mirror(picture) if flip and all(may_flip(record) for record in records) else picture
+        return ImageOps.mirror(picture) if flip and all(_may_flip(record) for record in records) else picture
 
     def crop_box(self, size: tuple[int, int], generator: random.Random) -> tuple[int, int, int, int]:
         """Left, top, right and lower edge of a random crop of a picture of `size`, the whole if none is found."""
@@ -79,13 +79,13 @@ class ImageAugmentation:
         return 0, 0, width, height
 
 
-def may_crop(record: Record) -> bool:
+def _may_crop(record: Record) -> bool:
     """Whether a record is about no region of its picture."""
     texts = (*record.questions, *record.answers)
     return "region_level" not in record.task_types and not any(extract_entities(text)[1] for text in texts)
 
 
-def may_flip(record: Record) -> bool:
+def _may_flip(record: Record) -> bool:
     """Whether a record is about no side of its picture."""
     return not any(SIDES.search(text) for text in (*record.questions, *record.answers, *(record.tags or ())))
 

@@ -44,7 +44,7 @@ class CheckedPictures:
         Raises:
             RecordError: if it cannot be opened, or could not when it was the same.
         """
-        key = key_of(image)
+        key = _key_of(image)
         if key is None:
             open_image(image, self.timeout)
             return
@@ -80,7 +80,7 @@ class CheckedPictures:
             os.close(descriptor)
 
 
-def key_of(image: Any) -> tuple[Any, ...] | None:
+def _key_of(image: Any) -> tuple[Any, ...] | None:
     """What a picture is known again by: (path, size, time), (address,) or (digest,); `None` for anything else."""
     if isinstance(image, bytes):
         return (hashlib.blake2b(image, digest_size=16).hexdigest(),)

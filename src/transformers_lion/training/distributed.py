@@ -1,7 +1,8 @@
 """Training on several devices: what FSDP2 needs to know of LION, and a check that it really ran.
 
-With transformers' Trainer: add `FsdpCallback()`, and ask for FSDP2 by `TrainingArguments(fsdp=True)` or by a
-configuration of accelerate. In a loop of your own: `shard_model`. Either way `gather_model` makes a whole model again.
+With transformers' Trainer: add the three callbacks of this module, and ask for FSDP2 by `TrainingArguments(fsdp=True)`
+or by a configuration of accelerate. In a loop of your own: `shard_model`. Either way `gather_model` makes a whole model
+again.
 
 FSDP2 takes a unit of the model at a time: its parameters are gathered before it runs, and freed behind it.
 """
@@ -33,17 +34,12 @@ FORWARD_METHODS = ("encode", "generate", "get_image_features")
 
 
 class FsdpCallback(TrainerCallback):
-    """Has the stock Trainer's FSDP2 run on LION as it should, or not at all. Without FSDP2 it only checks processes.
+    """Has the stock Trainer's FSDP2 run on LION as it should, or not at all. Without FSDP2 it does nothing.
 
-    What it sees to: accelerate finds LION's units in each stage; tied embeddings are one module, without which FSDP2
-    stops; gradients are summed up in float32, and the loss is not rounded, when computing in bfloat16; all processes
-    begin with the same parameters, and make the same first step.
-
-    The Trainer takes no `optimizers=` together with FSDP: set `trainer.optimizer` afterwards.
+    accelerate finds LION's units in each stage; tied embeddings become one module, without which FSDP2 stops; gradients
+    are summed in float32, and the loss is not rounded, when computing in bfloat16; all processes begin with the same
+    parameters.
     """
-
-    def __init__(self) -> None:
-        self._gradients_agree = False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -51,9 +47,8 @@ class FsdpCallback(TrainerCallback):
         """Prepare the model.
 
         Raises:
-            ValueError: if FSDP2 was asked for, but is not what accelerate would do; if processes run side by side.
+            ValueError: if FSDP2 was requested, but accelerate would do something else.
         """
-        check_processes(args)
         if fsdp_is_requested(args):
             use_float32_reductions(fsdp_plugin())
             prepare_for_fsdp(model, args.device)
@@ -61,38 +56,54 @@ class FsdpCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Look whether the model is sharded.
+        """Check that the model is sharded.
 
         Raises:
-            ValueError: if FSDP2 was asked for, but the model is not sharded.
+            ValueError: if FSDP2 was requested, but the model is not sharded.
         """
-        self._gradients_agree = False
         if fsdp_is_requested(args):
             check_sharded(model)
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+
+class ProcessCheckCallback(TrainerCallback):
+    """Checks that the processes of a training know each other, and that their first gradients agree."""
+
+    def __init__(self) -> None:
+        self._gradients_agree = False
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """See `check_processes`."""
+        check_processes(args)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have a model that was evaluated before its training prepared for it all the same.
-
-        accelerate marks it as prepared, and would then leave out DistributedDataParallel without a word.
-        """
-        if is_data_parallel():
-            vars(model).pop("_is_accelerate_prepared", None)
-
-    on_predict = on_evaluate
+        """Check the gradients of each training anew."""
+        self._gradients_agree = False
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Look at the first gradients.
-
-        Raises:
-            ValueError: if each process has its own.
-        """
-        if not self._gradients_agree and is_data_parallel():
+        """Check the first gradients; see `check_gradients`."""
+        if not self._gradients_agree and _is_data_parallel():
             check_gradients(model)
             self._gradients_agree = True
+
+
+class PreparedModelCallback(TrainerCallback):
+    """Has a model that was evaluated before its training prepared for DistributedDataParallel all the same.
+
+    accelerate marks it as prepared when it evaluates, and would then train without DistributedDataParallel.
+    """
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Remove accelerate's mark."""
+        if _is_data_parallel():
+            vars(model).pop("_is_accelerate_prepared", None)
+
+    on_predict = on_evaluate
 
 
 def check_gradients(model: nn.Module) -> None:
@@ -127,7 +138,7 @@ def fsdp_is_requested(arguments: TrainingArguments) -> bool:
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
-def is_data_parallel() -> bool:
+def _is_data_parallel() -> bool:
     """Whether accelerate is to run DistributedDataParallel here, and not FSDP, DeepSpeed or a single process."""
     from accelerate.state import AcceleratorState
 
@@ -182,7 +193,7 @@ def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
     for module in (model, lion):
         module._no_split_modules = units  # accelerate stops at a name that it does not find
     if dist.is_initialized():
-        broadcast_trained(model, device)
+        _broadcast_trained(model, device)
 
 
 def share_embeddings(language_model: LionT5ForConditionalGeneration) -> None:
@@ -193,17 +204,17 @@ def share_embeddings(language_model: LionT5ForConditionalGeneration) -> None:
     if language_model.decoder.embed_tokens is language_model.shared:
         return
     language_model.set_input_embeddings(language_model.shared)
-    language_model.register_state_dict_post_hook(drop_tied)
-    language_model.register_load_state_dict_post_hook(forget_tied)
+    language_model.register_state_dict_post_hook(_drop_tied)
+    language_model.register_load_state_dict_post_hook(_forget_tied)
 
 
-def drop_tied(language_model: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+def _drop_tied(language_model: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     """Leave the second and third name of the embeddings out of a state dict."""
     for name in language_model._tied_weights_keys:
         state_dict.pop(f"{prefix}{name}", None)
 
 
-def forget_tied(language_model: Any, incompatible_keys: Any) -> None:
+def _forget_tied(language_model: Any, incompatible_keys: Any) -> None:
     """Do not miss them when one is loaded."""
     tied = tuple(language_model._tied_weights_keys)
     missing = incompatible_keys.missing_keys
@@ -222,7 +233,7 @@ def find_lion(model: nn.Module) -> LionForConditionalGeneration:
     raise ValueError(f"{type(model).__name__} holds no LionForConditionalGeneration.")
 
 
-def broadcast_trained(model: nn.Module, device: torch.device | str) -> None:
+def _broadcast_trained(model: nn.Module, device: torch.device | str) -> None:
     """Give all processes the first one's trained parameters, as DistributedDataParallel does.
 
     Otherwise parts that each process initialised for itself would be put together of pieces that do not fit.
@@ -301,11 +312,11 @@ def shard_model(
     for name in FORWARD_METHODS:
         method = getattr(model, name)
         register_fsdp_forward_method(model, name)
-        setattr(model, name, outside_of_forward(model, getattr(model, name), method))
+        setattr(model, name, _outside_of_forward(model, getattr(model, name), method))
     return model
 
 
-def outside_of_forward(model: Any, registered: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+def _outside_of_forward(model: Any, registered: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
     """`registered`, but `method` itself when another pass calls it, which `registered` would end."""
 
     @functools.wraps(method)
@@ -338,12 +349,12 @@ def is_shard(parameter: torch.Tensor) -> bool:
     return any(placement.is_shard() for placement in placements)
 
 
-def is_zero3_shard(parameter: torch.Tensor) -> bool:
+def _is_zero3_shard(parameter: torch.Tensor) -> bool:
     """Whether DeepSpeed's ZeRO-3 holds a parameter in pieces; outside of a forward pass its own size is 0."""
     return hasattr(parameter, "ds_id")
 
 
-def gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
+def _gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of a model that ZeRO-3 holds in pieces, in the first process; empty in the others."""
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -375,8 +386,8 @@ def gather_model(model: LionForConditionalGeneration) -> LionForConditionalGener
         The copy, with the same parameters frozen; `None` in other processes. A model that is not sharded itself.
     """
     state: dict[str, Any]
-    if any(is_zero3_shard(parameter) for parameter in model.parameters()):
-        state = gather_zero3(model)
+    if any(_is_zero3_shard(parameter) for parameter in model.parameters()):
+        state = _gather_zero3(model)
     elif any(is_shard(parameter) for parameter in model.parameters()):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -404,6 +415,8 @@ __all__ = [
     "FORWARD_METHODS",
     "UNITS",
     "FsdpCallback",
+    "PreparedModelCallback",
+    "ProcessCheckCallback",
     "check_processes",
     "check_sharded",
     "fsdp_is_requested",

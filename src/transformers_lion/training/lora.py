@@ -72,7 +72,7 @@ def lora_config(
         if not all(is_plain(parameter) for parameter in own[name]):
             raise ValueError(f"{name} is to be trained whole, but is quantised: have the quantiser skip NOT_QUANTISED.")
     check_gradients_pass(model)
-    warn_of_16_bits({name: own[name] for name in chosen})
+    _warn_of_16_bits({name: own[name] for name in chosen})
     return LoraConfig(
         task_type="SEQ_2_SEQ_LM",
         r=rank,
@@ -83,7 +83,7 @@ def lora_config(
     )
 
 
-def warn_of_16_bits(modules: Mapping[str, Collection[nn.Parameter]]) -> None:
+def _warn_of_16_bits(modules: Mapping[str, Collection[nn.Parameter]]) -> None:
     """Log a warning that names the modules to be trained in float16 or bfloat16; PEFT makes its own layers float32."""
     names = [name for name, own in modules.items() if any(parameter.dtype in SIXTEEN_BITS for parameter in own)]
     if names:

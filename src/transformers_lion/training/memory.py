@@ -89,7 +89,7 @@ def training_memory(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, but must be one of {METHODS}.")
     with torch.device("meta"):
-        model = ShapesOnly(config)
+        model = _ShapesOnly(config)
     share_embeddings(model.language_model)  # one unit
     apply_stage(model, stage)
     all_, trained = count(model), count(model, trained_only=True)
@@ -98,7 +98,7 @@ def training_memory(
     weights = FLOAT32 * all_
     if method == "zero3":
         weights = BFLOAT16 * all_ + FLOAT32 * trained
-    communication = {"ddp": ddp_buckets, "fsdp2": fsdp2_gathered, "zero3": zero3_gathered}[method]
+    communication = {"ddp": _ddp_buckets, "fsdp2": _fsdp2_gathered, "zero3": _zero3_gathered}[method]
     give_shapes = {
         "input_ids": (batch_size, prompt_length),
         "attention_mask": (batch_size, prompt_length),
@@ -124,12 +124,12 @@ def count(module: nn.Module, trained_only: bool = False) -> int:
     return sum(value.numel() for value in module.parameters() if value.requires_grad or not trained_only)
 
 
-def ddp_buckets(model: LionForConditionalGeneration, itemsize: int) -> int:
+def _ddp_buckets(model: LionForConditionalGeneration, itemsize: int) -> int:
     """DistributedDataParallel copies all gradients into buckets."""
     return FLOAT32 * count(model, trained_only=True)
 
 
-def fsdp2_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
+def _fsdp2_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
     """The unit that runs and the one that is fetched, `lm_head`, which stays, and gradients on their way to shards."""
     sizes = sorted((count(unit) for unit in fsdp_units(model)), reverse=True)
     trained = max(count(unit, trained_only=True) for unit in fsdp_units(model))
@@ -137,7 +137,7 @@ def fsdp2_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
     return itemsize * gathered + (itemsize + FLOAT32) * trained
 
 
-def zero3_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
+def _zero3_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
     """What the configuration allows."""
     return BFLOAT16 * (min(ZERO3_LIVE_PARAMETERS, count(model)) + ZERO3_BUCKETS)
 
@@ -145,7 +145,7 @@ def zero3_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
 # --- a step without numbers ---------------------------------------------------------------------------------------
 
 
-class ShapesOnly(LionForConditionalGeneration):
+class _ShapesOnly(LionForConditionalGeneration):
     """LION without the check of task numbers: there are none to look at."""
 
     def _embed_prompt(
@@ -195,7 +195,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def step_bytes(
-    model: ShapesOnly,
+    model: _ShapesOnly,
     shapes: dict[str, tuple[int, ...]],
     weights_dtype: torch.dtype,
     compute_dtype: torch.dtype,
@@ -209,7 +209,7 @@ def step_bytes(
     """
     size = model.config.vision_config.image_size
     with FakeTensorMode():
-        materialise(model, weights_dtype)
+        _materialise(model, weights_dtype)
         model.train()
         if activation_checkpointing:
             enable_activation_checkpointing(model)
@@ -227,7 +227,7 @@ def step_bytes(
     return counter.peak - before
 
 
-def materialise(model: nn.Module, dtype: torch.dtype) -> None:
+def _materialise(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the parameters and buffers of a model on the meta device by ones on the CPU, with their gradients."""
     replaced: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():

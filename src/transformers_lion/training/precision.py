@@ -30,28 +30,28 @@ def train_in_float32(model: nn.Module) -> None:
     Args:
         model: a LION, also within PEFT's model, with its frozen parameters already frozen.
     """
-    if not trained_in_16_bits(model):
+    if not _trained_in_16_bits(model):
         return
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.float()
         return
     logger.info("What trains is float32 from now on, on a base of 16 bits.")
     frozen = [value for value in model.parameters() if not value.requires_grad and value.dtype in SIXTEEN_BITS]
-    casts = Casts(min(frozen, key=torch.numel, default=None))
-    for unit in list(trained_units(model, unused_parameters(model))):
+    casts = _Casts(min(frozen, key=torch.numel, default=None))
+    for unit in list(_trained_units(model, _unused_parameters(model))):
         unit.float()
         unit.register_forward_pre_hook(casts.before, with_kwargs=True)
         unit.register_forward_hook(casts.behind)
-    for parameter in trained_in_16_bits(model):  # PEFT's own layers, which cast for themselves
+    for parameter in _trained_in_16_bits(model):  # PEFT's own layers, which cast for themselves
         parameter.data = parameter.data.float()
 
 
-def trained_in_16_bits(model: nn.Module) -> list[nn.Parameter]:
+def _trained_in_16_bits(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that would train in float16 or bfloat16."""
     return [value for value in model.parameters() if value.requires_grad and value.dtype in SIXTEEN_BITS]
 
 
-def unused_parameters(model: nn.Module) -> set[nn.Parameter]:
+def _unused_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Parameters of a LION that are frozen because they reach no output: what they lie in trains as a whole."""
     return {
         parameter
@@ -62,14 +62,14 @@ def unused_parameters(model: nn.Module) -> set[nn.Parameter]:
     }
 
 
-def trained_units(module: nn.Module, unused: set[nn.Parameter]) -> Iterator[nn.Module]:
+def _trained_units(module: nn.Module, unused: set[nn.Parameter]) -> Iterator[nn.Module]:
     """The largest modules in 16 bits that train as a whole and have a `forward` that is called.
 
     A module that trains one of its own parameters and freezes others is one too.
     """
     parameters = list(module.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not any(parameter.dtype in SIXTEEN_BITS for parameter in trained) or is_adapter_layer(module):
+    if not any(parameter.dtype in SIXTEEN_BITS for parameter in trained) or _is_adapter_layer(module):
         return
     is_whole = all(parameter.requires_grad or parameter in unused for parameter in parameters)
     is_callable = not isinstance(module, nn.ModuleList | nn.ModuleDict | GenerationMixin)
@@ -77,10 +77,10 @@ def trained_units(module: nn.Module, unused: set[nn.Parameter]) -> Iterator[nn.M
         yield module
         return
     for child in module.children():
-        yield from trained_units(child, unused)
+        yield from _trained_units(child, unused)
 
 
-def is_adapter_layer(module: nn.Module) -> bool:
+def _is_adapter_layer(module: nn.Module) -> bool:
     """Whether a module is a layer that PEFT put in, such as LoRA's; not one of `modules_to_save`."""
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -89,7 +89,7 @@ def is_adapter_layer(module: nn.Module) -> bool:
     return isinstance(module, BaseTunerLayer)
 
 
-class Casts:
+class _Casts:
     """Casts what a module gets to the module's own dtype, and what it returns to that of the base.
 
     Args:
@@ -105,22 +105,22 @@ class Casts:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Cast the arguments. (FSDP may have gathered the module in another dtype than it trains in.)"""
         dtype = next(module.parameters()).dtype
-        return cast(args, dtype), cast(kwargs, dtype)
+        return _cast(args, dtype), _cast(kwargs, dtype)
 
     def behind(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         """Cast what comes out."""
-        return outputs if self.base is None else cast(outputs, self.base.dtype)
+        return outputs if self.base is None else _cast(outputs, self.base.dtype)
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
+def _cast(value: Any, dtype: torch.dtype) -> Any:
     """Floating-point tensors in another dtype, also within lists, dictionaries and outputs of models."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, ModelOutput):
-        return type(value)(**{name: cast(entry, dtype) for name, entry in value.items()})
+        return type(value)(**{name: _cast(entry, dtype) for name, entry in value.items()})
     if type(value) is dict:
-        return {name: cast(entry, dtype) for name, entry in value.items()}
-    return type(value)(cast(entry, dtype) for entry in value) if type(value) in (list, tuple) else value
+        return {name: _cast(entry, dtype) for name, entry in value.items()}
+    return type(value)(_cast(entry, dtype) for entry in value) if type(value) in (list, tuple) else value
 
 
 __all__ = ["train_in_float32"]

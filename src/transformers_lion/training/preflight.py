@@ -12,7 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..configuration_lion import LionConfig
 from ..processing_lion import AUTO
 from .resuming import last_checkpoint
-from .settings import RunSettings, StageSettings
+from .run_settings import RunSettings, StageSettings
 from .stages import STAGES, check_fits, get_stage
 
 MODEL, SETTINGS = "model", "settings.yaml"
@@ -29,11 +29,11 @@ def check_run(settings: RunSettings) -> list[tuple[str, ...]]:
         ValueError: if something in the settings cannot be.
         FileNotFoundError: if a file or folder is missing.
     """
-    check_reporters(settings.report_to)
-    origins = [origin_of(settings, index) for index in range(len(settings.stages))]
+    _check_reporters(settings.report_to)
+    origins = [_origin_of(settings, index) for index in range(len(settings.stages))]
     for stage, origin in zip(settings.stages, origins, strict=True):
-        check_inputs(settings, stage, origin)
-        check_unchanged(settings, stage, origin)
+        _check_inputs(settings, stage, origin)
+        _check_unchanged(settings, stage, origin)
     return origins
 
 
@@ -42,7 +42,7 @@ def folder_of(settings: RunSettings, stage: StageSettings) -> Path:
     return Path(settings.output) / stage.name
 
 
-def check_reporters(names: Sequence[str]) -> None:
+def _check_reporters(names: Sequence[str]) -> None:
     """Raise `ValueError` if there is a reporter that the Trainer cannot use here."""
     available = get_available_reporting_integrations()
     for name in names:
@@ -51,7 +51,7 @@ def check_reporters(names: Sequence[str]) -> None:
             raise ValueError(f"report_to has {name!r}, which is unknown or not installed; installed are: {has}.")
 
 
-def origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
+def _origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
     """The folder that a stage's model comes from, or the two that it is combined of.
 
     Raises:
@@ -76,7 +76,7 @@ def origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
     return tuple(str(folder_of(settings, earlier[x]) / MODEL) if x in earlier else str(x) for x in chosen)
 
 
-def check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
+def _check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
     """Check what a stage needs, as far as that is there already.
 
     Raises:
@@ -85,7 +85,7 @@ def check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str,
     """
     for source in (*stage.data, *stage.evaluation):
         for path in (*as_list(source.records), *([source.images] if source.images else [])):
-            check_exists(Path(path))
+            _check_exists(Path(path))
     made_here = {str(folder_of(settings, other) / MODEL): get_stage(other.stage) for other in settings.stages}
     kind, configs = get_stage(stage.stage), []
     for folder in origin:
@@ -95,10 +95,10 @@ def check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str,
             configs.append(LionConfig(**fields))
         else:
             for name in ("config.json", "processor_config.json"):
-                check_exists(Path(folder) / name)
+                _check_exists(Path(folder) / name)
             configs.append(LionConfig.from_pretrained(folder))
     if stage.tagger is not None:
-        check_exists(Path(stage.tagger) / "config.json")
+        _check_exists(Path(stage.tagger) / "config.json")
     if len(configs) == 2:
         check_fits(configs[0], STAGES["image_level"])
         check_fits(configs[1], STAGES["region_level"])
@@ -110,7 +110,7 @@ def check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str,
         raise ValueError(f'Stage {stage.name}: tags "auto" and a tagger need each other.')
 
 
-def check_exists(path: Path) -> None:
+def _check_exists(path: Path) -> None:
     """Raise `FileNotFoundError` if there is no such file or folder."""
     if not path.exists():
         raise FileNotFoundError(2, os.strerror(2), str(path))
@@ -126,21 +126,21 @@ def noted_settings(settings: RunSettings, stage: StageSettings, origin: tuple[st
     return {**asdict(stage), "model": list(origin), "seed": settings.seed}
 
 
-def check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
+def _check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
     """Raise `ValueError` if a stage has trained with other settings. One that has no checkpoint yet begins anew."""
     file = folder_of(settings, stage) / SETTINGS
     if not file.exists():
         return
     before, now = yaml.safe_load(file.read_text(encoding="utf-8")), noted_settings(settings, stage, origin)
     for key, value in now.items():
-        if key in before and before[key] != value and has_trained(file.parent):
+        if key in before and before[key] != value and _has_trained(file.parent):
             raise ValueError(
                 f"Stage {stage.name} was begun with {key} {before[key]!r}, but now it is {value!r}. Take the old "
                 f"setting or another output, or delete {file.parent} to begin the stage again."
             )
 
 
-def has_trained(folder: Path) -> bool:
+def _has_trained(folder: Path) -> bool:
     """Whether there is something in a stage's folder that a training would go on from, or its result."""
     return (folder / MODEL).exists() or last_checkpoint(folder) is not None
 

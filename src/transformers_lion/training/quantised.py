@@ -24,10 +24,10 @@ def check_gradients_pass(model: nn.Module, is_tower_frozen: bool = True) -> None
             such as torchao's `Int8DynamicActivationInt8WeightConfig`, have none; what lies before them would be trained
             on noise.
     """
-    for name, layer in quantised_layers(model):
+    for name, layer in _quantised_layers(model):
         if is_tower_frozen and "vision_model" in name.split("."):
             continue
-        found = relative_derivative(layer)
+        found = _relative_derivative(layer)
         if abs(found - 1) > TOLERANCE:
             raise ValueError(
                 f"{name} is quantised ({type(layer.weight).__name__}) so that gradients do not pass through it: its "
@@ -36,7 +36,7 @@ def check_gradients_pass(model: nn.Module, is_tower_frozen: bool = True) -> None
             )
 
 
-def quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+def _quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The name and module of the first quantised linear layer of each kind in each part of the model."""
     seen = set()
     for name, module in model.named_modules():
@@ -55,7 +55,7 @@ ACTIVATION_SETTINGS = ("act_quant_kwargs", "activation_quantization", "input_qua
 
 
 @torch.enable_grad()
-def relative_derivative(layer: nn.Linear) -> float:
+def _relative_derivative(layer: nn.Linear) -> float:
     """The derivative of a layer by autograd, over what it is; 1 if all is well, 0 without a gradient.
 
     A layer f is linear but for its bias. With v = f(x) - f(0), the derivative of v * f in the direction x is v * v.

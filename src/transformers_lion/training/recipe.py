@@ -2,7 +2,7 @@
 
 Source: LION's reference code: AdamW with betas 0.9 and 0.999, weight decay 0.05 but for biases, norms and vectors, a
 linear warm-up and a cosine, bfloat16, and a learning rate of its own for the aggregator. Reading order:
-`training_arguments`, `parameter_groups`, `make_trainer`; then `train` in `resuming.py`.
+`training_arguments`, `make_trainer`, `optimizer.py`; then `train` in `resuming.py`.
 """
 
 import os
@@ -11,20 +11,20 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+from transformers import Seq2SeqTrainingArguments, TrainerCallback
 
 from ..processing_lion import LionProcessor
 from .answer_metrics import AnswerMetrics
 from .callbacks import CheckpointLogCallback, TrainableCheckpointCallback
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import FEATURES
-from .distributed import FsdpCallback
+from .distributed import FsdpCallback, PreparedModelCallback, ProcessCheckCallback
+from .optimizer import parameter_groups
 from .precision import train_in_float32
 from .quantised import check_gradients_pass
-from .stages import AGGREGATOR_PARTS, Stage
+from .stages import Stage
 from .trainer import LionTrainer
 
 ARGUMENTS: dict[str, Any] = {
@@ -85,70 +85,6 @@ def check_argument_names(names: Iterable[str]) -> None:
             raise ValueError(f"{name!r} is no argument of the Trainer that can be given{hint}.")
 
 
-def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float = 0.05, aggregator_lr_multiplier: float = 1.0
-) -> list[dict[str, Any]]:
-    """Groups of parameters for an optimizer. Frozen parameters are in none.
-
-    Args:
-        model: a LION, also within PEFT's model.
-        learning_rate: of all but the aggregator and its projection.
-        weight_decay: of matrices; biases, norms and other vectors have none.
-        aggregator_lr_multiplier: of the learning rate, for the aggregator and its projection.
-
-    Returns:
-        Up to four groups with `params`, `lr` and `weight_decay`; the first has the learning rate itself, if any does.
-
-    Raises:
-        ValueError: if no parameter requires a gradient.
-    """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            key = (is_aggregators(name), not decays(name, parameter))
-            groups.setdefault(key, []).append(parameter)
-    if not groups:
-        raise ValueError("No parameter of the model requires a gradient: apply_stage first.")
-    return [
-        {
-            "params": groups[key],
-            "lr": learning_rate * (aggregator_lr_multiplier if key[0] else 1.0),
-            "weight_decay": 0.0 if key[1] else weight_decay,
-        }
-        for key in sorted(groups)
-    ]
-
-
-def is_aggregators(name: str) -> bool:
-    """Whether a parameter is the aggregator's or its projection's."""
-    return not AGGREGATOR_SET.isdisjoint(name.split("."))
-
-
-AGGREGATOR_SET = frozenset(AGGREGATOR_PARTS)
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay draws a parameter towards zero."""
-    return parameter.ndim > 1 and not any(word in name.lower() for word in ("bias", "norm"))
-
-
-def build_optimizer(
-    model: nn.Module, arguments: Seq2SeqTrainingArguments, aggregator_lr_multiplier: float = 1.0
-) -> torch.optim.Optimizer:
-    """The optimizer that `arguments.optim` names (AdamW by default), on the recipe's groups.
-
-    Raises:
-        ValueError: if nothing is trained, or the optimizer takes no groups.
-    """
-    groups = parameter_groups(model, arguments.learning_rate, arguments.weight_decay, aggregator_lr_multiplier)
-    optimizer_class, options = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(arguments, model)
-    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)) or (
-        options.keys() & {"params", "model", "optimizer_dict"}
-    ):
-        raise ValueError(f"optim={arguments.optim.value!r} makes groups of its own, which the recipe's cannot replace.")
-    return optimizer_class(groups, **options)
-
-
 def make_trainer(
     model: nn.Module,
     processor: LionProcessor,
@@ -182,7 +118,14 @@ def make_trainer(
     collator = LionDataCollator(processor) if collator is None else collator
     train_in_float32(model)
     check_gradients_pass(model, is_tower_frozen=not any(map(is_towers, trained_names(model))))
-    own = [CheckpointLogCallback(), CollatorEpochCallback(collator), FsdpCallback()]
+    parameter_groups(model, arguments.learning_rate)  # fails early if nothing trains
+    own: list[TrainerCallback] = [
+        CheckpointLogCallback(),
+        CollatorEpochCallback(collator),
+        ProcessCheckCallback(),
+        PreparedModelCallback(),
+        FsdpCallback(),
+    ]
     if trainable_only:
         own.append(TrainableCheckpointCallback(stage))
     metrics = None
@@ -200,8 +143,8 @@ def make_trainer(
         processing_class=processor,
         compute_metrics=metrics,
         callbacks=[*own, *callbacks],
+        aggregator_lr_multiplier=aggregator_lr_multiplier,
     )
-    trainer.optimizer = build_optimizer(model, arguments, aggregator_lr_multiplier)  # with FSDP it takes none above
     if "use_cache" not in noted:  # the Trainer notes it here, where LION does not read it, and it would be saved
         vars(model.config).pop("use_cache", None)
     return trainer
@@ -240,4 +183,4 @@ def split_questions(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return result
 
 
-__all__ = ["ARGUMENTS", "build_optimizer", "make_trainer", "parameter_groups", "training_arguments"]
+__all__ = ["ARGUMENTS", "make_trainer", "training_arguments"]

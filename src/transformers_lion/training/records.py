@@ -19,8 +19,7 @@ from PIL import Image
 
 from ..columns import unread_fields
 from ..configuration_lion import TASK_TYPES
-from ..image_downloads import TIMEOUT, is_url
-from ..image_loading import is_base64, is_data_uri, to_rgb
+from ..images import TIMEOUT, is_base64, is_data_uri, is_url, to_rgb
 
 FaultKind = Literal[
     "no object", "broken JSON", "no image", "missing file", "unreadable image", "no question", "no answer",

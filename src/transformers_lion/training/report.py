@@ -79,7 +79,7 @@ class RecordReport:
             descriptor, name = tempfile.mkstemp(prefix="lion-records-", suffix=".jsonl")
             os.close(descriptor)
             self.path = Path(name)
-            weakref.finalize(self, remove_own_file, self.path, os.getpid())
+            weakref.finalize(self, _remove_own_file, self.path, os.getpid())
         else:
             self.path = Path(path).absolute()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def summarize(faults: list[Fault]) -> str:
     return "\n".join(lines)
 
 
-def remove_own_file(path: Path, process: int) -> None:
+def _remove_own_file(path: Path, process: int) -> None:
     """Delete a report's temporary file, but not from a fork of the process that made it."""
     if os.getpid() == process:
         path.unlink(missing_ok=True)

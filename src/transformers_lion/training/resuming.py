@@ -47,8 +47,8 @@ def train(trainer: Seq2SeqTrainer) -> None:
     logger.info("Going on from %s.", checkpoint)
     if (checkpoint / INDEX).exists():
         load_trainable(trainer.model, checkpoint)
-    with trainer_view(checkpoint) as view:
-        if not is_finished(trainer, view):
+    with _trainer_view(checkpoint) as view:
+        if not _is_finished(trainer, view):
             trainer.train(resume_from_checkpoint=str(view))
             return
         trainer._load_from_checkpoint(str(view))  # `train` would make a step too many
@@ -59,7 +59,7 @@ def train(trainer: Seq2SeqTrainer) -> None:
 
 
 @contextmanager
-def trainer_view(checkpoint: Path) -> Iterator[Path]:
+def _trainer_view(checkpoint: Path) -> Iterator[Path]:
     """A checkpoint as the Trainer knows it: of one of what is trained alone, it has the tensors already."""
     if (checkpoint / WEIGHTS).exists() or not (checkpoint / INDEX).exists():
         yield checkpoint
@@ -79,13 +79,13 @@ def last_checkpoint(folder: str | os.PathLike) -> Path | None:
         if path.name.removeprefix("checkpoint-").isdecimal()
     ]
     for _, path in sorted(numbered, reverse=True):
-        if read_state(path) is not None:
+        if _read_state(path) is not None:
             return path
         logger.warning("%s is passed over: it was not written to its end.", path)
     return None
 
 
-def read_state(checkpoint: Path) -> dict[str, Any] | None:
+def _read_state(checkpoint: Path) -> dict[str, Any] | None:
     """The state of the Trainer in a checkpoint, `None` if writing it was stopped in any process."""
     if not (checkpoint / STATE).exists():
         return None
@@ -100,7 +100,7 @@ def read_state(checkpoint: Path) -> dict[str, Any] | None:
     return state if all(map(is_zipfile, others)) else None  # torch writes zip files, whose end says that they are whole
 
 
-def is_finished(trainer: Seq2SeqTrainer, checkpoint: Path) -> bool:
+def _is_finished(trainer: Seq2SeqTrainer, checkpoint: Path) -> bool:
     """Whether a checkpoint is that of the last step."""
     state = TrainerState.load_from_json(str(checkpoint / STATE))
     if trainer.args.max_steps > 0:

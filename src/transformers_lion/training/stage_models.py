@@ -86,11 +86,11 @@ def start_stage(
         if part not in reusable:
             raise ValueError(f"Stage {stage.number} cannot reuse {part!r} of this base, but only {reusable}.")
     taken = {*BASE_PARTS, *(reusable if reuse is None else reuse)}
-    tensors = {name: tensor for name, tensor in tensors_of(source, base).items() if part_of(name) in taken}
+    tensors = {name: tensor for name, tensor in _tensors_of(source, base).items() if part_of(name) in taken}
     fields = source.config.to_dict()
     fields["visual_branch"] = stage.visual_branch
     fields["text_config"]["num_adapters"] = stage.num_adapters
-    return assemble(LionConfig.from_dict(fields), source, tensors, dict.fromkeys(tensors, "base"))
+    return _assemble(LionConfig.from_dict(fields), source, tensors, dict.fromkeys(tensors, "base"))
 
 
 def combine_stages(
@@ -127,14 +127,14 @@ def combine_stages(
     first, second = load(stage1, dtype), load(stage2, dtype)
     check_fits(first.config, STAGES["image_level"])
     check_fits(second.config, STAGES["region_level"])
-    check_same_facts(first.config, second.config)
-    check_same_base(first, second)
+    _check_same_facts(first.config, second.config)
+    _check_same_base(first, second)
     fields = first.config.to_dict()
     fields["visual_branch"] = STAGES["mixture"].visual_branch
     fields["text_config"]["num_adapters"] = STAGES["mixture"].num_adapters
     fields["aggregator_config"] = second.config.aggregator_config.to_dict()
-    tensors, origins = mix(tensors_of(first, stage1), tensors_of(second, stage2), soft_prompt)
-    result = assemble(LionConfig.from_dict(fields), first, tensors, origins)
+    tensors, origins = _mix(_tensors_of(first, stage1), _tensors_of(second, stage2), soft_prompt)
+    result = _assemble(LionConfig.from_dict(fields), first, tensors, origins)
     assert all(".router." in name for name, origin in result.origins.items() if origin == "initialised")
     if output_dir is not None:
         result.model.save_pretrained(output_dir)  # nothing of an older model there stays
@@ -153,7 +153,7 @@ def tagger_of(*folders: str | os.PathLike) -> Path | None:
     return next((Path(folder) for folder in folders if (Path(folder) / "config.json").exists()), None)
 
 
-def mix(
+def _mix(
     first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], soft_prompt: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors of the mixture under its names, and their origins, from those of the first two stages."""
@@ -179,19 +179,19 @@ def load(source: ModelSource, dtype: str | torch.dtype) -> LionForConditionalGen
     return LionForConditionalGeneration.from_pretrained(source, dtype=dtype)
 
 
-def tensors_of(model: LionForConditionalGeneration, source: ModelSource) -> dict[str, torch.Tensor]:
+def _tensors_of(model: LionForConditionalGeneration, source: ModelSource) -> dict[str, torch.Tensor]:
     """The parameters of `model`, copied if it belongs to the caller."""
     return {name: value.detach().to("cpu", copy=model is source) for name, value in model.named_parameters()}
 
 
-def assemble(
+def _assemble(
     config: LionConfig,
     source: LionForConditionalGeneration,
     tensors: dict[str, torch.Tensor],
     origins: dict[str, str],
 ) -> StageModel:
     """A model of these tensors, with the rest initialised, and dtypes and generation settings as those of `source`."""
-    with quiet_loading():
+    with _quiet_loading():
         model, info = LionForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=dict(tensors), dtype=source.dtype, output_loading_info=True
         )
@@ -207,16 +207,16 @@ def assemble(
     return StageModel(model, {name: origins.get(name, "initialised") for name, _ in model.named_parameters()})
 
 
-def check_same_facts(first: LionConfig, second: LionConfig) -> None:
+def _check_same_facts(first: LionConfig, second: LionConfig) -> None:
     """Raise `ValueError` unless two configurations agree on vision tower, language model and soft prompt."""
     for part in ("vision_config", "text_config"):
         ours, theirs = getattr(first, part).to_dict(), getattr(second, part).to_dict()
-        check_same_fields(f"{part}: ", ours, theirs, (ours.keys() | theirs.keys()) - NO_FACTS)
+        _check_same_fields(f"{part}: ", ours, theirs, (ours.keys() | theirs.keys()) - NO_FACTS)
     fields = ("use_soft_prompt", "soft_prompt_token_id")
-    check_same_fields("", first.to_dict(), second.to_dict(), fields)
+    _check_same_fields("", first.to_dict(), second.to_dict(), fields)
 
 
-def check_same_fields(where: str, first: dict, second: dict, names: Collection[str]) -> None:
+def _check_same_fields(where: str, first: dict, second: dict, names: Collection[str]) -> None:
     """Raise `ValueError` naming the first of `names` on which two stages' fields differ."""
     for name in sorted(names):
         if first.get(name) != second.get(name):
@@ -226,7 +226,7 @@ def check_same_fields(where: str, first: dict, second: dict, names: Collection[s
             )
 
 
-def check_same_base(first: LionForConditionalGeneration, second: LionForConditionalGeneration) -> None:
+def _check_same_base(first: LionForConditionalGeneration, second: LionForConditionalGeneration) -> None:
     """Raise `ValueError` unless two stages' vision towers and language models are the same tensor by tensor."""
     others = dict(second.named_parameters())
     for name, ours in first.named_parameters():
@@ -247,7 +247,7 @@ def check_same_base(first: LionForConditionalGeneration, second: LionForConditio
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
+def _quiet_loading() -> Iterator[None]:
     """Without transformers' report of parameters that are missing in what is loaded: they are meant to be."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -196,10 +196,10 @@ def apply_stage(model: LionForConditionalGeneration, stage: str | int | Stage) -
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     model.train(model.training)  # the model keeps a frozen tower in eval mode
-    return report_stage(model, stage)
+    return _report_stage(model, stage)
 
 
-def report_stage(model: LionForConditionalGeneration, stage: Stage) -> StageReport:
+def _report_stage(model: LionForConditionalGeneration, stage: Stage) -> StageReport:
     """Count what of `model` is trainable now, part by part."""
     counts = {part: [0, 0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():

@@ -44,7 +44,7 @@ def save_trainable(
     Raises:
         ValueError: if there is nothing to save, or if the model is not the one that the stage trains.
     """
-    known = known_parameters(model)
+    known = _known_parameters(model)
     if stage is not None:
         stage = get_stage(stage)
         trained = dict(trainable_parameters(model, stage))
@@ -55,7 +55,7 @@ def save_trainable(
     index = {
         "stage": None if stage is None else stage.name,
         "trained": {name: list(parameter.shape) for name, parameter in trained.items()},
-        "base": {name: identity_of(parameter) for name, parameter in known.items() if name not in trained},
+        "base": {name: _identity_of(parameter) for name, parameter in known.items() if name not in trained},
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,21 +81,21 @@ def load_trainable(model: LionForConditionalGeneration, folder: str | os.PathLik
     index = json.loads((Path(folder) / INDEX).read_text(encoding="utf-8"))
     tensors = load_file(Path(folder) / TENSORS)
     parameters = dict(model.named_parameters())
-    check_same_names(INDEX, index["trained"], TENSORS, tensors)
-    check_same_names("the checkpoint", [*index["trained"], *index["base"]], "the model", known_parameters(model))
+    _check_same_names(INDEX, index["trained"], TENSORS, tensors)
+    _check_same_names("the checkpoint", [*index["trained"], *index["base"]], "the model", _known_parameters(model))
     for name, tensor in tensors.items():
-        check_same_shape(name, tensor.shape, parameters[name].shape)
+        _check_same_shape(name, tensor.shape, parameters[name].shape)
         if not is_plain(parameters[name]):
             raise ValueError(f"{name} is quantised in the model, and cannot take what was trained.")
     for name, identity in index["base"].items():
-        check_base(name, identity, identity_of(parameters[name]))
+        _check_base(name, identity, _identity_of(parameters[name]))
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
     return index["stage"]
 
 
-def known_parameters(model: LionForConditionalGeneration) -> dict[str, nn.Parameter]:
+def _known_parameters(model: LionForConditionalGeneration) -> dict[str, nn.Parameter]:
     """All parameters that the model's outputs depend on."""
     return {name: value for name, value in model.named_parameters() if not reaches_no_output(name, model.config)}
 
@@ -105,7 +105,7 @@ def is_plain(parameter: torch.Tensor) -> bool:
     return type(parameter) is nn.Parameter and parameter.is_floating_point()
 
 
-def identity_of(parameter: nn.Parameter) -> dict[str, Any] | None:
+def _identity_of(parameter: nn.Parameter) -> dict[str, Any] | None:
     """Shape and middle number of a parameter; without the number if it is not in memory, `None` if it is quantised."""
     if not is_plain(parameter):
         return None
@@ -113,7 +113,7 @@ def identity_of(parameter: nn.Parameter) -> dict[str, Any] | None:
     return {"shape": list(parameter.shape), "middle": middle}
 
 
-def check_same_names(one: str, names: Iterable[str], other: str, other_names: Iterable[str]) -> None:
+def _check_same_names(one: str, names: Iterable[str], other: str, other_names: Iterable[str]) -> None:
     """Raise `ValueError` with a name that only one of two places has, and their numbers of names."""
     ours, theirs = set(names), set(other_names)
     for where, odd in ((one, ours - theirs), (other, theirs - ours)):
@@ -124,17 +124,17 @@ def check_same_names(one: str, names: Iterable[str], other: str, other_names: It
             )
 
 
-def check_same_shape(name: str, shape: Iterable[int], model_shape: Iterable[int]) -> None:
+def _check_same_shape(name: str, shape: Iterable[int], model_shape: Iterable[int]) -> None:
     """Raise `ValueError` if a tensor has another shape in the model than in the checkpoint."""
     if tuple(shape) != tuple(model_shape):
         raise ValueError(f"{name} is {tuple(shape)} in the checkpoint, but {tuple(model_shape)} in the model.")
 
 
-def check_base(name: str, saved: dict[str, Any] | None, found: dict[str, Any] | None) -> None:
+def _check_base(name: str, saved: dict[str, Any] | None, found: dict[str, Any] | None) -> None:
     """Raise `ValueError` if a parameter that was not trained is not the one that others were trained on."""
     if saved is None or found is None:
         return
-    check_same_shape(name, saved["shape"], found["shape"])
+    _check_same_shape(name, saved["shape"], found["shape"])
     if saved["middle"] is None or found["middle"] is None:
         return
     if not math.isclose(saved["middle"], found["middle"], rel_tol=ROUNDING, abs_tol=1e-6):

@@ -1,7 +1,7 @@
 """The Trainer of the recipe: transformers' `Seq2SeqTrainer`, with what it leaves out for LION and its records.
 
-Evaluations respect `generation_max_length`, `label_smoothing_factor` finds decoder inputs, and
-`train_sampling_strategy: group_by_length` finds lengths.
+The optimizer has the recipe's groups of parameters, evaluations respect `generation_max_length`,
+`label_smoothing_factor` finds decoder inputs, and `train_sampling_strategy: group_by_length` finds lengths.
 """
 
 import copy
@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..processing_lion import LionProcessor
+from .optimizer import build_optimizer
 
 DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
 
@@ -28,7 +29,28 @@ class LionTrainer(Seq2SeqTrainer):
     `generation_max_length` says. And the stock Trainer fills these settings up with transformers' defaults, which would
     be saved with the model. Here a maximum length counts, and evaluations leave the settings alone, during a training
     as well as in `evaluate` and `predict` by themselves.
+
+    Args:
+        aggregator_lr_multiplier: see `parameter_groups`.
+        **options: of `Seq2SeqTrainer`.
     """
+
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(self, *, aggregator_lr_multiplier: float = 1.0, **options: Any):
+        super().__init__(**options)
+        self.aggregator_lr_multiplier = aggregator_lr_multiplier
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer that `args.optim` names, on the groups of `parameter_groups`.
+
+        Raises:
+            ValueError: if nothing is trained, or the optimizer makes groups of its own.
+        """
+        if self.optimizer is None:
+            chosen = self.model if model is None else model
+            self.optimizer = build_optimizer(chosen, self.args, self.aggregator_lr_multiplier)
+        return self.optimizer
 
     def prediction_step(
         self,
@@ -41,7 +63,7 @@ class LionTrainer(Seq2SeqTrainer):
         """As of `Seq2SeqTrainer`."""
         chosen = gen_kwargs or getattr(self, "_gen_kwargs", {})
         limited = chosen.get("max_length") is not None and chosen.get("max_new_tokens") is None
-        with borrowed_settings(self.model.generation_config) as settings:
+        with _borrowed_settings(self.model.generation_config) as settings:
             if limited:
                 settings.max_new_tokens = None
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
@@ -64,7 +86,7 @@ class LionTrainer(Seq2SeqTrainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self._needs_lengths(dataset) and self.args.train_sampling_strategy == "group_by_length":
             batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            return LengthSampler(batch_size, record_lengths(dataset, self.processing_class), self._data_seed)
+            return _LengthSampler(batch_size, record_lengths(dataset, self.processing_class), self._data_seed)
         return super()._get_train_sampler(self._with_lengths(dataset))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
@@ -86,7 +108,7 @@ class LionTrainer(Seq2SeqTrainer):
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
 
-class LengthSampler(LengthGroupedSampler):
+class _LengthSampler(LengthGroupedSampler):
     """transformers' sampler of records of about one length, in the same order in all processes and after resuming.
 
     Args:
@@ -129,7 +151,7 @@ def record_lengths(records: Dataset, processor: LionProcessor) -> list[int]:
 
 
 @contextmanager
-def borrowed_settings(settings: Any) -> Iterator[Any]:
+def _borrowed_settings(settings: Any) -> Iterator[Any]:
     """Generation settings to be changed within the block, and put back behind it."""
     before = copy.deepcopy(vars(settings))
     try:

@@ -16,7 +16,7 @@ def fits(kind: Any, value: Any) -> bool:
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if kind is float:
-        return is_number(value)
+        return _is_number(value)
     if kind is int and type(value) is float:
         return value.is_integer()
     return type(value) is kind
@@ -27,7 +27,7 @@ def fitting(kind: Any, value: Any) -> Any:
     return kind(value) if kind in (int, float) else value
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     """Whether `value` is a finite number, or a text that says one."""
     if isinstance(value, str):
         return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value) is not None

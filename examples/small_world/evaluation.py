@@ -1,0 +1,182 @@
+"""How well a small LION does on unseen scenes: boxes, captions, and each kind of question.
+
+`python -m examples.small_world.evaluation MODEL [--tagger DIR] [--split test] [--scenes 1000]`;
+`--photographs` puts the objects on photographs, `--reword` asks as no training did.
+"""
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from transformers_lion.grounding import box_iou, extract_boxes
+from transformers_lion.modeling_lion import LionForConditionalGeneration
+from transformers_lion.processing_lion import LionProcessor
+from transformers_lion.ram import ImageTagger
+
+from .language import ASKERS, KIND_WEIGHTS, Sample
+from .scene_records import noisy_tags
+from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, paste_objects, render, sample_scene
+
+THING = re.compile(rf"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})")
+GROUND = re.compile(rf"({'|'.join(BACKGROUNDS)}) background")
+
+
+def caption_attributes(caption: str) -> Counter[str]:
+    """What a caption says: of each object its shape with its size and with its colour, and the background."""
+    said: Counter[str] = Counter(f"{size} {shape}" for size, _, shape in THING.findall(caption))
+    said.update(f"{color} {shape}" for _, color, shape in THING.findall(caption))
+    said.update(GROUND.findall(caption))
+    return said
+
+
+def is_right(sample: Sample, answer: str) -> bool:
+    """Whether an answer is the one expected; for boxes, whether the first has an IoU of a half or more."""
+    if sample.kind != "locate":
+        return answer.strip() == sample.answer
+    return _locate_iou(sample, answer) >= 0.5
+
+
+def _locate_iou(sample: Sample, answer: str) -> float:
+    """IoU of the first box of an answer, 0 if it has none."""
+    boxes = extract_boxes(answer)
+    return box_iou(boxes[0], extract_boxes(sample.answer)[0]) if boxes else 0.0
+
+
+def summarize(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
+    """Figures of all samples: `rec` (accuracy at IoU 0.5), `miou`, `caption_f1`, and the share of right answers."""
+    right: dict[str, list[bool]] = {}
+    ious, said, true, both = [], 0, 0, 0
+    for sample, answer in zip(samples, answers, strict=True):
+        right.setdefault(sample.kind, []).append(is_right(sample, answer))
+        if sample.kind == "locate":
+            ious.append(_locate_iou(sample, answer))
+        if sample.kind == "caption":
+            found, expected = caption_attributes(answer), caption_attributes(sample.answer)
+            said, true, both = said + found.total(), true + expected.total(), both + (found & expected).total()
+    figures = {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
+    questions = [x for kind, values in right.items() if kind not in ("caption", "locate", "describe") for x in values]
+    if ious:
+        figures |= {"rec": figures.pop("locate"), "miou": float(np.mean(ious))}
+    if said + true:
+        figures["caption_f1"] = 2 * both / (said + true)
+    if questions:
+        figures["questions"] = float(np.mean(questions))
+    return figures
+
+
+REWORDINGS = (
+    str.upper, str.lower, lambda x: f"hey, {x}", lambda x: f"{x} thanks", lambda x: x.replace("?", "??"),
+    lambda x: f"Tell me: {x}", lambda x: f"{x} I can't see it well.", lambda x: x.replace("the", "that"),
+    lambda x: x.replace("What", "So what").replace("Is there", "I wonder, is there").replace("How", "Just how"),
+)  # fmt: skip
+"""Questions as people may type them and no training had them."""
+
+
+def reword(generator: np.random.Generator, question: str) -> str:
+    """The question in one of the `REWORDINGS`."""
+    return REWORDINGS[int(generator.integers(len(REWORDINGS)))](question)
+
+
+def on_photograph(scene: Scene, size: int, generator: np.random.Generator) -> Image.Image:
+    """The scene's objects on a piece of one of scikit-learn's two photographs, instead of its background."""
+    from sklearn.datasets import load_sample_images
+
+    photograph = Image.fromarray(load_sample_images().images[int(generator.integers(2))])
+    side = int(generator.integers(150, photograph.height))
+    x, y = (int(generator.integers(length - side + 1)) for length in photograph.size)
+    return paste_objects(scene, photograph.crop((x, y, x + side, y + side)).resize((size, size)))
+
+
+def evaluate(
+    model: LionForConditionalGeneration,
+    processor: LionProcessor,
+    split: str = "test",
+    num_scenes: int = 1000,
+    kinds: Sequence[str] = tuple(KIND_WEIGHTS),
+    tags: str | float | None = None,
+    tagger: ImageTagger | None = None,
+    seed: int = 1,
+    size: int = 200,
+    batch_size: int = 16,
+    photographs: bool = False,
+    rewordings: bool = False,
+) -> dict[str, float]:
+    """Ask one question of each kind about each scene, greedily.
+
+    Args:
+        tags: `None` for none, "auto" for the tagger's, a number for true ones of which that share is wrong or missing.
+        size: pixels of the pictures.
+        photographs: whether the objects lie on photographs; no question is then about the background.
+        rewordings: whether questions are asked in one of the `REWORDINGS`.
+
+    Returns:
+        See `summarize`.
+    """
+    if photographs:
+        kinds = [kind for kind in kinds if kind != "background"]
+    samples: list[Sample] = []
+    answers: list[str] = []
+    for low in range(0, num_scenes, batch_size):
+        pictures, chosen, indices, tag_rows = [], [], [], []
+        for index in range(low, min(low + batch_size, num_scenes)):
+            scene, generator = sample_scene(split, index, seed), np.random.default_rng([9, seed, index])
+            pictures.append(on_photograph(scene, size, generator) if photographs else render(scene, size))
+            asked = [sample for kind in kinds if (sample := ASKERS[kind](generator, scene)) is not None]
+            if rewordings:
+                asked = [replace(sample, question=reword(generator, sample.question)) for sample in asked]
+            chosen += asked
+            indices += [len(pictures) - 1] * len(asked)
+            given = noisy_tags(generator, scene, tags) if isinstance(tags, float) else None
+            tag_rows += [given] * len(asked)
+        if tags == "auto":
+            assert tagger is not None
+            found = tagger(pictures)
+            tag_rows = [found[index] for index in indices]
+        batch = processor(
+            text=[sample.question for sample in chosen], tags=tag_rows, return_tensors="pt",
+            task_type=[sample.task_type for sample in chosen],
+        )  # fmt: skip
+        pixels = processor(images=pictures, return_tensors="pt")
+        with torch.no_grad():
+            ids = model.generate(
+                **pixels, **batch, image_indices=torch.tensor(indices), num_beams=1, max_new_tokens=64, do_sample=False
+            )
+        answers += processor.batch_decode(ids, skip_special_tokens=True)
+        samples += chosen
+    return summarize(samples, answers)
+
+
+def main() -> None:
+    """Print the figures of a model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--tagger", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", default=list(KIND_WEIGHTS))
+    parser.add_argument("--photographs", action="store_true")
+    parser.add_argument("--reword", action="store_true")
+    options = parser.parse_args()
+    model = LionForConditionalGeneration.from_pretrained(options.model).eval()
+    processor = LionProcessor.from_pretrained(options.model)
+    tagger: Any = ImageTagger.from_pretrained(options.tagger) if options.tagger else None
+    tags = "auto" if tagger else None
+    figures = evaluate(
+        model, processor, options.split, options.scenes, options.kinds, tags, tagger, options.seed,
+        photographs=options.photographs, rewordings=options.reword,
+    )  # fmt: skip
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

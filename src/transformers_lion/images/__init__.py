@@ -1,0 +1,47 @@
+"""Opens any image a user has as an upright RGB image of 8 bits per channel, or raises an error that names it.
+
+This is the only place where images are opened: whatever passes them to a model, draws on them or measures them sees the
+same pixels and the same size. Reading order: `loading.py`, `pixels.py`, `downloads.py`.
+"""
+
+from .downloads import TIMEOUT, is_url
+from .loading import (
+    PLUG_IN_SUFFIXES,
+    ImageSource,
+    advise,
+    find_size,
+    flatten,
+    is_base64,
+    is_batch,
+    is_data_uri,
+    is_stored_image,
+    load_rgb_images,
+    open_file,
+    register_plug_ins,
+    to_rgb,
+    upright_size,
+    warn_of_grey_batch,
+)
+from .pixels import ORIENTATION, measure
+
+__all__ = [
+    "ORIENTATION",
+    "PLUG_IN_SUFFIXES",
+    "TIMEOUT",
+    "ImageSource",
+    "advise",
+    "find_size",
+    "flatten",
+    "is_base64",
+    "is_batch",
+    "is_data_uri",
+    "is_stored_image",
+    "is_url",
+    "load_rgb_images",
+    "measure",
+    "open_file",
+    "register_plug_ins",
+    "to_rgb",
+    "upright_size",
+    "warn_of_grey_batch",
+]

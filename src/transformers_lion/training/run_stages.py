@@ -1,0 +1,253 @@
+"""What `lion train` does: the stages of a run one after the other, each from where it was stopped.
+
+Each stage has a folder in the output: `settings.yaml`, the Trainer's checkpoints, `records.jsonl` with the records
+that were left out, and when it is finished `model` (with its processor), `log.json` and `curves.png`. `model` comes
+last, and at once as a whole: where it is, the stage is finished. It holds a copy of the tagger of the model that the
+stage began with.
+"""
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset, concatenate_datasets
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, set_seed
+from transformers.integrations import unset_hf_deepspeed_config
+
+from ..configuration_lion import LionConfig
+from ..file_utils import LOCK, locked, write_text
+from ..modeling_lion import LionForConditionalGeneration
+from ..processing_lion import LionProcessor
+from ..ram import ImageTagger
+from .augmentation import ImageAugmentation
+from .collator import LionDataCollator
+from .curves import draw_curves
+from .data import CheckImages, load_records, mix_datasets
+from .distributed import check_processes, find_lion, fsdp_is_requested, gather_model
+from .preflight import MODEL, SETTINGS, as_list, check_run, folder_of, noted_settings
+from .recipe import make_trainer, training_arguments
+from .report import RecordReport
+from .resuming import train
+from .run_settings import DataSettings, RunSettings, StageSettings
+from .stage_models import TAGGER, combine_stages, start_stage, tagger_of
+from .stages import Stage, apply_stage, get_stage
+
+LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
+
+PICTURES = "pictures.jsonl"
+"""In the output folder, for all stages: which pictures are known to open; see `CheckedPictures`."""
+
+Say = Callable[[str], None]
+"""Where messages go."""
+
+
+def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> None:
+    """Run all stages that are not finished.
+
+    Args:
+        settings: from `load_settings`.
+        say: gets a report of each stage.
+        progress_bar: whether the Trainer shows one; otherwise it prints a line for each log.
+
+    Raises:
+        ValueError: if something in the settings cannot be, as far as possible before anything is trained; if another
+            run writes the output.
+        OSError: if a file or folder is missing.
+    """
+    origins = check_run(settings)
+    with _reserved(Path(settings.output)):
+        for stage, origin in zip(settings.stages, origins, strict=True):
+            if (folder_of(settings, stage) / MODEL).exists():
+                say(f"{stage.name}: finished, in {folder_of(settings, stage) / MODEL}")
+            else:
+                run_stage(settings, stage, origin, say, progress_bar)
+                _end_reports(settings.report_to)
+                gc.collect()  # the Trainer holds its model in a cycle
+
+
+@contextmanager
+def _reserved(output: Path) -> Iterator[None]:
+    """Keep other runs from the output; of several processes of one run, the first does so for all."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output / LOCK, output):
+        yield
+
+
+def run_stage(
+    settings: RunSettings, stage: StageSettings, origin: tuple[str, ...], say: Say, progress_bar: bool
+) -> None:
+    """Train one stage, and save it."""
+    kind, folder = get_stage(stage.stage), folder_of(settings, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    set_seed(settings.seed)
+    unset_hf_deepspeed_config()  # of the last stage: with ZeRO-3 from arguments on, models are only loaded in pieces
+    model = _begin_model(kind, origin, stage.reuse)
+    arguments = _stage_arguments(settings, stage, folder, progress_bar)
+    check_processes(arguments)
+    with arguments.main_process_first(local=False, desc="settings"):
+        if arguments.should_save:
+            write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
+            if not any(folder.glob("checkpoint-*")):
+                (folder / RECORDS).unlink(missing_ok=True)  # of an attempt that may have had other settings
+    say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
+    processor = LionProcessor.from_pretrained(origin[0])
+    report = RecordReport(folder / RECORDS)
+    pictures = folder.parent / PICTURES
+    run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
+    data = mix_datasets(
+        [_load_source(source, stage, kind, report, pictures, say) for source in stage.data],
+        [source.sample_ratio for source in stage.data],
+        run_length=run_length,
+        seed=settings.seed,
+    )
+    evaluation = [_load_source(source, stage, kind, report, pictures, say) for source in stage.evaluation]
+    trainer = make_trainer(
+        model,
+        processor,
+        arguments,
+        data,
+        concatenate_datasets(evaluation) if evaluation else None,
+        collator=_make_collator(processor, stage, settings.seed, report),
+        stage=kind,
+        trainable_only=stage.trainable_only,
+        aggregator_lr_multiplier=stage.aggregator_lr_multiplier,
+    )
+    train(trainer)
+    tagger = _find_tagger_folder(origin, stage)
+    _save_stage(trainer, folder, stage.name, tagger)
+    say(f"{stage.name}: finished, in {folder / MODEL}{'' if tagger is None else f', with the tagger of {tagger}'}")
+
+
+def _stage_arguments(
+    settings: RunSettings, stage: StageSettings, folder: Path, progress_bar: bool
+) -> Seq2SeqTrainingArguments:
+    """The Trainer's arguments of a stage; `stage.arguments` go before all others."""
+    chosen: dict[str, Any] = {
+        "max_steps": stage.steps or -1,
+        "num_train_epochs": stage.epochs,
+        "learning_rate": stage.learning_rate,
+        "warmup_steps": stage.warmup_steps,
+        "weight_decay": stage.weight_decay,
+        "per_device_train_batch_size": stage.batch_size,
+        "per_device_eval_batch_size": stage.batch_size,
+        "gradient_accumulation_steps": stage.gradient_accumulation,
+        "train_sampling_strategy": "sequential" if stage.one_source_per_batch else "random",
+        "bf16": stage.bf16,
+        "torch_compile": stage.compile,
+        "save_steps": stage.save_steps,
+        "eval_strategy": "steps" if stage.evaluation else "no",
+        "eval_steps": stage.save_steps,
+        "seed": settings.seed,
+        "dataloader_num_workers": settings.num_workers,
+        "report_to": settings.report_to,
+        "run_name": f"{Path(settings.output).name}-{stage.name}",
+        "disable_tqdm": not progress_bar,
+        **stage.arguments,
+    }
+    return training_arguments(folder, activation_checkpointing=stage.activation_checkpointing, **chosen)
+
+
+def _begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -> LionForConditionalGeneration:
+    """The model that a stage begins with: combined of two, one that fits as it is, or a base with new parts."""
+    if len(origin) == 2:
+        return combine_stages(*origin, dtype="float32").model
+    config = LionConfig.from_pretrained(origin[0])
+    is_base = (config.visual_branch, config.text_config.num_adapters) != (kind.visual_branch, kind.num_adapters)
+    if kind.num_adapters == 1 and (is_base or reuse is not None):
+        return start_stage(kind, origin[0], reuse=reuse, dtype="float32").model
+    return LionForConditionalGeneration.from_pretrained(origin[0], dtype="float32")
+
+
+def _load_source(
+    source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, pictures: Path, say: Say
+) -> Dataset:
+    """The records of a source that are of the stage's task types.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    check_images: CheckImages = "decode" if stage.on_error == "skip" else "exists"  # a batch of none would be fatal
+    records = load_records(
+        source.records,
+        source.images,
+        check_images=check_images,
+        on_error=stage.on_error,
+        report=report,
+        checked_pictures=pictures,
+    )
+    chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
+    name = ", ".join(as_list(source.records))
+    say(f"{name}: {len(chosen)} of {len(records)} records are {' or '.join(kind.task_types)}")
+    if not len(chosen):
+        raise ValueError(f"Stage {stage.name}: none of the {len(records)} records of {name} is {kind.task_types[0]}.")
+    return chosen
+
+
+def _make_collator(processor: LionProcessor, stage: StageSettings, seed: int, report: RecordReport) -> LionDataCollator:
+    if stage.tagger is not None:
+        processor.tagger = ImageTagger.from_pretrained(stage.tagger)
+    return LionDataCollator(
+        processor,
+        None if stage.tags == "none" else stage.tags,
+        augmentation=ImageAugmentation(seed=seed) if stage.augment else None,
+        on_error=stage.on_error,
+        report=report,
+    )
+
+
+def _find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | None:
+    """The tagger that belongs to what a stage trains: its own, or that of a model that it begins with.
+
+    `None` also where the stage trains without tags: prompts are to stay as they were in training.
+    """
+    if stage.tags == "none":
+        return None
+    return tagger_of(*([] if stage.tagger is None else [stage.tagger]), *(Path(path) / TAGGER for path in origin))
+
+
+def _save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path | None) -> None:
+    """Write the log, its curves and the model with its tagger; the model's folder appears at once as a whole."""
+    unfinished = folder / f"{MODEL}.unfinished"
+    if trainer.args.should_save:
+        log = trainer.state.log_history
+        write_text(folder / LOG, json.dumps(log, indent=1) + "\n")
+        draw_curves(log, folder / CURVES, name)
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+    trainer.accelerator.wait_for_everyone()
+    if fsdp_is_requested(trainer.args):
+        model = gather_model(
+            find_lion(trainer.model)
+        )  # also where checkpoints are in pieces, when the Trainer saves none
+        if model is not None and trainer.args.should_save:
+            model.save_pretrained(unfinished)
+            trainer.processing_class.save_pretrained(unfinished)
+    else:
+        trainer.save_model(str(unfinished))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        (unfinished / "training_args.bin").unlink(missing_ok=True)
+        if tagger is not None:
+            shutil.copytree(tagger, unfinished / TAGGER)
+        unfinished.rename(folder / MODEL)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _end_reports(names: Sequence[str]) -> None:
+    """Have the next stage begin a run of its own where the Trainer would go on with the last one's."""
+    if "wandb" in names:
+        import wandb
+
+        wandb.finish()
+
+
+__all__ = ["run"]
