@@ -109,7 +109,7 @@ class Section:
         """The tags of a picture, by its digest; `None` if they are not known."""
         with self._lock:
             found = self._kept.get(image)
-            if found is None and image_key(image) in self._places:
+            if found is None and cache_key(image) in self._places:
                 found = self._read(image)
             if found is not None:
                 self._keep(image, found)
@@ -135,7 +135,7 @@ class Section:
         assert self.file is not None
         try:
             with self.file.open("rb") as file:
-                file.seek(self._places[image_key(image)])
+                file.seek(self._places[cache_key(image)])
                 found = parse_line(file.readline())
         except (OSError, ValueError):
             return None
@@ -151,12 +151,12 @@ class Section:
                 file.seek(place - 1)
                 content = b"" if file.read(1) == b"\n" else b"\n"  # behind a line that was cut off
             for image, found in tags.items():
-                self._places[image_key(image)] = place + len(content)
+                self._places[cache_key(image)] = place + len(content)
                 content += json.dumps({"image": image, "tags": found}).encode() + b"\n"
             file.write(content)
 
 
-def image_key(image: str) -> bytes:
+def cache_key(image: str) -> bytes:
     """A digest as it is kept for each picture in a file."""
     return image.encode()[:32]
 
@@ -171,7 +171,7 @@ def read_places(path: Path) -> dict[bytes, int]:
     skipped = place = 0
     for number, line in enumerate(read_lines(path), 1):
         try:
-            places[image_key(parse_line(line)[0])] = place
+            places[cache_key(parse_line(line)[0])] = place
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path}, line {number}: this tag cache is damaged: {error.reason} at byte {place + error.start}. "

@@ -76,13 +76,18 @@ def eligible_tags(config: RamConfig, allow: Iterable[str] | None, drop: Iterable
     return eligible
 
 
+def list_names(names: Iterable[str] | None) -> list[str] | None:
+    """Names as a list; a single one counts as a list of one."""
+    return [names] if isinstance(names, str) else None if names is None else list(names)
+
+
 def tag_indices(config: RamConfig, names: Iterable[str]) -> list[int]:
     """The numbers of the tags called `names`.
 
     Raises:
         ValueError: naming those that are no tags.
     """
-    names = [names] if isinstance(names, str) else list(names)
+    names = list_names(names) or []
     unknown = [name for name in names if name not in config.label2id]
     if unknown:
         raise ValueError(f"The tagger does not know {unknown}; `config.label2id` holds its {config.num_labels} tags.")

@@ -195,11 +195,10 @@ def load_source(
 
 def make_collator(processor: LionProcessor, stage: StageSettings, seed: int, report: RecordReport) -> LionDataCollator:
     """The collator of a stage."""
-    if stage.tagger is not None:
-        processor.tagger = ImageTagger.from_pretrained(stage.tagger)
     return LionDataCollator(
         processor,
-        None if stage.tags == "none" else stage.tags,
+        tag_source=stage.tag_source,
+        tagger=None if stage.tagger is None else ImageTagger.from_pretrained(stage.tagger),
         augmentation=ImageAugmentation(seed=seed) if stage.augment else None,
         on_error=stage.on_error,
         report=report,
@@ -211,7 +210,7 @@ def find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | 
 
     `None` also where the stage trains without tags: prompts are to stay as they were in training.
     """
-    if stage.tags == "none":
+    if stage.tag_source == "none":
         return None
     return tagger_of(*([] if stage.tagger is None else [stage.tagger]), *(Path(path) / TAGGER for path in origin))
 
