@@ -4,6 +4,6 @@
 `examples.py` has what can be tried, `page.py` is the page and `server.py` the server around it.
 """
 
-from .server import serve
+from .server import ServerSettings, serve
 
-__all__ = ["serve"]
+__all__ = ["ServerSettings", "serve"]
