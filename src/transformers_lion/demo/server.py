@@ -65,12 +65,12 @@ def serve(lion: Lion, settings: ServerSettings | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted
     with tempfile.TemporaryDirectory(prefix="lion-demo-", ignore_cleanup_errors=True) as folder:
-        page = start(lion, Path(folder), settings or ServerSettings())
+        page = start(lion, Path(folder), settings)
         print(f"LION is at {' and at '.join(filter(None, (page.local_url, page.share_url)))}", flush=True)
         page.block_thread()
 
 
-def start(lion: Lion, folder: Path, settings: ServerSettings) -> "gr.Blocks":
+def start(lion: Lion, folder: Path, settings: ServerSettings | None = None) -> "gr.Blocks":
     """Start the server in threads of its own.
 
     Args:
@@ -81,6 +81,7 @@ def start(lion: Lion, folder: Path, settings: ServerSettings) -> "gr.Blocks":
     Returns:
         The page; `close()` ends the server.
     """
+    settings = settings or ServerSettings()
     os.environ.update(OFFLINE)  # Gradio reads these when it is imported ...
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # ... and this when the page is made
     import gradio as gr
