@@ -76,11 +76,11 @@ def calls(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
 
 def mixed_requests() -> list[Request]:
     """Three images in turns, both tasks, and every kind of tags."""
-    tags: list[Any] = ["dog, cat", ["red", "big cat"], False, None, []]
-    tasks = ["image_level", "region_level"]
+    tags: list[Any] = ["dog, cat", ["red", "big cat"], "dog", None, []]
+    tasks, sources = ["image_level", "region_level"], [None, "data", "none", None, None]
     return [
-        Request(PICTURES[index % 3], f"{QUESTION} {'a ' * index}", tasks[index % 2], tags[index % 5])
-        for index in range(7)
+        Request(image, f"{QUESTION} {'a ' * index}", tasks[index % 2], tags[index % 5], sources[index % 5])
+        for index, image in enumerate([*PICTURES, *PICTURES, PICTURES[0]])
     ]
 
 
@@ -92,7 +92,14 @@ def test_answers_are_the_pipelines(lion: Lion, lion_folder: Path, batch_size: in
     pipe: Any = pipeline("image-to-text", model=str(lion_folder), tagger=False)
     requests = mixed_requests()
     expected = [
-        pipe(item.image, text=item.question, task_type=item.task_type, tags=item.tags, **SHORT)[0]["generated_text"]
+        pipe(
+            item.image,
+            text=item.question,
+            task_type=item.task_type,
+            tags=item.tags,
+            tag_source=item.tag_source,
+            **SHORT,
+        )[0]["generated_text"]
         for item in requests
     ]
     assert len(set(expected)) > 3
@@ -111,7 +118,7 @@ def test_an_answer_knows_what_the_language_model_read(lion: Lion) -> None:
         Request(PICTURES[0], QUESTION, tags="dog,cat"),
         Request(PICTURES[0], QUESTION, tags=[]),
         Request(PICTURES[0], QUESTION),
-        Request(PICTURES[0], "<extra_id_0> </s>", tags=False),
+        Request(PICTURES[0], "<extra_id_0> </s>", tag_source="none"),
     ]
     found = lion.answer(requests, **SHORT)
     ids = [lion.processor(text=item.question, tags=item.tags or None)["input_ids"][0] for item in requests[:1]]
@@ -198,9 +205,17 @@ def test_tags_that_are_left_out_are_the_taggers(lion: Lion, example_tagger: Imag
     image = example_image()
     tags = example_tagger([image])[0]
     assert tags
-    requests = [Request(image, QUESTION), Request(image, QUESTION, tags=False), Request(image, QUESTION, tags="dog")]
+    requests = [
+        Request(image, QUESTION),
+        Request(image, QUESTION, tag_source="none"),
+        Request(image, QUESTION, tags="dog"),
+        Request(image, QUESTION, tag_source="data"),
+        Request(image, QUESTION, tag_source="tagger"),
+        Request(image, QUESTION, tags="dog", tag_source="none"),
+        Request(image, QUESTION, tags=["auto"], tag_source="data"),
+    ]
     found = tagged.answer(requests, **SHORT)
-    assert [answer.tags for answer in found] == [tags, None, ["dog"]]
+    assert [answer.tags for answer in found] == [tags, None, ["dog"], None, tags, None, ["auto"]]
     assert found[0].text == lion.answer([Request(image, QUESTION, tags=tags)], **SHORT)[0].text
 
 
@@ -263,7 +278,7 @@ def test_an_image_is_tagged_once_and_only_if_tags_are_missing(
     tag = example_tagger.tag
     monkeypatch.setattr(example_tagger, "tag", lambda images: calls.tagged.append(len(images)) or tag(images))
     tagged = Lion(lion.model, lion.processor, example_tagger)
-    tagged.answer([Request(PICTURES[0], "a", tags="dog"), Request(PICTURES[1], "a", tags=False)], **SHORT)
+    tagged.answer([Request(PICTURES[0], "a", tags="dog"), Request(PICTURES[1], "a", tag_source="none")], **SHORT)
     assert calls.tagged == []
     tagged.answer(mixed_requests(), batch_size=2, **SHORT)  # only one has no tags
     assert calls.tagged == [1]
@@ -299,7 +314,8 @@ def test_candidates_score_what_the_model_gives_their_tokens(lion: Lion, batch_si
     assert [len(scores) for scores in found] == [3, 0, 1, 20]
     for item, texts, scores in zip(requests, CANDIDATES, found, strict=True):
         for text, score in zip(texts, scores, strict=True):
-            options = {"tags": item.tags or None, "task_type": item.task_type, "text_target": text}
+            tags = None if item.tag_source == "none" else item.tags
+            options = {"tags": tags, "task_type": item.task_type, "text_target": text}
             inputs = lion.processor(item.image, item.question, return_tensors="pt", **options)
             with torch.no_grad():
                 loss = lion.model(**inputs).loss.item()

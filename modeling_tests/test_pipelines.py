@@ -1,4 +1,5 @@
 import copy
+import inspect
 import logging
 import pickle
 from collections.abc import Iterator
@@ -314,6 +315,31 @@ def test_other_models_get_the_old_name_as_transformers_has_it(other_model: str) 
     else:
         with pytest.raises(KeyError, match="Unknown task image-to-text"):
             pipeline("image-to-text", model=other_model)
+
+
+class Foreign(ImageTextToTextPipeline):
+    """A pipeline of somebody else's."""
+
+
+def test_subclasses_and_pipelines_of_others_are_their_own(other_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = "image-text-to-text"
+    assert type(pipeline(task, model=other_model, pipeline_class=Foreign)) is Foreign
+    stock = pipeline(task, model=other_model)
+    assert type(Foreign(model=stock.model, processor=stock.processor)) is Foreign
+    monkeypatch.setattr(LionOrStockPipeline, "stock", ImageTextToTextPipeline)
+    monkeypatch.setitem(
+        PIPELINE_REGISTRY.supported_tasks, task, {**PIPELINE_REGISTRY.supported_tasks[task], "impl": Foreign}
+    )
+    register()
+    assert type(pipeline(task, model=other_model)) is Foreign
+
+
+def test_transformers_own_classes_are_as_it_defines_them() -> None:
+    for kind in ImageTextToTextPipeline.__mro__[:-1]:
+        own = [inspect.unwrap(value) for value in vars(kind).values()]
+        assert not [value for value in own if "transformers_lion" in str(getattr(value, "__module__", ""))], kind
+    assert "__new__" not in vars(ImageTextToTextPipeline)
+    assert inspect.unwrap(pipeline).__module__ == "transformers.pipelines"
 
 
 def test_only_one_entry_of_the_registry_changes_and_registering_again_changes_nothing() -> None:

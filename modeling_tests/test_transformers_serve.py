@@ -68,7 +68,8 @@ def test_an_answer_is_streamed_without_beams(model: ServedLion, processor: Any) 
 def test_prompts_have_the_taggers_tags_or_their_own(processor: Any) -> None:
     plain = LionProcessor.from_pretrained(example_checkpoint())
     inputs = processor(sketch(), QUESTION)
-    assert inputs["input_ids"] == plain(text=QUESTION, tags=processor.tag(sketch()))["input_ids"]
+    assert inputs["input_ids"] == plain(text=QUESTION, tags=processor.tagger(sketch()))["input_ids"]
+    assert processor(sketch(), QUESTION, tag_source="none")["input_ids"] == plain(text=QUESTION)["input_ids"]
     assert processor(sketch(), QUESTION, tags="red")["input_ids"] == plain(text=QUESTION, tags="red")["input_ids"]
 
 

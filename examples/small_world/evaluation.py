@@ -102,7 +102,7 @@ def evaluate(
     split: str = "test",
     num_scenes: int = 1000,
     kinds: Sequence[str] = tuple(KIND_WEIGHTS),
-    tags: str | float | None = None,
+    tags: float | None = None,
     tagger: ImageTagger | None = None,
     seed: int = 1,
     size: int = 200,
@@ -113,7 +113,8 @@ def evaluate(
     """Ask one question of each kind about each scene, greedily.
 
     Args:
-        tags: `None` for none, "auto" for the tagger's, a number for true ones of which that share is wrong or missing.
+        tags: share of wrong or missing tags among the true ones; `None` for no true tags.
+        tagger: makes the tags where there are no true ones.
         size: pixels of the pictures.
         photographs: whether the objects lie on photographs; no question is then about the background.
         rewordings: whether questions are asked in one of the `REWORDINGS`.
@@ -137,8 +138,7 @@ def evaluate(
             indices += [len(pictures) - 1] * len(asked)
             given = noisy_tags(generator, scene, tags) if isinstance(tags, float) else None
             tag_rows += [given] * len(asked)
-        if tags == "auto":
-            assert tagger is not None
+        if tags is None and tagger is not None:
             found = tagger(pictures)
             tag_rows = [found[index] for index in indices]
         batch = processor(
@@ -170,9 +170,8 @@ def main() -> None:
     model = LionForConditionalGeneration.from_pretrained(options.model).eval()
     processor = LionProcessor.from_pretrained(options.model)
     tagger: Any = ImageTagger.from_pretrained(options.tagger) if options.tagger else None
-    tags = "auto" if tagger else None
     figures = evaluate(
-        model, processor, options.split, options.scenes, options.kinds, tags, tagger, options.seed,
+        model, processor, options.split, options.scenes, options.kinds, None, tagger, options.seed,
         photographs=options.photographs, rewordings=options.reword,
     )  # fmt: skip
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))

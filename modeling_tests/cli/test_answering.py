@@ -18,8 +18,10 @@ import transformers_lion
 from cli.command_line import lion, refusal
 from transformers_lion import ImageTagger, Lion
 from transformers_lion.cli import answering, common, questions
+from transformers_lion.cli.options import TagSourceName
 from transformers_lion.example import sketch
 from transformers_lion.grounding import box_iou
+from transformers_lion.tag_source import TAG_SOURCES
 
 QUESTIONS = ("How many objects are there?", "Is there a green star in the image?")
 CIRCLE, CIRCLE_BOX = "the red circle", (51.2, 57.6, 268.8, 264.0)
@@ -81,9 +83,12 @@ def test_tags_of_pictures(workplace: Path, example_tagger: ImageTagger) -> None:
 
 
 def test_tags_for_prompts_are_those_that_were_given(workplace: Path, quick: list[Any]) -> None:
-    for arguments in ((), ("--tags", "dog, grass"), ("--no-tags",)):
+    for arguments in ((), ("--tags", "dog, grass"), ("--tag-source", "none"), ("--tags", "auto")):
         assert lion("caption", "scene.png", *arguments).code == 0
-    assert [request.tags for call in quick for request in call] == [None, "dog, grass", False]
+    requests = [request for call in quick for request in call]
+    assert [request.tags for request in requests] == [None, "dog, grass", None, "auto"]
+    assert [request.tag_source for request in requests] == [None, None, "none", None]
+    assert tuple(source.value for source in TagSourceName) == TAG_SOURCES
 
 
 def test_results_go_to_a_new_file_as_json(workplace: Path, quick: list[Any]) -> None:
@@ -291,7 +296,9 @@ def test_a_folder_without_permission_is_one_line(workplace: Path) -> None:
     [
         ["caption"], ["caption", "scene.png", "--bogus"], ["capton", "scene.png"], ["ask", "scene.png"],
         ["ask", "scene.png", "-q", " "], ["locate", "scene.png", "-p", ""], ["locate", "scene.png"],
-        ["caption", "scene.png", "--tags", "a", "--no-tags"], ["caption", "scene.png", "--tags", "a", "--tagger", "b"],
+        ["caption", "scene.png", "--tags", "a", "--tag-source", "tagger"],
+        ["caption", "scene.png", "--tags", "a", "--tagger", "b"], ["caption", "scene.png", "--tag-source", "auto"],
+        ["caption", "scene.png", "--tagger", "b", "--tag-source", "none"], ["eval", "rec", "--tags", "auto"],
         ["caption", "scene.png", "-b", "0"], ["caption", "scene.png", "--num-beams", "x"],
         ["caption", "scene.png", "--dtype", "int4"], ["tag", "scene.png", "--threshold", "2"], [],
     ],
@@ -300,6 +307,14 @@ def test_a_wrong_command_line_has_exit_code_2(arguments: list[str], workplace: P
     ran = lion(*arguments)
     assert ran.code == 2
     assert quick == []
+
+
+@pytest.mark.parametrize("arguments", [["caption", "scene.png", "--tag-source"], ["eval", "rec", "--tags"]])
+def test_an_old_source_of_tags_is_answered_with_the_new_ones(arguments: list[str]) -> None:
+    needed = ["--data", "a", "--output", "b"] if arguments[0] == "eval" else []
+    ran = lion(*arguments, "auto", *needed)
+    assert ran.code == 2
+    assert all(source in " ".join(ran.errors) for source in TAG_SOURCES)
 
 
 def test_the_version_is_shown() -> None:

@@ -102,7 +102,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize(("harm", "words"), BROKEN.values(), ids=BROKEN.keys())
 def test_a_folder_that_cannot_be_loaded_is_one_line(harm: Any, words: str, folder: Path) -> None:
     harm(folder)
-    line = refusal("caption", "a.png", "--model", "lion", "--no-tags")
+    line = refusal("caption", "a.png", "--model", "lion", "--tag-source", "none")
     assert re.search(words, line), line
 
 
@@ -135,7 +135,9 @@ def test_who_asks_a_model_without_a_tagger_is_told_so(folder: Path) -> None:
     ran = lion("caption", "a.png", "--model", "lion", "--max-new-tokens", 2)
     assert ran.code == 0
     assert ran.errors == ["note: lion holds no tagger, so that prompts have no tag sentence; see --tags and --tagger."]
-    assert lion("caption", "a.png", "--model", "lion", "--no-tags", "--max-new-tokens", 2).errors == []
+    words = "lion holds no tagger for --tag-source tagger; name one with --tagger."
+    assert refusal("caption", "a.png", "--model", "lion", "--tag-source", "tagger") == words
+    assert lion("caption", "a.png", "--model", "lion", "--tag-source", "none", "--max-new-tokens", 2).errors == []
 
 
 def test_taggers_are_found_by_themselves_in_a_lion_and_in_the_example(folder: Path) -> None:

@@ -33,11 +33,11 @@ def no_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(lion: Lion, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running demo."""
     pytest.importorskip("gradio", reason="the extra [demo] is not installed")
-    from transformers_lion.demo.server import start
+    from transformers_lion.demo.server import ServerSettings, start
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    page = start(lion, tmp_path_factory.mktemp("sent"), port=port, max_file_size=3_000_000)
+    page = start(lion, tmp_path_factory.mktemp("sent"), ServerSettings(port=port, max_file_size=3_000_000))
     yield page.local_url
     page.close(verbose=False)

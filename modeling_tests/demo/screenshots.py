@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from demo.browser import Visitor, chromium
 from transformers_lion import Lion
-from transformers_lion.demo.server import EXAMPLE, start
+from transformers_lion.demo.server import EXAMPLE, ServerSettings, start
 
 COLORS = 256
 """Number of colors of a stored image, to keep it small."""
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path("docs/images"))
     folder = parser.parse_args().folder
     with tempfile.TemporaryDirectory() as sent:
-        page = start(Lion.from_pretrained(), Path(sent), name=EXAMPLE)
+        page = start(Lion.from_pretrained(), Path(sent), ServerSettings(name=EXAMPLE))
         with chromium() as browser:
             take_all(browser, page.local_url, folder)
         page.close(verbose=False)

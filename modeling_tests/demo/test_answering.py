@@ -58,15 +58,15 @@ def test_several_questions_encode_the_image_once(lion: Lion, encoded: list[int])
 
 @pytest.mark.parametrize("tags", [["red", "circle"], [], None])
 def test_answers_are_those_of_lion(lion: Lion, seen: Seen, tags: list[str] | None) -> None:
-    given: Any = False if tags is None else tags
+    given: Any = {"tag_source": "none"} if tags is None else {"tags": tags}
     caption = last(lion, seen, make_question(lion, seen, "caption", ""), tags).answer
     assert caption is not None
-    assert caption.text == lion.caption(sketch(), tags=given, **GREEDY)
+    assert caption.text == lion.caption(sketch(), **given, **GREEDY)
     located = last(lion, seen, make_question(lion, seen, "locate", " the  red circle "), tags).answer
-    assert located == lion.locate(sketch(), "the red circle", tags=given, **GREEDY)
+    assert located == lion.locate(sketch(), "the red circle", **given, **GREEDY)
     region = last(lion, seen, make_question(lion, seen, "region", "51, 57, 268, 264"), tags).answer
     assert region is not None
-    assert region.text == lion.describe_region(sketch(), (51, 57, 268, 264), tags=given, **GREEDY)
+    assert region.text == lion.describe_region(sketch(), (51, 57, 268, 264), **given, **GREEDY)
 
 
 def test_beam_search_answers_match_lion(lion: Lion, seen: Seen) -> None:

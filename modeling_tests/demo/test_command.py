@@ -17,7 +17,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "gradio" else find(name))
-    monkeypatch.setattr(server, "serve", lambda lion, **options: calls.append({"lion": lion, **options}))
+    monkeypatch.setattr(server, "serve", lambda lion, settings: calls.append({"lion": lion, **vars(settings)}))
     return calls
 
 

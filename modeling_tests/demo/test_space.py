@@ -16,7 +16,7 @@ SPACE = ROOT / "demo" / "space"
 def test_the_space_shows_the_example_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     served: dict[str, Any] = {}
     monkeypatch.delenv("LION_MODEL", raising=False)
-    monkeypatch.setattr(demo, "serve", lambda lion, **options: served.update(options, lion=lion))
+    monkeypatch.setattr(demo, "serve", lambda lion, settings: served.update(vars(settings), lion=lion))
     runpy.run_path(str(SPACE / "app.py"), run_name="__main__")
     assert (served["host"], served["port"]) == ("0.0.0.0", 7860)
     assert served["lion"].tagger is not None

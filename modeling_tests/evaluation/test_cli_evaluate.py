@@ -78,7 +78,7 @@ def same_files(first: str, second: str) -> bool:
 
 
 def test_boxes_are_found_and_stand_beside_the_papers_figure(place: Path) -> None:
-    result = lion("REC", "rec", "--tags", "none", "--num-beams", "1", "--dataset", "refcoco-testA")
+    result = lion("REC", "rec", "--tag-source", "none", "--num-beams", "1", "--dataset", "refcoco-testA")
     assert re.search(r"^rec +here +paper, LION-4B +paper, LION-12B$", result.stdout, re.MULTILINE)
     assert re.search(r"^accuracy +\d+\.\d\d +92\.29 +93\.02$", result.stdout, re.MULTILINE)
     found = read("result.json")
@@ -96,7 +96,7 @@ def test_boxes_in_another_form_are_told_so_on_the_line(place: Path) -> None:
     for record in records:
         record["bbox"] = [value * 1000 / SIZE for value in record["bbox"]]
     Path("thousandths.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    options = ["--tags", "none", "--num-beams", "1"]
+    options = ["--tag-source", "none", "--num-beams", "1"]
     lion("rec", "thousandths", *options, "--box-unit", "thousandths")
     lion("rec", "rec", *options, "--limit", "3", output="pixels")
     assert read("result.json")["figures"] == pytest.approx(read("result.json", "pixels")["figures"], abs=0.1)
@@ -104,17 +104,17 @@ def test_boxes_in_another_form_are_told_so_on_the_line(place: Path) -> None:
 
 
 def test_short_answers_are_scored(place: Path) -> None:
-    lion("exact_match", "exact", "--tags", "none", "--num-beams", "1")
+    lion("exact_match", "exact", "--tag-source", "none", "--num-beams", "1")
     assert read("result.json")["figures"]["accuracy"] >= 70
 
 
 def test_yes_and_no_are_scored(place: Path) -> None:
-    lion("pope", "pope", "--tags", "none", "--num-beams", "1")
+    lion("pope", "pope", "--tag-source", "none", "--num-beams", "1")
     assert read("result.json")["figures"]["accuracy"] >= 85
 
 
 def test_choices_are_ranked_and_their_prompts_have_the_datas_tags(place: Path) -> None:
-    lion("Multiple-Choice", "choice", "--tags", "data", "--check-batching", "3")
+    lion("Multiple-Choice", "choice", "--tag-source", "data", "--check-batching", "3")
     result, first = read("result.json"), read("predictions.jsonl")[0]
     assert len(first["scores"]) >= 3
     assert f"following tags: [{', '.join(first['tags'])}]. Question: What is the background like?" in first["prompt"]
@@ -132,12 +132,12 @@ def test_tags_are_those_of_the_tagger_that_is_named(place: Path) -> None:
 
 
 def test_batched_answers_are_those_one_by_one(place: Path) -> None:
-    result = lion("rec", "rec", "--tags", "none", "--check-batching", "5", "--limit", "5")
+    result = lion("rec", "rec", "--tag-source", "none", "--check-batching", "5", "--limit", "5")
     assert "0 of 5 answers differ in a batch from those one by one (float32)." in result.stdout
 
 
 def test_a_file_of_predictions_is_scored_without_a_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lion("rec", "rec", "--tags", "none", "--num-beams", "1")
+    lion("rec", "rec", "--tag-source", "none", "--num-beams", "1")
     figures = read("result.json")["figures"]
     monkeypatch.setattr(sys.modules["transformers_lion.cli.evaluate"], "load_lion", None)
     lion("rec", "rec", "--predictions", "out/predictions.jsonl", output="again")
@@ -153,7 +153,7 @@ def test_a_file_of_predictions_is_scored_without_a_model(place: Path, monkeypatc
 
 
 def test_a_killed_command_started_again_ends_as_any_other(place: Path) -> None:
-    options = ["--tags", "none", "--num-beams", "1", "--batch-size", "1", "--model", example_checkpoint()]
+    options = ["--tag-source", "none", "--num-beams", "1", "--batch-size", "1", "--model", example_checkpoint()]
     lion("pope", "pope", *options, output="whole")
     command = [sys.executable, "-m", "transformers_lion.cli", "eval", *arguments("pope", "pope", *options)]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
@@ -174,7 +174,7 @@ def test_a_killed_command_started_again_ends_as_any_other(place: Path) -> None:
 
 def test_a_damaged_image_is_reported_and_the_rest_is_done(place: Path) -> None:
     Path("images/scene1.png").write_bytes(b"no image")
-    result = lion("pope", "pope", "--tags", "none", "--num-beams", "1", exit_code=1)
+    result = lion("pope", "pope", "--tag-source", "none", "--num-beams", "1", exit_code=1)
     assert "18 examples, of which 3 have no answer and count as wrong." in result.stdout
     assert result.stderr == ""
     assert [error["id"] for error in read("errors.jsonl")] == ["10", "11", "12"]
@@ -186,7 +186,7 @@ def test_a_damaged_image_is_reported_and_the_rest_is_done(place: Path) -> None:
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_answer_as_one_and_go_on_where_one_was(launcher: list[str], place: Path) -> None:
-    options = ["--tags", "none", "--num-beams", "1", "--batch-size", "3", "--device", "cpu"]
+    options = ["--tag-source", "none", "--num-beams", "1", "--batch-size", "3", "--device", "cpu"]
     lion("rec", "rec", *options, output="alone")
     if launcher is ACCELERATE:
         lion("rec", "rec", *options, "--limit", "4")
@@ -215,7 +215,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a model": (arguments("rec", "rec", "--model", "./lost"), "lost"),
     "a device": (arguments("rec", "rec", "--device", "gpu9"), "--device gpu9: "),
     "a tagger": (arguments("rec", "rec", "--tagger", "lost/it"), "lost/it is no folder, and no repository"),
-    "a tagger for nothing": (arguments("rec", "rec", "--tags", "none", "--tagger", "x"), "tagger x would have nothing"),
+    "a tagger for nothing": (
+        arguments("rec", "rec", "--tag-source", "none", "--tagger", "x"),
+        "tagger x would have nothing",
+    ),
     "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: leave --model"),
     "an option of another task": (arguments("pope", "pope", "--box-unit", "pixels"), "pope has no option box_unit"),
     "a form of boxes": (arguments("rec", "rec", "--box-format", "x"), "box_format"),
@@ -234,9 +237,11 @@ def test_a_mistake_is_one_line_that_names_it(command: list[str], words: str, pla
 
 
 def test_a_changed_setup_names_both(place: Path) -> None:
-    lion("multiple-choice", "choice", "--tags", "none")
-    words = "The predictions in out were made with tags none, but now it is data. Take the old one or another output"
-    assert words in refusal("multiple-choice", "choice", "--tags", "data")
+    lion("multiple-choice", "choice", "--tag-source", "none")
+    words = (
+        "The predictions in out were made with tag_source none, but now it is data. Take the old one or another output"
+    )
+    assert words in refusal("multiple-choice", "choice", "--tag-source", "data")
 
 
 def test_help_has_all_tasks_and_an_example() -> None:

@@ -67,7 +67,7 @@ def place(tmp_path: Path) -> Path:
 
 def settings(place: Path, output: str = "out", **fields: Any) -> EvaluationSettings:
     known = {"task": TASK, "data": place / "data.jsonl", "output": place / output, "model": str(place / "model"),
-             "batch_size": 4, "tags": "none"}  # fmt: skip
+             "batch_size": 4, "tag_source": "none"}  # fmt: skip
     return EvaluationSettings(**{**known, **fields})
 
 
@@ -91,7 +91,7 @@ def same_files(place: Path, first: str, second: str) -> bool:
 
 
 def test_predictions_stand_in_the_datas_order_with_prompt_tags_and_scores(place: Path) -> None:
-    run(place, tags="data")
+    run(place, tag_source="data")
     found = lines(place)
     assert [line["id"] for line in found] == [row.name("id") for row in read_rows(place / "data.jsonl")]
     assert found[0] == {"id": "0 What?", "answer": "20x16: What?", "prompt": "None What?", "tags": None}
@@ -123,8 +123,8 @@ def test_a_data_set_that_the_paper_does_not_have_is_named_with_those_it_has(plac
 def test_tags_of_data_without_any_are_an_error(place: Path) -> None:
     file = place / "data.jsonl"
     file.write_text(file.read_text().replace('["dog"]', "null"))
-    with pytest.raises(ValueError, match="tags is 'data', but none of the 15 examples"):
-        run(place, tags="data")
+    with pytest.raises(ValueError, match="tag_source is 'data', but none of the 15 examples"):
+        run(place, tag_source="data")
 
 
 # --- killed and taken up again ------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_more_examples_and_other_batches_go_on_in_the_same_folder(place: Path) -
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"model": "other"}, r"made with model .*/model \(sha256 \w{12}\), but now it is .*/other \(sha256"),
-    "tags": ({"tags": "data"}, "made with tags none, but now it is data"),
+    "tags": ({"tag_source": "data"}, "made with tag_source none, but now it is data"),
     "beams": ({"generation": {"num_beams": 4}}, "made with num_beams unset, but now it is 4"),
     "length": ({"generation": {"max_new_tokens": 4}}, "made with max_new_tokens 7, but now it is 4"),
     "dtype": ({"dtype": "bfloat16"}, "made with dtype unset, but now it is bfloat16"),

@@ -1,18 +1,16 @@
-"""Tags that flow into the prompt by themselves: tagger -> processor, tagger -> pipeline, tagger -> converted folder."""
+"""Tags that flow into the prompt by themselves: tagger -> pipeline, tagger -> converted folder."""
 
-import copy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import Pipeline, pipeline
 
 from convert_lion_checkpoint import main as convert
 from ram.factories import picture
-from transformers_lion import ImageTagger, LionProcessor
+from transformers_lion import ImageTagger, Lion, LionProcessor, Request
 
 PICTURES = [picture(seed) for seed in range(3)]
 QUESTION = "Is there a dog in the image?"
@@ -37,11 +35,6 @@ def tagger(ram_folder: Path) -> CountingTagger:
     return CountingTagger(ImageTagger.from_pretrained(ram_folder))
 
 
-@pytest.fixture
-def processor(lion_processor: LionProcessor) -> LionProcessor:
-    return copy.deepcopy(lion_processor)
-
-
 @pytest.fixture(scope="session")
 def folder_with_tagger(lion_files: Path, ram_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The conversion's `--tagger`."""
@@ -58,44 +51,10 @@ def folder_with_tagger(lion_files: Path, ram_folder: Path, tmp_path_factory: pyt
     return output
 
 
-def test_auto_tags_are_the_taggers(processor: LionProcessor, tagger: CountingTagger) -> None:
-    processor.tagger = tagger
-    names = tagger.tagger(PICTURES)
-    assert len({tuple(row) for row in names}) > 1  # so that a swap would show
-    inputs = processor(PICTURES, QUESTION, tags="auto")
-    assert inputs["input_ids"] == processor(PICTURES, QUESTION, tags=names)["input_ids"]
-    alone = processor(PICTURES[1], QUESTION, tags="auto")["input_ids"]
-    assert alone == processor(PICTURES[1], QUESTION, tags=names[1])["input_ids"]
-    both = processor(PICTURES[1], [QUESTION, "dog"], tags="auto")["input_ids"]
-    assert both == processor(PICTURES[1], [QUESTION, "dog"], tags=[names[1]] * 2)["input_ids"]
-
-
-def test_auto_tags_leave_the_pixels_as_they_are(processor: LionProcessor, tagger: CountingTagger) -> None:
-    processor.tagger = tagger
-    with_tags = processor(PICTURES, QUESTION, tags="auto", return_tensors="pt")["pixel_values"]
-    assert torch.equal(with_tags, processor(PICTURES, QUESTION, return_tensors="pt")["pixel_values"])
-
-
-def test_no_recognised_tag_keeps_the_sentence_with_an_empty_list(processor: LionProcessor) -> None:
-    processor.tagger = lambda images: [[] for _ in images]
-    assert processor(PICTURES[0], QUESTION, tags="auto")["input_ids"] == processor(text=QUESTION, tags=[])["input_ids"]
-
-
-def test_auto_tags_without_a_tagger_or_an_image_are_refused(processor: LionProcessor, tagger: CountingTagger) -> None:
-    with pytest.raises(ValueError, match="needs a tagger"):
-        processor(PICTURES[0], QUESTION, tags="auto")
-    processor.tagger = tagger
-    with pytest.raises(ValueError, match="no images"):
-        processor(text=QUESTION, tags="auto")
-
-
-def test_a_tagger_is_shared_by_copies_and_not_saved(
-    processor: LionProcessor, tagger: CountingTagger, tmp_path: Path
-) -> None:
-    processor.tagger = tagger
-    assert copy.deepcopy(processor).tagger is tagger
-    processor.save_pretrained(tmp_path)
-    assert LionProcessor.from_pretrained(tmp_path).tagger is None
+def test_a_tag_that_reads_auto_is_a_tag(lion_processor: LionProcessor) -> None:
+    words = lion_processor(text=QUESTION, tags=["auto"])["input_ids"]
+    assert lion_processor(PICTURES[0], QUESTION, tags="auto")["input_ids"] == words
+    assert words != lion_processor(text=QUESTION, tags=[])["input_ids"]
 
 
 @pytest.fixture
@@ -123,15 +82,62 @@ def test_the_pipelines_tags_are_the_taggers_a_batch_at_a_time(
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_given_tags_go_before_the_taggers(batch_size: int, pipe: Pipeline, tagger: CountingTagger) -> None:
     names = tagger.tagger(PICTURES)
-    given = [["dog", "cat"], None, False]
-    results = pipe(PICTURES, text=QUESTION, tags=given, batch_size=batch_size, return_tags=True, **SHORT)
-    expected = [["dog", "cat"], names[1], None]
+    results = pipe(PICTURES, text=QUESTION, tags=[["dog", "cat"], None, []], batch_size=batch_size, return_tags=True,
+                   **SHORT)  # fmt: skip
+    expected = [["dog", "cat"], names[1], []]
     assert results == [answers(pipe, index, tags) for index, tags in enumerate(expected)]
     assert sum(tagger.calls) == 1
-    assert pipe(PICTURES[0], tags=False, return_tags=True, **SHORT)[0]["tags"] is None
-    assert pipe(PICTURES[0], tags="dog, cat", return_tags=True, **SHORT)[0]["tags"] == ["dog", "cat"]
-    assert pipe(PICTURES[0], tags=[], return_tags=True, **SHORT)[0]["tags"] == []
+    assert pipe(PICTURES[0], tags="auto, cat", return_tags=True, **SHORT)[0]["tags"] == ["auto", "cat"]
     assert sum(tagger.calls) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_source_of_tags_is_that_of_the_call_or_of_each_image(
+    batch_size: int, pipe: Pipeline, tagger: CountingTagger
+) -> None:
+    names = tagger.tagger(PICTURES)
+    options: dict[str, Any] = {"text": QUESTION, "batch_size": batch_size, "return_tags": True, **SHORT}
+    records = [{"image": picture, "tags": ["dog"] if index else None} for index, picture in enumerate(PICTURES)]
+
+    def found(inputs: Any, **given: Any) -> list[Any]:
+        return [result[0]["tags"] for result in pipe(inputs, **given, **options)]
+
+    assert found(records) == [names[0], ["dog"], ["dog"]]
+    assert found(records, tag_source="data") == [None, ["dog"], ["dog"]]
+    assert found(records, tag_source="tagger") == names
+    assert found(records, tag_source="none") == [None, None, None]
+    assert found(PICTURES, tags=[["dog"], None, ["dog"]], tag_source=["data", "tagger", "none"]) == [
+        ["dog"], names[1], None
+    ]  # fmt: skip
+    sources = ("none", "tagger", None)
+    each = [{**record, "tag_source": source} for record, source in zip(records, sources, strict=True)]
+    assert found(each) == [None, names[1], ["dog"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tags": ["dog"], "tag_source": "tagger"}, r"tags is \['dog'\] and tag_source is \"tagger\""),
+        ({"tag_source": "auto"}, "tag_source is 'auto', but must be one of 'data', 'tagger', 'none' or None"),
+        ({"tags": False}, 'tags must be a string, a list of strings or None, but is bool; tag_source="none" leaves'),
+    ],
+)
+def test_tags_and_sources_that_do_not_fit_are_refused(
+    options: dict[str, Any], words: str, lion_folder: Path, pipe: Pipeline, tagger: CountingTagger
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        pipe(PICTURES[0], **options)
+    with pytest.raises(ValueError, match=words):
+        Request(PICTURES[0], QUESTION, **options)
+    assert tagger.calls == []
+
+
+def test_a_missing_tagger_is_missed_before_an_image_is_opened(lion_folder: Path) -> None:
+    pipe = pipeline("image-to-text", model=str(lion_folder))
+    with pytest.raises(ValueError, match=r"there is no tagger\. Pass tagger=ImageTagger\.from_pretrained"):
+        pipe("missing.png", tag_source="tagger")
+    with pytest.raises(ValueError, match=r"there is no tagger\. Pass tagger=ImageTagger\.from_pretrained"):
+        Lion(pipe.model, pipe.processor).caption("missing.png", tag_source="tagger")
 
 
 def test_the_conversion_puts_a_tagger_where_the_pipeline_finds_it(

@@ -231,7 +231,7 @@ def test_a_trained_model_keeps_the_tagger_of_the_one_that_it_began_with(workplac
     Path("lion/tagger").mkdir()
     for name in ("config.json", "model.safetensors"):
         Path("lion/tagger", name).write_text(f"{name} of a tagger")
-    write_recipe(stages=[{"stage": 1}, {"stage": 2, "tags": "none"}, {"stage": 3}], steps=1)
+    write_recipe(stages=[{"stage": 1}, {"stage": 2, "tag_source": "none"}, {"stage": 3}], steps=1)
     result = lion()
     assert result.exit_code == 0, result.stderr
     for stage, line in {
@@ -360,7 +360,9 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "no stages": ({"stages": []}, "stages must be a list of one stage or more"),
     "an unknown stage": ({"stages": [{"stage": "four"}]}, r"There is no stage 'four'. The stages are image_level"),
     "a text for a number": ({"batch_size": "many"}, "batch_size is 'many', but must be a whole number"),
-    "a number for a choice": ({"tags": 1}, "tags is 1, but must be 'record' or 'auto' or 'none'"),
+    "a number for a choice": ({"tag_source": 1}, "tag_source is 1, but must be 'data' or 'tagger' or 'none'"),
+    "an old source of tags": ({"tag_source": "record"}, "tag_source is 'record', but must be 'data' or 'tagger'"),
+    "an old key of tags": ({"tags": "auto"}, "no key 'tags'. tag_source says where .*: data, tagger, none"),
     "nothing to learn": ({"steps": 0}, "steps is 0, but must be above 0"),
     "data of the wrong kind": ({"data": "records.json"}, "data is 'records.json', but must be a list"),
     "a name twice": ({"stages": [{"stage": 3}, {"stage": 3}]}, "2 stages are called 'mixture': give each a name"),
@@ -372,8 +374,8 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "missing records": ({"data": [{"records": "lost.json"}]}, "lost.json: No such file or directory"),
     "missing images": ({"data": [{"records": "records.json", "images": "lost"}]}, "lost: No such file or directory"),
     "a reporter": ({"report_to": ["paper"]}, "report_to has 'paper', which is unknown or not installed"),
-    "no tagger": ({"tags": "auto"}, 'tags "auto" and a tagger need each other'),
-    "a tagger for nothing": ({"tagger": "lion"}, 'tags "auto" and a tagger need each other'),
+    "no tagger": ({"tag_source": "tagger"}, 'tag_source is "tagger", but there is no tagger; set tagger'),
+    "a tagger for nothing": ({"tagger": "lion", "tag_source": "data"}, "the tagger lion would have nothing to do"),
     "an impossible ratio": ({"data": [{"records": "records.json", "sample_ratio": -1}]}, "sample_ratio is -1.0, but"),
     "parts to reuse of nothing": ({"reuse": ["qformer"]}, "reuse is for the first two stages, not for mixture"),
     "a stage that does not fit": (

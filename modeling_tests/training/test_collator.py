@@ -37,14 +37,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def processor(lion_processor: LionProcessor) -> LionProcessor:
-    """A processor that a test may attach a tagger to."""
-    own = LionProcessor(lion_processor.image_processor, lion_processor.tokenizer, lion_processor.qformer_tokenizer)
-    assert own.tagger is None
-    return own
-
-
 def assert_same(batch: dict[str, torch.Tensor], expected: Any) -> None:
     assert set(batch) == set(expected)
     for name, tensor in batch.items():
@@ -93,50 +85,52 @@ def test_raw_records_make_the_same_batch(folder: Path, lion_processor: LionProce
 
 
 def test_tags_may_be_left_out(folder: Path, lion_processor: LionProcessor) -> None:
-    batch = LionDataCollator(lion_processor, tags=None, image_folder=folder)([good_record(tags=["dog"])])
+    batch = LionDataCollator(lion_processor, tag_source="none", image_folder=folder)([good_record(tags=["dog"])])
     assert_same(batch, LionDataCollator(lion_processor, image_folder=folder)([good_record()]))
 
 
-def test_tags_may_come_from_the_tagger(folder: Path, processor: LionProcessor) -> None:
+def test_tags_may_come_from_the_tagger(folder: Path, lion_processor: LionProcessor) -> None:
     seen: list[Image.Image] = []
 
     def tagger(images: list[Image.Image]) -> list[list[str]]:
         seen.extend(images)
         return [["dark" if image.getpixel((0, 0))[0] < 128 else "bright", f"{image.width} wide"] for image in images]
 
-    processor.tagger = tagger
     left, right = half_picture(), half_picture().rotate(180)
     records = [several("1", "2", image=left, tags=["dog"]), good_record(1, image=right)]
-    batch = LionDataCollator(processor, tags="auto", augmentation=ALWAYS)(records)
+    batch = LionDataCollator(lion_processor, tag_source="tagger", tagger=tagger, augmentation=ALWAYS)(records)
     tagged = [{**records[0], "tags": ["dark", "60 wide"]}, {**records[1], "tags": ["bright", "60 wide"]}]
-    expected = LionDataCollator(processor)(tagged)
-    assert torch.equal(batch["input_ids"], expected["input_ids"])
-    assert not torch.equal(batch["pixel_values"], expected["pixel_values"])
+    plain = LionDataCollator(lion_processor)
+    assert torch.equal(batch["input_ids"], plain(tagged)["input_ids"])
+    assert not torch.equal(batch["pixel_values"], plain(tagged)["pixel_values"])
     assert len(seen) == 2
+    assert_same(LionDataCollator(lion_processor, tagger=tagger)(records), plain([records[0], tagged[1]]))
+    assert len(seen) == 3
+    assert_same(LionDataCollator(lion_processor, tag_source="data", tagger=tagger)(records), plain(records))
+    assert len(seen) == 3
 
 
-def test_a_picture_is_tagged_once_in_all_epochs(processor: LionProcessor) -> None:
-    processor.tagger = tiny_tagger()
+def test_a_picture_is_tagged_once_in_all_epochs(lion_processor: LionProcessor) -> None:
+    tagger = tiny_tagger()
     sizes: list[int] = []
-    processor.tagger.model.register_forward_pre_hook(
+    tagger.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    collator = LionDataCollator(processor, tags="auto", augmentation=ALWAYS)
+    collator = LionDataCollator(lion_processor, tag_source="tagger", tagger=tagger, augmentation=ALWAYS)
     for epoch in range(3):
         collator.set_epoch(epoch)
         collator([good_record(0, image=picture(0)), good_record(1, image=picture(1))])
     assert sum(sizes) == 2
 
 
-def test_a_missing_tagger_is_missed_at_once(processor: LionProcessor) -> None:
-    with pytest.raises(ValueError, match="needs a tagger"):
-        LionDataCollator(processor, tags="auto")
+def test_a_missing_tagger_is_missed_at_once(lion_processor: LionProcessor) -> None:
+    with pytest.raises(ValueError, match="there is no tagger"):
+        LionDataCollator(lion_processor, tag_source="tagger")
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
-def test_a_worker_that_shares_no_memory_tags_too(start_method: str, processor: LionProcessor) -> None:
-    processor.tagger = tiny_tagger()
-    collator = LionDataCollator(processor, tags="auto")
+def test_a_worker_that_shares_no_memory_tags_too(start_method: str, lion_processor: LionProcessor) -> None:
+    collator = LionDataCollator(lion_processor, tagger=tiny_tagger())
     records = [good_record(image=picture(seed)) for seed in range(2)]
     (batch,) = DataLoader(
         records, 2, collate_fn=collator, num_workers=1, multiprocessing_context=start_method, timeout=300
@@ -145,7 +139,11 @@ def test_a_worker_that_shares_no_memory_tags_too(start_method: str, processor: L
 
 
 @pytest.mark.parametrize(
-    ("option", "words"), [({"tags": "records"}, "tags is 'records'"), ({"on_error": "stop"}, "on_error is 'stop'")]
+    ("option", "words"),
+    [
+        ({"tag_source": "record"}, "tag_source is 'record', but must be one of 'data'"),
+        ({"on_error": "stop"}, "on_error is 'stop'"),
+    ],
 )
 def test_an_unknown_option_is_refused(option: dict[str, Any], words: str, lion_processor: LionProcessor) -> None:
     with pytest.raises(ValueError, match=words):

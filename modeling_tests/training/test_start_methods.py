@@ -108,6 +108,14 @@ def test_a_taggers_pipeline_hands_its_workers_no_weights() -> None:
     assert torch.equal(preprocess(sketch())["pixel_values"], pipe.preprocess(sketch())["pixel_values"])
 
 
+def test_lions_pipeline_hands_its_workers_no_weights() -> None:
+    pipe: Any = pipeline("image-to-text", model=example_checkpoint())
+    tagger_size = len(pickle.dumps(pipe.tagger))
+    handed_on = len(pickle.dumps(pipe.preprocess))
+    assert handed_on < tagger_size / 2 < len(pickle.dumps(pipe))
+    assert abs(handed_on - len(pickle.dumps(pipe.processor))) < 1000
+
+
 def test_processes_draw_the_scenes_that_one_draws() -> None:
     """More scenes than one process takes at a time."""
     (pixels, labels), (expected_pixels, expected) = (

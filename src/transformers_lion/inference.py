@@ -10,10 +10,10 @@ Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D 
 import copy
 import os
 from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -25,12 +25,19 @@ from .columns import to_plain
 from .example import example_checkpoint
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels
-from .images import flatten, is_batch, is_url, to_rgb, upright_size, warn_of_grey_batch
-from .modeling_lion import LionEncoderOutput, LionForConditionalGeneration, LionImageFeatures, find_setting
+from .images import flatten, image_key, is_batch, is_url, to_rgb, upright_size, warn_of_grey_batch
+from .modeling_lion import (
+    LionEncoderOutput,
+    LionForConditionalGeneration,
+    LionImageFeatures,
+    concatenate_features,
+    find_setting,
+)
 from .modeling_utils import check_finite
-from .pipelines import as_names, find_tagger, heed_max_length
-from .processing_lion import LionProcessor, Tags, check_strings
+from .pipelines import find_tagger, heed_max_length
+from .processing_lion import LionProcessor, check_strings
 from .ram import ImageTagger
+from .tag_source import Tags, TagSource, as_names, check_tags, resolve_tag_source
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +47,12 @@ MAX_NEW_TOKENS = 256
 """Where neither the call nor the checkpoint says it, as in the paper."""
 OnError = Literal["raise", "skip"]
 """Whether an image that cannot be read stops everything, or only its own requests have no answer."""
+OneImage = str | os.PathLike | bytes | bytearray | memoryview | Mapping[str, Any] | Image.Image
+"""What is a single image to a type checker; an array may be one or a batch."""
+Images = list[Any] | tuple[Any, ...]
+Texts = list[str] | tuple[str, ...]
+OneBox = Box | list[float]
+Boxes = list[Box] | list[list[float]]
 CANDIDATES_PER_REQUEST = 4
 """Rows of the decoder for each request of a batch when candidates are ranked: they are far smaller than an image."""
 
@@ -53,16 +66,23 @@ class Request:
             `images.ImageSource`). The same path or object is the same image.
         question: what the Q-Former and, behind the tag sentence, the language model read.
         task_type: "image_level" or "region_level".
-        tags: names, or text; `None` for those of the tagger, if there is one; `False` for no tag sentence.
+        tags: names, or a text.
+        tag_source: "data" for `tags`, "tagger" for those of the tagger, "none" for no tag sentence. If it is not set,
+            `tags` where there are some, otherwise those of the tagger if there is one.
+
+    Raises:
+        ValueError: if there is no such source, or tags are given with `tag_source="tagger"`.
     """
 
     image: Any
     question: str
     task_type: str = "image_level"
-    tags: Tags | Literal[False] = None
+    tags: Tags = None
+    tag_source: TagSource | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tags", to_plain(self.tags))  # may come from a table
+        check_tags(self.tags, self.tag_source)
 
 
 @dataclass(frozen=True)
@@ -141,7 +161,7 @@ class Lion:
     Args:
         model: `Lion` puts it into eval mode.
         processor: of the same checkpoint.
-        tagger: makes the tags of requests that have none.
+        tagger: makes the tags of requests that have none, see `Request`.
     """
 
     def __init__(
@@ -232,7 +252,7 @@ class Lion:
                 answers[position] = Answer(
                     text=text,
                     prompt=prompt,
-                    tags=as_names(self._tags(requests[position], image)),
+                    tags=as_names(self._tags_of(requests[position], image)),
                     entities=extract_entities(text, image.size)[1],
                     image_size=image.size,
                     scores=found,
@@ -288,11 +308,21 @@ class Lion:
 
     # --- short ways --------------------------------------------------------------------------------------------
 
+    @overload
+    def caption(self, images: OneImage, **options: Any) -> str | None: ...
+
+    @overload
+    def caption(self, images: Images, **options: Any) -> list[str | None]: ...
+
+    @overload
+    def caption(self, images: Any, **options: Any) -> Any: ...
+
     def caption(
         self,
         images: Any,
         *,
-        tags: Any = None,
+        tags: Tags = None,
+        tag_source: TagSource | None = None,
         batch_size: int = 8,
         on_error: OnError = "raise",
         **generation: Any,
@@ -301,23 +331,37 @@ class Lion:
 
         Args:
             images: one or a list.
-            tags: of all images, as of `Request`.
+            tags, tag_source: for all images; see `Request`.
             batch_size, on_error, **generation: as of `answer`.
 
         Returns:
             A text, or a list with `None` for each image that `on_error="skip"` left out.
         """
         pictures, _, is_single = pair(images, "questions", [self.processor.caption_prompt], True)
-        requests = [Request(picture, self.processor.caption_prompt, tags=tags) for picture in pictures]
+        prompt = self.processor.caption_prompt
+        requests = [Request(picture, prompt, tags=tags, tag_source=tag_source) for picture in pictures]
         answers = self.answer(requests, batch_size=batch_size, on_error=on_error, **generation)
         return unpack(texts_of(answers), is_single)
+
+    @overload
+    def ask(self, images: OneImage, questions: str, **options: Any) -> str | None: ...
+
+    @overload
+    def ask(self, images: OneImage, questions: Texts, **options: Any) -> list[str | None]: ...
+
+    @overload
+    def ask(self, images: Images, questions: str | Texts, **options: Any) -> list[str | None]: ...
+
+    @overload
+    def ask(self, images: Any, questions: Any, **options: Any) -> Any: ...
 
     def ask(
         self,
         images: Any,
         questions: str | Sequence[str],
         *,
-        tags: Any = None,
+        tags: Tags = None,
+        tag_source: TagSource | None = None,
         batch_size: int = 8,
         on_error: OnError = "raise",
         **generation: Any,
@@ -327,23 +371,37 @@ class Lion:
         Args:
             images: one or a list.
             questions: one or a list.
-            tags: of all images, as of `Request`.
+            tags, tag_source: for all images; see `Request`.
             batch_size, on_error, **generation: as of `answer`.
 
         Returns:
             As of `caption`.
         """
         pictures, texts, is_single = pair_texts(images, "questions", questions)
-        requests = [Request(picture, text, tags=tags) for picture, text in zip(pictures, texts, strict=True)]
+        rows = zip(pictures, texts, strict=True)
+        requests = [Request(picture, text, tags=tags, tag_source=tag_source) for picture, text in rows]
         answers = self.answer(requests, batch_size=batch_size, on_error=on_error, **generation)
         return unpack(texts_of(answers), is_single)
+
+    @overload
+    def locate(self, images: OneImage, phrases: str, **options: Any) -> Answer: ...
+
+    @overload
+    def locate(self, images: OneImage, phrases: Texts, **options: Any) -> list[Answer]: ...
+
+    @overload
+    def locate(self, images: Images, phrases: str | Texts, **options: Any) -> list[Answer]: ...
+
+    @overload
+    def locate(self, images: Any, phrases: Any, **options: Any) -> Any: ...
 
     def locate(
         self,
         images: Any,
         phrases: str | Sequence[str],
         *,
-        tags: Any = None,
+        tags: Tags = None,
+        tag_source: TagSource | None = None,
         batch_size: int = 8,
         scores: bool = False,
         on_error: OnError = "raise",
@@ -354,7 +412,7 @@ class Lion:
         Args:
             images: one or a list.
             phrases: one or a list.
-            tags: of all images, as of `Request`.
+            tags, tag_source: for all images; see `Request`.
             batch_size, scores, on_error, **generation: as of `answer`.
 
         Returns:
@@ -362,18 +420,31 @@ class Lion:
         """
         pictures, texts, is_single = pair_texts(images, "phrases", phrases)
         requests = [
-            Request(picture, LOCATE_QUESTION.format(phrase=text.strip()), "region_level", tags)
+            Request(picture, LOCATE_QUESTION.format(phrase=text.strip()), "region_level", tags, tag_source)
             for picture, text in zip(pictures, texts, strict=True)
         ]
         answers = self.answer(requests, batch_size=batch_size, scores=scores, on_error=on_error, **generation)
         return unpack(answers, is_single)
+
+    @overload
+    def describe_region(self, images: OneImage, boxes: OneBox, **options: Any) -> str | None: ...
+
+    @overload
+    def describe_region(self, images: OneImage, boxes: Boxes, **options: Any) -> list[str | None]: ...
+
+    @overload
+    def describe_region(self, images: Images, boxes: OneBox | Boxes, **options: Any) -> list[str | None]: ...
+
+    @overload
+    def describe_region(self, images: Any, boxes: Any, **options: Any) -> Any: ...
 
     def describe_region(
         self,
         images: Any,
         boxes: Any,
         *,
-        tags: Any = None,
+        tags: Tags = None,
+        tag_source: TagSource | None = None,
         batch_size: int = 8,
         on_error: OnError = "raise",
         **generation: Any,
@@ -383,7 +454,7 @@ class Lion:
         Args:
             images: one or a list.
             boxes: (x1, y1, x2, y2) in pixels of the upright image, as `locate` finds them, or a list of such.
-            tags: of all images, as of `Request`.
+            tags, tag_source: for all images; see `Request`.
             batch_size, on_error, **generation: as of `answer`.
 
         Returns:
@@ -404,10 +475,19 @@ class Lion:
                 requests.append(None)
                 continue
             question = REGION_QUESTION.format(box=format_boxes([to_fractions(box, found[1])]))
-            requests.append(Request(found[0], question, "region_level", tags))
+            requests.append(Request(found[0], question, "region_level", tags, tag_source))
         readable = [request for request in requests if request is not None]
         texts = iter(texts_of(self.answer(readable, batch_size=batch_size, on_error=on_error, **generation)))
         return unpack([None if request is None else next(texts) for request in requests], is_single)
+
+    @overload
+    def tag(self, images: OneImage, *, on_error: OnError = ...) -> list[str] | None: ...
+
+    @overload
+    def tag(self, images: Images, *, on_error: OnError = ...) -> list[list[str] | None]: ...
+
+    @overload
+    def tag(self, images: Any, *, on_error: OnError = ...) -> Any: ...
 
     def tag(self, images: Any, *, on_error: OnError = "raise") -> Any:
         """The tags of an image, a list of names, or such a list for each of a list of images.
@@ -432,8 +512,7 @@ class Lion:
 
     # --- steps -------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _check(requests: Sequence[Request], batch_size: int, on_error: OnError) -> None:
+    def _check(self, requests: Sequence[Request], batch_size: int, on_error: OnError) -> None:
         """Raise `ValueError` if something is wrong that no image is needed to see."""
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error is {on_error!r}, but must be "raise" or "skip".')
@@ -442,6 +521,7 @@ class Lion:
         for request in requests:
             if not isinstance(request, Request):
                 raise ValueError(f"requests must hold Request, but holds {type(request).__name__}.")
+            self._source_of(request)
         check_strings("questions", [request.question for request in requests])
 
     def _options(self, generation: dict[str, Any]) -> dict[str, Any]:
@@ -476,7 +556,7 @@ class Lion:
         keys = [image_key(request.image) for request in requests]
         first = {key: position for position, key in reversed(list(enumerate(keys)))}
         order = sorted(range(len(requests)), key=lambda position: first[keys[position]])
-        untagged = {keys[index] for index, request in enumerate(requests) if request.tags is None}
+        untagged = {key for key, request in zip(keys, requests, strict=True) if self._source_of(request) == "tagger"}
         left = Counter(keys)
         seen: dict[Hashable, SeenImage] = {}
         unread: dict[Hashable, str] | None = {} if on_error == "skip" else None
@@ -527,7 +607,7 @@ class Lion:
                     yield picture
                 del picture  # before the next one is opened
 
-        wanted = 0 if self.tagger is None else len(untagged & images.keys())
+        wanted = len(untagged & images.keys())
         names = self._tag_all(open_all(), wanted)
         if not sizes:
             return {}
@@ -556,16 +636,19 @@ class Lion:
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         return self.model.get_image_features(pixel_values, return_dict=True)
 
-    @staticmethod
-    def _tags(request: Request, image: SeenImage) -> Tags:
+    def _source_of(self, request: Request) -> TagSource:
+        """Where the tags of a request come from."""
+        return resolve_tag_source(request.tags, request.tag_source, self.tagger is not None)
+
+    def _tags_of(self, request: Request, image: SeenImage) -> Tags:
         """The tags of a request's prompt, `None` for no tag sentence."""
-        return image.tags if request.tags is None else None if request.tags is False else request.tags
+        return {"data": request.tags, "tagger": image.tags, "none": None}[self._source_of(request)]
 
     def _inputs(self, requests: Sequence[Request], images: Sequence[SeenImage]) -> dict[str, Any]:
         """The model's inputs; each image's features are there once."""
         prompts = self.processor(
             text=[request.question for request in requests],
-            tags=[self._tags(request, image) for request, image in zip(requests, images, strict=True)],
+            tags=[self._tags_of(request, image) for request, image in zip(requests, images, strict=True)],
             task_type=[request.task_type for request in requests],
             return_tensors="pt",
         ).to(self.model.device)
@@ -573,7 +656,7 @@ class Lion:
         rows = {id(image): row for row, image in enumerate(distinct)}
         return {
             **prompts,
-            "image_features": concatenate([image.features for image in distinct]),
+            "image_features": concatenate_features([image.features for image in distinct]),
             "image_indices": torch.tensor([rows[id(image)] for image in images]),
         }
 
@@ -649,20 +732,6 @@ def warn_of_unread(errors: Sequence[str], count: int) -> None:
 def texts_of(answers: Sequence[Answer]) -> list[str | None]:
     """The texts of answers; `None` where there is none."""
     return [answer.text if answer.error is None else None for answer in answers]
-
-
-def image_key(image: Any) -> Hashable:
-    """What tells one image from another: the path or URL, or which object it is."""
-    return os.fspath(image) if isinstance(image, str | Path) else id(image)
-
-
-def concatenate(features: Sequence[LionImageFeatures]) -> LionImageFeatures:
-    """The features of several images as those of one batch."""
-    projected = [part.pooler_output for part in features if part.pooler_output is not None]
-    return LionImageFeatures(
-        last_hidden_state=torch.cat([part.last_hidden_state for part in features]),
-        pooler_output=torch.cat(projected) if projected else None,
-    )
 
 
 def pair(images: Any, name: str, values: list[Any], is_one: bool) -> tuple[list[Any], list[Any], bool]:

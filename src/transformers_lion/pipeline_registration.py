@@ -1,9 +1,11 @@
 """The pipeline's names in every supported version of transformers. All version-dependent code of this kind is here.
 
-Version 5.18 knows no task "image-to-text". From 5.19 on the name is rewritten to "image-text-to-text" before
-the registry is asked, so that a class registered under it is never found. Both names therefore lead to
-`LionOrStockPipeline`, which looks at the model: LION gets LION's pipeline, any other model exactly what it would have
-got. Nothing of transformers is replaced but that one entry of its registry.
+Why an entry of transformers' registry is exchanged: `pipeline("image-to-text", model=folder)` finds its class by the
+task alone, and a model can bring its own only with code in its folder and `trust_remote_code`. Version 5.18 has no task
+"image-to-text". From 5.19 on the name is rewritten to "image-text-to-text" before the registry is asked, so a class
+registered under the old name is never found. Both names therefore lead to `LionOrStockPipeline`, which looks at the
+model: LION gets LION's pipeline, and any other model gets an instance of the class that was registered before. Neither
+`ImageTextToTextPipeline`, nor its subclasses, nor `pipeline` itself are changed.
 """
 
 import logging
@@ -22,7 +24,9 @@ TAGGING_TASK = "image-tagging"
 
 
 class LionOrStockPipeline(ImageTextToTextPipeline):
-    """Makes `LionImageToTextPipeline` for LION, and transformers' own pipeline for any other model."""
+    """Makes `LionImageToTextPipeline` for LION, and for any other model the pipeline that was registered before."""
+
+    stock: type[ImageTextToTextPipeline] = ImageTextToTextPipeline
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ImageTextToTextPipeline:
         """An instance of one of the two, never of this class, so that Python calls no `__init__` a second time."""
@@ -32,7 +36,7 @@ class LionOrStockPipeline(ImageTextToTextPipeline):
         if kwargs.get("task") == OLD_TASK:  # as transformers answers where it does not rewrite the name
             known = [task for task in PIPELINE_REGISTRY.get_supported_tasks() if task != OLD_TASK]
             raise KeyError(f"Unknown task {OLD_TASK}, available tasks are {known}")
-        return ImageTextToTextPipeline(*args, **kwargs)
+        return cls.stock(*args, **kwargs)
 
 
 class RewriteNotice(logging.Filter):
@@ -48,6 +52,9 @@ class RewriteNotice(logging.Filter):
 def register_pipelines() -> None:
     """Let both task names find LION, and add the tagger's. Calling it again changes nothing."""
     tasks = PIPELINE_REGISTRY.supported_tasks
+    registered = tasks[STOCK_TASK]["impl"]  # newer versions name transformers' own by a text
+    if isinstance(registered, type) and registered is not LionOrStockPipeline:
+        LionOrStockPipeline.stock = registered
     tasks[STOCK_TASK] = {**tasks[STOCK_TASK], "impl": LionOrStockPipeline}
     tasks.setdefault(
         OLD_TASK, {"impl": LionOrStockPipeline, "pt": (AutoModelForImageTextToText,), "type": "multimodal"}

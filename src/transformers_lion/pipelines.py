@@ -20,8 +20,9 @@ from .checkpoint_utils import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, l
 from .columns import to_plain, unread_fields
 from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_of_grey_batch
 from .modeling_utils import check_finite
-from .processing_lion import Tags, check_strings, per_sample
+from .processing_lion import check_strings, per_sample
 from .ram import ImageTagger
+from .tag_source import Tags, TagSource, as_names, check_tags, resolve_tag_source
 
 logger = logging.get_logger(__name__)
 
@@ -32,6 +33,7 @@ ITEM_KEYS = {
     "question": "text",
     "prompt": "text",
     "tags": "tags",
+    "tag_source": "tag_source",
     "task_type": "task_type",
 }
 """Keys of an input dictionary, and what they are called from there on."""
@@ -71,6 +73,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         prompt: str | None = None,
         question: str | None = None,
         tags: Tags = None,
+        tag_source: TagSource | None = None,
         task_type: str | None = None,
         timeout: float | None = None,
         max_new_tokens: int | None = None,
@@ -87,9 +90,11 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         if twice:
             raise ValueError(f"{twice[0]} is given twice: by itself and in generate_kwargs.")
         generation.update(generate_kwargs or {})
+        check_tags(tags, tag_source)
         inputs = {
             "text": one_of({"text": text, "question": question, "prompt": prompt}),
             "tags": tags,
+            "tag_source": tag_source,
             "task_type": task_type,
             "timeout": timeout,
         }
@@ -107,14 +112,16 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
 
         Args:
             images: an image (path, URL, base64 text, bytes, picture, array), a list, a generator or a data set of them,
-                or of dictionaries with `image` and, if wanted, `text` (or `question`, `prompt`), `tags` and
-                `task_type`; or messages, or a list or generator of conversations. A dictionary may have ids, too, but
-                no other keys.
+                or of dictionaries with `image` and, if wanted, `text` (or `question`, `prompt`), `tags`, `tag_source`
+                and `task_type`; or messages, or a list or generator of conversations. A dictionary may have ids, too,
+                but no other keys.
             text: a question for all images or, with several images, one for each: a list or a column of a table; or
                 messages. `question` and `prompt` are other names for it. The processor's `caption_prompt` if it is
                 left out.
-            **kwargs: `tags` (of an image or, with several, of each; `False` for no tag sentence; the tagger's where
-                they are left out), `task_type` ("image_level" or "region_level"), `batch_size`, `generate_kwargs`,
+            **kwargs: `tags` (of an image or, with several, of each), `tag_source` ("data" for these tags, "tagger" for
+                the tagger's, also in place of tags in dictionaries, "none" for no tag sentence; if it is not set, the
+                tags of an image that has some, otherwise the tagger's if there is one), `task_type` ("image_level" or
+                "region_level"), `batch_size`, `generate_kwargs`,
                 `max_new_tokens`, `return_tags` (what stood in the prompt), `return_full_text` (the question before the
                 answer), `return_tensors` (token ids instead of text), `timeout` of downloads in seconds; anything else
                 goes to `generate`.
@@ -125,8 +132,8 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             `None` without a tag sentence.
 
         Raises:
-            ValueError: if there is no image, if counts differ, if a question is missing among several, or if a
-                dictionary has keys that are not read.
+            ValueError: if there is no image, if counts differ, if a question is missing among several, if tags are
+                given although the tagger is to make them, or if a dictionary has keys that are not read.
         """
         images = kwargs.pop("inputs", images)
         text = one_of({"text": text, **{name: kwargs.pop(name, None) for name in ("question", "prompt")}})
@@ -140,8 +147,9 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             raise ValueError("LION needs an image: none was given.")
         columns = {
             "text": read_text(text),
-            **{name: to_plain(kwargs.pop(name, None)) for name in ("tags", "task_type")},
+            **{name: to_plain(kwargs.pop(name, None)) for name in ("tags", "tag_source", "task_type")},
         }
+        check_tag_columns(columns["tags"], columns["tag_source"])
         if isinstance(columns["text"], list):
             check_strings("text", columns["text"])
         if hasattr(images, "ndim") and is_batch(images):
@@ -168,11 +176,11 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         return ImagePreprocessing(self.processor, self.dtype, has_tagger=self.tagger is not None)
 
     def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
-        columns = [model_inputs[name] for name in ("text", "task_type", "picture", "tags")]
+        columns = [model_inputs[name] for name in ("text", "task_type", "picture", "tags", "tag_source")]
         if isinstance(model_inputs["text"], str):  # one item, which transformers does not make a batch of
             columns = [[value] for value in columns]
-        texts, tasks, pictures, own_tags = columns
-        tags = self._tags_of(pictures, own_tags)
+        texts, tasks, pictures, own_tags, sources = columns
+        tags = self._tags_of(pictures, own_tags, sources)
         prompts = self.processor(text=texts, tags=tags, task_type=tasks, return_tensors="pt").to(self.device)
         ids = self.model.generate(
             pixel_values=model_inputs["pixel_values"], **prompts, **generate_arguments(self, generate_kwargs or {})
@@ -180,17 +188,24 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
         return {"sequences": ids.reshape(len(texts), -1, ids.shape[-1]), "text": texts, "tags": tags}
 
-    def _tags_of(self, pictures: list[Image.Image | None], own: list[Tags | Literal[False]]) -> list[Tags]:
-        """The tags of each image: those given, else the tagger's; `None` where there is to be no tag sentence."""
-        missing = [index for index, tags in enumerate(own) if tags is None]
-        if missing and self.tagger is None:
+    def _tags_of(
+        self, pictures: list[Image.Image | None], own: list[Tags], asked: list[TagSource | None]
+    ) -> list[Tags]:
+        """The tags of each image; `None` where there is to be no tag sentence."""
+        has_tagger = self.tagger is not None
+        sources = [resolve_tag_source(tags, source, has_tagger) for tags, source in zip(own, asked, strict=True)]
+        if not has_tagger and (None, None) in zip(own, asked, strict=True):
             logger.warning_once(
                 "There are no tags and no tagger, so that prompts have no tag sentence, with which LION was trained. "
                 "Give tags=, or pipeline(..., tagger=ImageTagger.from_pretrained(folder))."
             )
-        found = self.tagger([pictures[index] for index in missing]) if missing and self.tagger else None
-        by_tagger = dict(zip(missing, found or [None] * len(missing), strict=True))
-        return [by_tagger.get(index, None if tags is False else tags) for index, tags in enumerate(own)]
+        untagged = [index for index, source in enumerate(sources) if source == "tagger"]
+        found = self.tagger([pictures[index] for index in untagged]) if untagged and self.tagger else []
+        by_tagger = dict(zip(untagged, found, strict=True))
+        return [
+            {"data": tags, "tagger": by_tagger.get(index), "none": None}[source]
+            for index, (tags, source) in enumerate(zip(own, sources, strict=True))
+        ]
 
     def postprocess(
         self,
@@ -229,7 +244,8 @@ class ImagePreprocessing:
         self,
         inputs: Mapping[str, Any],
         text: str | None = None,
-        tags: Tags | Literal[False] = None,
+        tags: Tags = None,
+        tag_source: TagSource | None = None,
         task_type: str = "image_level",
         timeout: float | None = TIMEOUT,
     ) -> dict[str, Any]:
@@ -237,12 +253,15 @@ class ImagePreprocessing:
         if "messages" in inputs:
             text = self.processor.apply_chat_template(inputs["messages"], tokenize=False) or None
             inputs = {**inputs, "image": image_of(inputs["messages"])}
+        tags, tag_source = inputs.get("tags", tags), inputs.get("tag_source", tag_source)
+        source = resolve_tag_source(tags, tag_source, self.has_tagger)
         picture = to_rgb(inputs["image"], timeout=timeout)
         return {
             **self.processor(images=picture, return_tensors="pt").to(self.dtype),
-            "picture": None if not self.has_tagger or inputs.get("tags", tags) is not None else picture,
+            "picture": picture if source == "tagger" else None,
             "text": inputs.get("text", self.processor.caption_prompt if text is None else text),
-            "tags": inputs.get("tags", tags),
+            "tags": tags,
+            "tag_source": tag_source,
             "task_type": inputs.get("task_type", task_type),
         }
 
@@ -264,11 +283,17 @@ def find_tagger(checkpoint: str, device: torch.device, revision: str | None = No
     return tagger
 
 
-def as_names(tags: Tags) -> list[str] | None:
-    """Tags as a list of names; `None` where there is no tag sentence."""
-    if tags is None:
-        return None
-    return [name.strip() for name in tags.split(",") if name.strip()] if isinstance(tags, str) else list(tags)
+def check_tag_columns(tags: Any, sources: Any) -> None:
+    """Check the tags of a call and their sources, each one value for all or a list with one for each.
+
+    Raises:
+        ValueError: as `check_tags` does.
+    """
+    if not isinstance(sources, list):
+        check_tags(tags, sources)
+        return
+    for index, source in enumerate(sources):
+        check_tags(tags[index] if isinstance(tags, list) and index < len(tags) else tags, source)
 
 
 def one_of(values: Mapping[str, Any]) -> Any:
@@ -365,7 +390,7 @@ def as_item(image: Any) -> dict[str, Any]:
             )
         names = {name: [key for key in ITEM_KEYS if ITEM_KEYS[key] == name] for name in ITEM_KEYS.values()}
         item = given({name: one_of({key: image.get(key) for key in keys}) for name, keys in names.items()})
-        readers = {"text": read_text, "tags": to_plain, "task_type": to_plain}
+        readers = {"text": read_text, "tags": to_plain, "tag_source": to_plain, "task_type": to_plain}
         item = given({name: readers[name](value) if name in readers else value for name, value in item.items()})
         if "image" not in item:
             raise ValueError(f"An input has no image; its keys are {', '.join(map(str, image))}.")

@@ -7,27 +7,26 @@ Shape letters: B samples, T prompt tokens, T' question tokens, L answer tokens.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.processing_utils import ProcessingKwargs, Unpack
+from transformers.processing_utils import ProcessingKwargs, TextKwargs, Unpack
 
 from .checkpoint_utils import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, check_processor_files, local_folder
 from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
-from .images import ImageSource, find_size, is_batch, load_rgb_images, warn_of_grey_batch
+from .images import ImageSource, find_size, is_batch, warn_of_grey_batch
 from .plain_text import PlainTextTokenizer
+from .tag_source import Tags, check_tags
 
 TAG_PROMPT = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{tags}]. "
 CAPTION_PROMPT = "Please describe the image using a single short sentence."
-AUTO = "auto"
 CHAT_TEMPLATE = """\
 {%- set lines = namespace(all=[]) -%}
 {%- for message in messages -%}
@@ -52,33 +51,12 @@ CHAT_TEMPLATE = """\
 QFORMER_TOKENIZER_CONFIG = '{\n  "model_type": "bert"\n}\n'
 """Without it, transformers takes the other tokenizer instead if a repository of the Hub is used offline."""
 
-Tags = str | Sequence[str] | None
-"""Tags of one image: joined text, a list, or `None` for a prompt without the tag sentence."""
+PROMPT_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "return_tensors")
+"""The options of `TextKwargs` that prompts have; prompts are put together from parts, which excludes all others."""
 
 
-Tagger = Callable[[Any], Sequence[Sequence[str] | None]]
-"""Images to the tag names of each, such as `transformers_lion.ImageTagger`."""
-
-
-@dataclass
-class Shared:
-    """Holds what copies of its owner share; transformers copies a processor each time it is shown or saved."""
-
-    content: Any
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Shared":
-        return self
-
-
-class LionTextKwargs(TypedDict, total=False):
-    """Options of prompts, as transformers' tokenizers have them."""
-
-    padding: bool | str | None
-    padding_side: str | None
-    truncation: bool | None
-    max_length: int | None
-    pad_to_multiple_of: int | None
-    return_tensors: str | None
+class LionTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
+    """Options of prompts: those of `TextKwargs` that `PROMPT_OPTIONS` names."""
 
 
 class LionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -87,7 +65,7 @@ class LionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-a
     text_kwargs: LionTextKwargs
 
 
-LionProcessorKwargs._defaults = {}  # read by transformers before 5.20
+LionProcessorKwargs._defaults = {"text_kwargs": {"padding": True}}
 
 
 class LionProcessor(ProcessorMixin):
@@ -142,7 +120,6 @@ class LionProcessor(ProcessorMixin):
         self.max_prompt_length = max_prompt_length
         self.max_question_length = max_question_length
         self.max_answer_length = max_answer_length
-        self._tagger = Shared(None)
         self._plain_ids = PlainTextTokenizer(tokenizer)
         self._answer_ids = PlainTextTokenizer(tokenizer, keep_added=True)
         self._plain_question_ids = PlainTextTokenizer(qformer_tokenizer)
@@ -187,8 +164,8 @@ class LionProcessor(ProcessorMixin):
                 arrays or tensors. One image that is not in a list serves all questions.
             text: a question, or one for each sample: a list, an array or a column of a table. A single one serves all
                 images.
-            tags: of one image, or a list with those of each sample; joined text or lists of names. An empty list keeps
-                the tag sentence, `None` leaves it out. "auto" asks the `tagger`.
+            tags: of one image, or a list with those of each sample: text or lists of names. An empty list keeps the
+                tag sentence, `None` leaves it out. The processor has no tagger; `Lion` and the pipeline have one.
             task_type: "image_level" (where it is left out) or "region_level", for all samples or one for each.
             text_target: answers, which give `labels`; prompts are then cut as in training.
             **kwargs: `return_tensors` ("pt" for tensors, otherwise lists), and options of the image processor
@@ -213,15 +190,11 @@ class LionProcessor(ProcessorMixin):
         return_tensors = text_kwargs.pop("return_tensors", None)
         data: dict[str, Any] = {}
         batched = is_batch(images)
-        if tags == AUTO:
-            images = [] if images is None else load_rgb_images(images)  # opened once, for tags and pixels
         if images is not None:
             data.update(self.image_processor(images, **images_kwargs))
         if text is not None:
             texts = self._texts(text, len(data["pixel_values"]) if batched else None)
             warn_of_grey_batch(images, len(texts))
-            if tags == AUTO:
-                tags = self.tag(images) if batched else self.tag(images) * len(texts)
             data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
             tasks = per_sample("task_type", task_type or "image_level", len(texts))
             data["task_type_ids"] = [task_type_id(task) for task in tasks]
@@ -251,32 +224,14 @@ class LionProcessor(ProcessorMixin):
         merged = self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
-        known = {"common_kwargs", *merged}.union(*(group for group in merged.values() if isinstance(group, dict)))
-        for name, value in kwargs.items():
-            if name not in known and value is not None:  # `apply_chat_template` also hands over videos=None
-                raise TypeError(f"LionProcessor has no option {name!r}.")
-        return merged["images_kwargs"], merged["text_kwargs"]
-
-    @property
-    def tagger(self) -> Tagger | None:
-        """What makes the tags for `tags="auto"`, such as an `ImageTagger`. It is not saved with the processor."""
-        return self._tagger.content
-
-    @tagger.setter
-    def tagger(self, tagger: Tagger | None) -> None:
-        self._tagger = Shared(tagger)
-
-    def tag(self, images: Any) -> list[list[str]]:
-        """The tag names of each image.
-
-        Raises:
-            ValueError: if there is no tagger, no image, or one that cannot be read.
-        """
-        if self.tagger is None:
-            raise ValueError(
-                'tags="auto" needs a tagger. Attach one: processor.tagger = ImageTagger.from_pretrained(folder).'
-            )
-        return [list(names or []) for names in self.tagger(load_rgb_images(images))]
+        known = {"common_kwargs", *merged, *merged["images_kwargs"], *PROMPT_OPTIONS}
+        given = [name for name, value in kwargs.items() if value is not None]  # a chat template hands over videos=None
+        unknown = [name for name in given if name not in known]
+        unknown += [name for name in kwargs.get("text_kwargs") or {} if name not in PROMPT_OPTIONS]
+        if unknown:
+            raise TypeError(f"LionProcessor has no option {unknown[0]!r}.")
+        text_kwargs = {name: value for name, value in merged["text_kwargs"].items() if name in PROMPT_OPTIONS}
+        return merged["images_kwargs"], text_kwargs
 
     @staticmethod
     def _texts(text: str | Sequence[str], num_images: int | None) -> list[str]:
@@ -294,7 +249,7 @@ class LionProcessor(ProcessorMixin):
         texts: list[str],
         tags: Tags | Sequence[Tags],
         training: bool,
-        padding: bool | str = True,
+        padding: bool | str,
         padding_side: str | None = None,
         truncation: bool = False,
         max_length: int | None = None,
@@ -306,6 +261,7 @@ class LionProcessor(ProcessorMixin):
             tags = [list(tags)]  # the names of the one sample's tags
         names = per_sample("tags", tags, len(texts))
         for row in names:
+            check_tags(row)
             if row is not None and not isinstance(row, str):
                 check_strings("tags", row)
         prompts = [self._prompt_ids(text, tags_, limit) for text, tags_ in zip(texts, names, strict=True)]

@@ -18,9 +18,12 @@ from transformers import AutoProcessor, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from .configuration_lion import LionConfig
+from .images import load_rgb_images
 from .modeling_lion import LionForConditionalGeneration
 from .pipelines import find_tagger
-from .processing_lion import AUTO, LionProcessor
+from .processing_lion import LionProcessor
+from .ram import ImageTagger
+from .tag_source import Tags, TagSource, check_tags, resolve_tag_source
 
 
 class ServedLion(LionForConditionalGeneration):
@@ -44,10 +47,12 @@ class ServedLion(LionForConditionalGeneration):
 
 
 class ServedProcessor(LionProcessor):
-    """A processor that gives each prompt the tags of the checkpoint's tagger, unless it has its own.
+    """A processor with a tagger, since the server knows models and processors only.
 
-    A request's `chat_template_kwargs` may hold `task_type` and `tags`.
+    A request's `chat_template_kwargs` may hold `task_type`, `tags` and `tag_source`.
     """
+
+    tagger: ImageTagger | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -71,16 +76,26 @@ class ServedProcessor(LionProcessor):
             raise HTTPException(400, str(error)) from error
 
     def __call__(  # type: ignore[override]
-        self, images: Any = None, text: Any = None, tags: Any = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: Any = None,
+        tags: Tags = None,
+        tag_source: TagSource | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As of `LionProcessor`.
+        """As of `LionProcessor`, with tags from `tag_source`.
 
         Raises:
-            ValueError: if there is no image, or several, and as of `LionProcessor`.
+            ValueError: if there is no image, or several, if the tags and their source do not go together, and as of
+                `LionProcessor`.
         """
         if images is None:
             raise ValueError("LION answers questions about a picture: the messages have none.")
-        return super().__call__(images, text, AUTO if tags is None and self.tagger is not None else tags, **kwargs)
+        check_tags(tags, tag_source)
+        source = resolve_tag_source(tags, tag_source, self.tagger is not None)
+        if source == "tagger" and self.tagger is not None:
+            return super().__call__(images, text, self.tagger(load_rgb_images(images)), **kwargs)
+        return super().__call__(images, text, None if source == "none" else tags, **kwargs)
 
 
 def check_addresses(conversation: Any) -> None:

@@ -36,7 +36,7 @@ def demo(
         raise typer.Exit(WRONG_COMMAND_LINE) from error
 
     def action() -> None:
-        from ..demo.server import examples_of, sentence_about, serve
+        from ..demo.server import ServerSettings, examples_of, sentence_about, serve
         from .checkpoints import load_lion
 
         hide_progress_bars()
@@ -44,6 +44,6 @@ def demo(
         lion = load_lion(model, True if tagger is None else tagger, device, dtype and dtype.value)
         if lion.tagger is None:
             note(f"{model} holds no tagger, so that prompts have no tags but those that are typed; see --tagger.")
-        serve(lion, host=host, port=port, share=share, name=sentence_about(model), examples=offered)
+        serve(lion, ServerSettings(host, port, share, name=sentence_about(model), examples=offered))
 
     run_action(action, debug)

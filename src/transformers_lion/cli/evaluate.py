@@ -3,29 +3,22 @@
 import json
 import os
 import re
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from ..tag_source import TAG_SOURCES
 from .checkpoints import check_model, choose_device, load_lion
 from .common import Debug, hide_progress_bars, printable, run_action, show_progress, speaker
-from .options import Device, Dtype, Model, NumBeams, Tagger
+from .options import Device, Dtype, Model, NumBeams, Tagger, TagSourceOption, expand_settings
 
 if TYPE_CHECKING:
     from ..evaluation.results import Result
     from ..evaluation.settings import EvaluationSettings
     from ..inference import Lion
-
-
-class TagSource(str, Enum):
-    """Where prompts have their tags from."""
-
-    AUTO = "auto"
-    DATA = "data"
-    NONE = "none"
 
 
 NUM_REASONS = 3
@@ -39,46 +32,91 @@ EPILOG = (
 )
 
 
-def evaluate(
-    task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASK_NAMES)}; capitals do not matter.")],
-    data: Annotated[Path, typer.Option("--data", help="The data's file, in one of its usual forms.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and results.")],
+def refuse_tags(value: str | None) -> None:
+    """Raise `typer.BadParameter` for an option that `lion eval` does not have, but commands with prompts do."""
+    if value is not None:
+        raise typer.BadParameter(f"tags stand in the data; --tag-source takes {', '.join(TAG_SOURCES)}.")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `lion eval`."""
+
+    data: Annotated[Path, typer.Option("--data", help="The data's file, in one of its usual forms.")]
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and results.")]
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder of the images.", show_default="that of the data")
-    ] = None,
-    model: Model = None,
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Score this file; no model is loaded.")
-    ] = None,
+    ] = None
+    model: Model = None
+    predictions: Annotated[Path | None, typer.Option("--predictions", help="Score this file; no model is loaded.")] = (
+        None
+    )
     dataset: Annotated[
         str | None, typer.Option("--dataset", help="Show the paper's figures of this data set beside: refcoco-testA.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Questions at a time.")] = 8,
-    num_beams: NumBeams = None,
+    ] = None
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Questions at a time.")] = 8
+    num_beams: NumBeams = None
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer.", show_default="the task's")
-    ] = None,
+    ] = None
     length_penalty: Annotated[
         float | None, typer.Option("--length-penalty", help="Of beams.", show_default="the model's")
-    ] = None,
+    ] = None
     box_format: Annotated[
         str | None, typer.Option("--box-format", help="REC: xyxy or xywh, where the data do not say.")
-    ] = None,
+    ] = None
     box_unit: Annotated[
         str | None,
         typer.Option("--box-unit", help="REC: pixels, fractions or thousandths, where the data do not say."),
-    ] = None,
-    tags: Annotated[
-        TagSource, typer.Option("--tags", help="The tagger's, if there is one; the data's; none.")
-    ] = TagSource.AUTO,
-    tagger: Tagger = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first examples.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="For checkpoints that draw answers at random.")] = 0,
+    ] = None
+    tag_source: TagSourceOption = None
+    tags: Annotated[str | None, typer.Option("--tags", hidden=True, callback=refuse_tags)] = None
+    tagger: Tagger = None
+    dtype: Dtype = None
+    device: Device = None
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first examples.")] = None
+    seed: Annotated[int, typer.Option("--seed", help="For checkpoints that draw answers at random.")] = 0
     check_batching: Annotated[
         int, typer.Option("--check-batching", min=0, help="Answer so many one by one too, in float32, and compare.")
-    ] = 0,
+    ] = 0
+
+    def to_settings(self, task: str) -> "EvaluationSettings":
+        """The settings of an evaluation.
+
+        Raises:
+            OSError, ValueError: if there is no such task, or no such model or device.
+        """
+        from ..evaluation.settings import EvaluationSettings
+        from ..evaluation.tasks import TASKS
+
+        return EvaluationSettings(
+            task=TASKS[find_name(task, list(TASKS))],
+            data=self.data,
+            output=self.output,
+            images=self.images,
+            model=check_model(self.model),
+            dataset=self.dataset,
+            batch_size=self.batch_size,
+            generation=self.given("num_beams", "max_new_tokens", "length_penalty"),
+            tag_source=None if self.tag_source is None else self.tag_source.value,
+            tagger=self.tagger,
+            dtype=self.dtype.value if self.dtype else None,
+            device=None if self.device is None else str(choose_device(self.device)),
+            load_options=self.given("box_format", "box_unit"),
+            limit=self.limit,
+            seed=self.seed,
+            check_batching=self.check_batching,
+        )
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of some options that have a value."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@expand_settings
+def evaluate(
+    task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASK_NAMES)}; capitals do not matter.")],
+    options: Options,
     debug: Debug = False,
 ) -> None:
     """Evaluate a model on a data file, or score a file of predictions. Started again, it goes on where it was stopped.
@@ -88,37 +126,16 @@ def evaluate(
 
     def action() -> bool:
         from ..evaluation.runner import evaluate, evaluate_file
-        from ..evaluation.settings import EvaluationSettings
-        from ..evaluation.tasks import TASKS
 
         if not show_progress() or os.environ.get("RANK", "0") != "0":
             hide_progress_bars()
-        options = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
-        boxes = {"box_format": box_format, "box_unit": box_unit}
-        settings = EvaluationSettings(
-            task=TASKS[find_name(task, list(TASKS))],
-            data=data,
-            output=output,
-            images=images,
-            model=check_model(model),
-            dataset=dataset,
-            batch_size=batch_size,
-            generation={name: value for name, value in options.items() if value is not None},
-            tags=tags.value,
-            tagger=tagger,
-            dtype=dtype.value if dtype else None,
-            device=None if device is None else str(choose_device(device)),
-            load_options={name: value for name, value in boxes.items() if value is not None},
-            limit=limit,
-            seed=seed,
-            check_batching=check_batching,
-        )
-        if predictions is None:
+        settings = options.to_settings(task)
+        if options.predictions is None:
             result = evaluate(settings, speaker(), show_progress(), load)
-        elif model is not None or check_batching:
+        elif options.model is not None or options.check_batching:
             raise ValueError("--predictions scores a file without a model: leave --model and --check-batching out.")
         else:
-            result = evaluate_file(settings, predictions)
+            result = evaluate_file(settings, options.predictions)
         return result is None or show(result, settings)
 
     run_action(action, debug)
@@ -126,7 +143,7 @@ def evaluate(
 
 def load(settings: "EvaluationSettings", device: str, dtype: str | None) -> "Lion":
     """The model of an evaluation, with its tagger where that has something to do."""
-    return load_lion(settings.model, settings.tagger or settings.tags == TagSource.AUTO.value, device, dtype)
+    return load_lion(settings.model, settings.tagger or settings.may_ask_tagger, device, dtype)
 
 
 def find_name(name: str, known: list[str]) -> str:

@@ -1,11 +1,16 @@
 """Arguments and options that several commands have, and what they are together."""
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from ..tag_source import TagSource
 
 
 class DtypeName(str, Enum):
@@ -16,6 +21,14 @@ class DtypeName(str, Enum):
     float16 = "float16"
 
 
+class TagSourceName(str, Enum):
+    """`TagSource`, as the command line has it."""
+
+    data = "data"
+    tagger = "tagger"
+    none = "none"
+
+
 Images = Annotated[
     list[str],
     typer.Argument(metavar="IMAGE", help="Files, folders, globs, URLs; - reads a list from stdin."),
@@ -23,8 +36,13 @@ Images = Annotated[
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Folder or Hub id.", show_default="the example checkpoint")
 ]
-Tags = Annotated[str | None, typer.Option("--tags", help="For all prompts: 'dog, grass'.", show_default="a tagger's")]
-NoTags = Annotated[bool, typer.Option("--no-tags", help="Prompts without a tag sentence.")]
+Tags = Annotated[str | None, typer.Option("--tags", help="For all prompts: 'dog, grass'.")]
+TagSourceOption = Annotated[
+    TagSourceName | None,
+    typer.Option(
+        "--tag-source", help="Where tags come from; none for no tag sentence.", show_default="data, else tagger"
+    ),
+]
 Tagger = Annotated[str | None, typer.Option("--tagger", help="Folder or Hub id.", show_default="the model's, if any")]
 AsJson = Annotated[bool, typer.Option("--json", help="An object a line, with all there is to say.")]
 Output = Annotated[
@@ -47,37 +65,75 @@ Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Of the weights
 class Settings:
     """How questions are to be answered, and where the answers go."""
 
-    model: str | None
-    tags: str | None
-    no_tags: bool
-    tagger: str | None
-    as_json: bool
-    output: Path | None
-    draw: Path | None
-    batch_size: int
-    num_beams: int | None
-    max_new_tokens: int | None
-    device: str | None
-    dtype: DtypeName | None
+    model: Model = None
+    tags: Tags = None
+    tag_source_name: TagSourceOption = None
+    tagger: Tagger = None
+    as_json: AsJson = False
+    output: Output = None
+    draw: Draw = None
+    batch_size: BatchSize = 8
+    num_beams: NumBeams = None
+    max_new_tokens: MaxNewTokens = None
+    device: Device = None
+    dtype: Dtype = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("tags", "no_tags", "tagger") if getattr(self, name) not in (None, False)]
-        if len(given) > 1:
-            options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise typer.BadParameter(f"{options} do not go together.")
+        asks_tagger = self.tag_source in (None, "tagger") and self.tags is None
+        if self.tags is not None and self.tag_source == "tagger":
+            raise typer.BadParameter("--tags and --tag-source tagger do not go together.")
+        if self.tagger is not None and not asks_tagger:
+            other = "--tags" if self.tags is not None else f"--tag-source {self.tag_source}"
+            raise typer.BadParameter(f"{other} and --tagger do not go together.")
 
     @property
-    def request_tags(self) -> str | Literal[False] | None:
-        """As a request has them."""
-        return False if self.no_tags else self.tags
+    def tag_source(self) -> TagSource | None:
+        """As a request has it."""
+        return None if self.tag_source_name is None else self.tag_source_name.value
 
     @property
-    def tagger_source(self) -> str | bool:
+    def tagger_to_load(self) -> str | bool:
         """A tagger's name, or whether the model's own is needed."""
-        return self.tagger if self.tagger is not None else self.request_tags is None
+        return self.tagger or (self.tags is None and self.tag_source in (None, "tagger"))
 
     @property
     def generation(self) -> dict[str, Any]:
         """The options of generation that were given."""
         options = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
         return {name: value for name, value in options.items() if value is not None}
+
+
+def expand_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Show typer the fields of a command's settings, a dataclass among its arguments, as options of the command."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: dict[str, inspect.Parameter] = {}
+    settings: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if is_dataclass(hints[name]):
+            settings[name] = hints[name]
+            parameters |= settings_parameters(hints[name])
+        else:
+            parameters[name] = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        built = {name: kind(**{x.name: values.pop(x.name) for x in fields(kind)}) for name, kind in settings.items()}
+        command(**values, **built)
+
+    run.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return run
+
+
+def settings_parameters(kind: Any) -> dict[str, inspect.Parameter]:
+    """A dataclass's fields as parameters of a function."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        field.name: inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(kind)
+    }

@@ -13,22 +13,7 @@ from .answering import Job, Opened, Outcome, run_job
 from .checkpoints import load_lion
 from .common import Debug, note, run_action
 from .drawings import write_below
-from .options import (
-    AsJson,
-    BatchSize,
-    Device,
-    Draw,
-    Dtype,
-    Images,
-    MaxNewTokens,
-    Model,
-    NoTags,
-    NumBeams,
-    Output,
-    Settings,
-    Tagger,
-    Tags,
-)  # fmt: skip
+from .options import Images, Settings, expand_settings
 
 if TYPE_CHECKING:
     from ..inference import Answer, Lion, Request
@@ -76,17 +61,20 @@ class Answering(Job):
         """Load the model, and say if it has no tagger where tags would be its."""
         settings = self.settings
         dtype = settings.dtype and settings.dtype.value
-        self.lion = load_lion(settings.model, settings.tagger_source, settings.device, dtype)
-        if self.lion.tagger is None and settings.request_tags is None and settings.model is not None:
+        self.lion = load_lion(settings.model, settings.tagger_to_load, settings.device, dtype)
+        if self.lion.tagger is None and settings.tagger_to_load and settings.model is not None:
+            if settings.tag_source == "tagger":
+                raise ValueError(f"{settings.model} holds no tagger for --tag-source tagger; name one with --tagger.")
             note(f"{settings.model} holds no tagger, so that prompts have no tag sentence; see --tags and --tagger.")
 
     def run(self, pictures: Opened) -> list[Outcome]:
         """Ask about some pictures."""
         from ..inference import Request
 
-        tags, prompt = self.settings.request_tags, self.lion.processor.caption_prompt
+        tags, tag_source = self.settings.tags, self.settings.tag_source
+        prompt = self.lion.processor.caption_prompt
         requests = [
-            Request(picture, prompt if question.text is None else question.text, question.task_type, tags)
+            Request(picture, prompt if question.text is None else question.text, question.task_type, tags, tag_source)
             for _, picture in pictures
             for question in self.questions
         ]
@@ -163,83 +151,40 @@ def answer_all(job: Answering, images: Sequence[str], debug: bool) -> None:
     run_action(lambda: run_job(job, images, settings.batch_size, *places), debug)
 
 
-def caption(
-    images: Images,
-    model: Model = None,
-    tags: Tags = None,
-    no_tags: NoTags = False,
-    tagger: Tagger = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    draw: Draw = None,
-    batch_size: BatchSize = 8,
-    num_beams: NumBeams = None,
-    max_new_tokens: MaxNewTokens = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    debug: Debug = False,
-) -> None:
+@expand_settings
+def caption(images: Images, settings: Settings, debug: Debug = False) -> None:
     """Describe each picture in a short sentence."""
-    settings = Settings(
-        model, tags, no_tags, tagger, as_json, output, draw, batch_size, num_beams, max_new_tokens, device, dtype
-    )
     answer_all(Answering(settings, [Question()]), images, debug)
 
 
+@expand_settings
 def ask(
     images: Images,
     questions: Annotated[
         list[str], typer.Option("--question", "-q", help="One for all pictures; may be given several times.")
     ],
-    model: Model = None,
-    tags: Tags = None,
-    no_tags: NoTags = False,
-    tagger: Tagger = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    draw: Draw = None,
-    batch_size: BatchSize = 8,
-    num_beams: NumBeams = None,
-    max_new_tokens: MaxNewTokens = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    settings: Settings,
     debug: Debug = False,
 ) -> None:
     """Answer questions about each picture."""
     check_texts("--question", questions)
-    settings = Settings(
-        model, tags, no_tags, tagger, as_json, output, draw, batch_size, num_beams, max_new_tokens, device, dtype
-    )
     answer_all(Answering(settings, [Question(text, text) for text in questions], "question"), images, debug)
 
 
+@expand_settings
 def locate(
     images: Images,
     phrases: Annotated[
         list[str], typer.Option("--phrase", "-p", help="What to find, 'the red cup'; may be given several times.")
     ],
+    settings: Settings,
     scores: Annotated[bool, typer.Option("--scores", help="Also how sure the model was of each box, 0 to 1.")] = False,
-    model: Model = None,
-    tags: Tags = None,
-    no_tags: NoTags = False,
-    tagger: Tagger = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    draw: Draw = None,
-    batch_size: BatchSize = 8,
-    num_beams: NumBeams = None,
-    max_new_tokens: MaxNewTokens = None,
-    device: Device = None,
-    dtype: Dtype = None,
     debug: Debug = False,
 ) -> None:
     """Find things in each picture: boxes x1,y1,x2,y2 in its pixels."""
     from ..inference import LOCATE_QUESTION
 
     check_texts("--phrase", phrases)
-    settings = Settings(
-        model, tags, no_tags, tagger, as_json, output, draw, batch_size, num_beams, max_new_tokens, device, dtype
-    )
     questions = [
         Question(LOCATE_QUESTION.format(phrase=phrase.strip()), phrase.strip(), "region_level") for phrase in phrases
     ]

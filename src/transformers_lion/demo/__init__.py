@@ -4,6 +4,6 @@
 `examples.py` has example inputs, `page.py` is the page, and `server.py` is the server around it.
 """
 
-from .server import serve
+from .server import ServerSettings, serve
 
-__all__ = ["serve"]
+__all__ = ["ServerSettings", "serve"]

@@ -120,7 +120,7 @@ def see(lion: Lion, picture: Image.Image) -> Seen:
         picture: RGB and upright.
     """
     start = time.perf_counter()
-    tags = None if lion.tagger is None else list(lion.tag(picture))
+    tags = None if lion.tagger is None else lion.tag(picture)
     kept = lion.encode([picture]).select(torch.tensor([0]))  # without what no question reads
     return Seen(for_page(picture), picture.size, kept, tags, time.perf_counter() - start)
 

@@ -5,6 +5,7 @@ import signal
 import sys
 import tempfile
 import threading
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,28 +29,35 @@ EXAMPLE = "The model here is the package's small example, which knows coloured s
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def serve(
-    lion: Lion,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    share: bool = False,
-    name: str = "",
-    examples: Examples | None = None,
-    max_file_size: str | int = MAX_FILE_SIZE,
-    root_path: str | None = None,
-) -> None:
-    """Show the page until Ctrl-C.
+@dataclass(frozen=True)
+class ServerSettings:
+    """Where the page is shown, and what stands on it.
 
-    Args:
-        lion: the model.
+    Attributes:
         host: address to listen on; "0.0.0.0" for all of this machine.
         port: by default the first that is free from 7860 on.
         share: also at a public address, through Gradio's servers.
         name: a sentence about the model, for the page.
         examples: by default those of the small world.
-        max_file_size: of a picture that is sent, "20mb" or bytes.
+        max_file_size: of an image that is sent, "20mb" or bytes.
         root_path: of the page, where a proxy puts it below one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    share: bool = False
+    name: str = ""
+    examples: Examples | None = None
+    max_file_size: str | int = MAX_FILE_SIZE
+    root_path: str | None = None
+
+
+def serve(lion: Lion, settings: ServerSettings | None = None) -> None:
+    """Show the page until Ctrl-C.
+
+    Args:
+        lion: the model.
+        settings: of the server; see `ServerSettings`.
 
     Raises:
         OSError: if the port is taken.
@@ -57,33 +65,23 @@ def serve(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted
     with tempfile.TemporaryDirectory(prefix="lion-demo-", ignore_cleanup_errors=True) as folder:
-        page = start(lion, Path(folder), host=host, port=port, share=share, name=name, examples=examples,
-                     max_file_size=max_file_size, root_path=root_path)  # fmt: skip
-        print(f"LION is at {page.local_url}" + (f" and at {page.share_url}" if share else ""), flush=True)
+        page = start(lion, Path(folder), settings)
+        print(f"LION is at {' and at '.join(filter(None, (page.local_url, page.share_url)))}", flush=True)
         page.block_thread()
 
 
-def start(
-    lion: Lion,
-    folder: Path,
-    *,
-    host: str = "127.0.0.1",
-    port: int | None = None,
-    share: bool = False,
-    name: str = "",
-    examples: Examples | None = None,
-    max_file_size: str | int = MAX_FILE_SIZE,
-    root_path: str | None = None,
-) -> "gr.Blocks":
+def start(lion: Lion, folder: Path, settings: ServerSettings | None = None) -> "gr.Blocks":
     """Start the server in threads of its own.
 
     Args:
+        lion: the model.
         folder: for what users send; nothing else of the disk is shown to them.
-        lion, host, port, share, name, examples, max_file_size, root_path: as of `serve`.
+        settings: of the server.
 
     Returns:
         The page; `close()` ends the server.
     """
+    settings = settings or ServerSettings()
     os.environ.update(OFFLINE)  # Gradio reads these when it is imported ...
     os.environ["GRADIO_TEMP_DIR"] = str(folder)  # ... and this when the page is made
     import gradio as gr
@@ -92,13 +90,13 @@ def start(
     from .page import CSS, build_page
 
     refuse_downloads()
-    page = build_page(lion, examples or small_world(), name)
+    page = build_page(lion, settings.examples or small_world(), settings.name)
     page.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        root_path=root_path,
-        max_file_size=max_file_size,
+        server_name=settings.host,
+        server_port=settings.port,
+        share=settings.share,
+        root_path=settings.root_path,
+        max_file_size=settings.max_file_size,
         state_session_capacity=SESSIONS,
         theme=gr.themes.Default(primary_hue="amber", font=FONTS, font_mono=MONOSPACE),
         css=CSS,

@@ -4,15 +4,16 @@ A picture that cannot be read costs its own examples their answers, and no other
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 from transformers import set_seed
 
 from ..images import is_url, to_rgb
 from ..inference import Lion, Request
-from ..processing_lion import Tags
+from ..tag_source import TagSource, resolve_tag_source
 from .batches import Batch
 from .parquet_files import is_in_parquet, open_in_parquet
 from .predictions import format_prediction
@@ -42,7 +43,7 @@ def answer_batch(lion: Lion, batch: Batch, settings: EvaluationSettings, **gener
     readable = [example for example in batch if example.id not in found]
     asked = [example for example in readable if not example.candidates]
     if asked:
-        requests = [make_request(example, pictures, settings.tags) for example in asked]
+        requests = [make_request(example, pictures, settings.tag_source) for example in asked]
         options = {**settings.generate_options, **generation}
         answers = lion.answer(requests, batch_size=settings.batch_size, **options)
         for example, answer in zip(asked, answers, strict=True):
@@ -57,7 +58,7 @@ def rank_candidates(
     """The likeliest candidate of each example, the first of equals, with the scores of all."""
     if not examples:
         return {}
-    requests = tag_requests(lion, [make_request(example, pictures, settings.tags) for example in examples])
+    requests = tag_requests(lion, [make_request(example, pictures, settings.tag_source) for example in examples])
     candidates = [example.candidates for example in examples]
     rows = lion.rank(requests, candidates, batch_size=settings.batch_size)
     found: dict[str, Fields] = {}
@@ -66,7 +67,7 @@ def rank_candidates(
             "answer": example.candidates[scores.index(max(scores))],
             "scores": scores,
             "prompt": read_prompt(lion, request),
-            "tags": list(request.tags) if request.tags is not False and request.tags is not None else None,
+            "tags": request.tags,
         }
     return found
 
@@ -119,31 +120,31 @@ def compare_sizes(example: Example, picture: Image.Image) -> str:
     )
 
 
-def make_request(example: Example, pictures: Mapping[str, Image.Image], tags: str) -> Request:
-    """A question to the model. With tags of the data, those examples that have none have no tag sentence."""
-    own: Tags | Literal[False] = None if tags == "auto" else False
-    if tags == "data" and example.tags is not None:
-        own = list(example.tags)
-    return Request(pictures[example.image], example.question, example.task_type, own)
+def make_request(example: Example, pictures: Mapping[str, Image.Image], tag_source: TagSource | None) -> Request:
+    """A question to the model."""
+    tags = None if tag_source == "tagger" or example.tags is None else list(example.tags)
+    return Request(pictures[example.image], example.question, example.task_type, tags, tag_source)
 
 
 def tag_requests(lion: Lion, requests: Sequence[Request]) -> list[Request]:
-    """Requests with the tagger's tags in those that are to have them, so that it is known which."""
-    pictures = {id(request.image): request.image for request in requests if request.tags is None}
-    if not pictures:
-        return list(requests)
-    names = lion.tag(list(pictures.values())) if lion.tagger is not None else [False] * len(pictures)
-    by_tagger = dict(zip(pictures, names, strict=True))
+    """Requests that hold the tags of their prompts, also those of the tagger, so that they are known."""
+    has_tagger = lion.tagger is not None
+    sources = [resolve_tag_source(request.tags, request.tag_source, has_tagger) for request in requests]
+    untagged = {id(x.image): x.image for x, source in zip(requests, sources, strict=True) if source == "tagger"}
+    names = dict(zip(untagged, lion.tag(list(untagged.values())) if untagged else [], strict=True))
     return [
-        Request(request.image, request.question, request.task_type, by_tagger.get(id(request.image), request.tags))
-        for request in requests
+        replace(
+            request,
+            tags={"data": request.tags, "tagger": names.get(id(request.image)), "none": None}[source],
+            tag_source="data",
+        )
+        for request, source in zip(requests, sources, strict=True)
     ]
 
 
 def read_prompt(lion: Lion, request: Request) -> str:
     """What the language model reads of a request."""
-    tags = None if request.tags is False else request.tags
-    return lion.read_prompts(lion.processor(text=[request.question], tags=[tags], return_tensors="pt"))[0]
+    return lion.read_prompts(lion.processor(text=[request.question], tags=[request.tags], return_tensors="pt"))[0]
 
 
 def format_fields(name: str, fields: Fields) -> str:

@@ -15,6 +15,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from ..grounding import convert_grounded_text, extract_boxes, format_boxes
 from ..inference import LOCATE_QUESTION, Lion, Request
+from ..tag_source import TagSource
 
 PHRASES = (re.compile(r"this sentence describes: (.+)\Z", re.DOTALL), re.compile(r'matches the description "(.+?)"'))
 """Patterns that extract the phrase from questions of `refcoco_bbox_rec` and `refcoco_grounding`."""
@@ -32,6 +33,7 @@ class LionForLmmsEval(lmms):
         batch_size: Number of questions per batch.
         device: Defaults to the GPU of this process, if there is one.
         dtype: Dtype of the weights. Defaults to the saved dtype.
+        tag_source: `"tagger"` or `"none"`. By default, the tagger's tags if the checkpoint has a tagger.
         locate: Replace the questions of `refcoco_bbox_rec` and `refcoco_grounding` by the prompt that LION was trained
             with.
         max_batch_size: Ignored. lmms-eval passes it to all models.
@@ -43,6 +45,7 @@ class LionForLmmsEval(lmms):
         batch_size: int | str = 1,
         device: str | None = None,
         dtype: str | None = None,
+        tag_source: TagSource | None = None,
         locate: bool = True,
         max_batch_size: int | None = None,
     ):
@@ -51,6 +54,7 @@ class LionForLmmsEval(lmms):
         self.lion = Lion.from_pretrained(pretrained, device=device or own, dtype=dtype)
         self.device = self.lion.model.device
         self.batch_size = int(batch_size)
+        self.tag_source = tag_source
         self.locate = locate
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -110,7 +114,8 @@ class LionForLmmsEval(lmms):
         phrase = next((match[1] for pattern in PHRASES if (match := pattern.search(question))), None)
         if self.locate and phrase:
             question = LOCATE_QUESTION.format(phrase=phrase.strip())
-        return Request(images[0], question, "region_level" if _wants_boxes(task) else "image_level")
+        task_type = "region_level" if _wants_boxes(task) else "image_level"
+        return Request(images[0], question, task_type, tag_source=self.tag_source)
 
 
 def _wants_boxes(task: str) -> bool:

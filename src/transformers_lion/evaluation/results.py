@@ -126,7 +126,7 @@ def describe_model(lion: Lion, settings: EvaluationSettings) -> dict[str, Any]:
         "name": settings.model,
         "dtype": str(lion.model.dtype).removeprefix("torch."),
         "device": str(lion.model.device),
-        "tags": settings.tags,
+        "tag_source": settings.tag_source,
         "tagger": lion.tagger is not None,
         "seed": settings.seed,
         "generation": kept,

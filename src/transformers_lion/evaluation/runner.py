@@ -76,7 +76,7 @@ class Run:
 
 def load_lion(settings: EvaluationSettings, device: str, dtype: str | None) -> Lion:
     """The model of an evaluation, with its tagger where that has something to do."""
-    tagger: ImageTagger | Literal[False] | None = None if settings.tags == "auto" else False
+    tagger: ImageTagger | Literal[False] | None = None if settings.may_ask_tagger else False
     if settings.tagger is not None:
         tagger = ImageTagger.from_pretrained(settings.tagger, device=device)
     return Lion.from_pretrained(settings.model, tagger=tagger, device=device, dtype=dtype)
@@ -173,8 +173,8 @@ def read_examples(settings: EvaluationSettings) -> list[Example]:
     """All examples of the data."""
     check_settings(settings)
     examples = settings.task.load(settings.data, settings.image_folder, **settings.load_options)
-    if settings.tags == "data" and not any(example.tags is not None for example in examples):
-        raise ValueError(f"tags is 'data', but none of the {len(examples)} examples of {settings.data} has tags.")
+    if settings.tag_source == "data" and not any(example.tags is not None for example in examples):
+        raise ValueError(f"tag_source is 'data', but none of the {len(examples)} examples of {settings.data} has tags.")
     return examples
 
 

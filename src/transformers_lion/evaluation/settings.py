@@ -11,14 +11,12 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from ..tag_source import TagSource, check_tag_source
 from .parquet_files import is_in_parquet
 from .task import Example, Task
 
 SETUP, MODEL, PREDICTIONS = "setup.json", "model.json", "predictions.jsonl"
 """In the output folder."""
-
-TAGS = ("auto", "data", "none")
-"""Where prompts have their tags from: the tagger, if the checkpoint has one; the data; nowhere."""
 
 ASKED = ("id", "image", "question", "task_type", "candidates", "tags")
 """What of an example an answer depends on."""
@@ -41,8 +39,9 @@ class EvaluationSettings:
         dataset: by whose name the paper's figures are looked up.
         batch_size: questions that go through the model at a time.
         generation: options of `generate` that are not the checkpoint's.
-        tags: one of `TAGS`.
-        tagger: folder or id of one, for tags "auto"; by default the one in the checkpoint's folder, if there is one.
+        tag_source: "data", "tagger" or "none"; if it is not set, the tags of an example that has some, otherwise the
+            tagger's if there is one.
+        tagger: folder or id of one; by default the one in the checkpoint's folder, if there is one.
         dtype: of the weights; as saved by default.
         device: the first GPU's, or each process's own, by default.
         load_options: of the task's `load`, such as `box_format`.
@@ -59,7 +58,7 @@ class EvaluationSettings:
     dataset: str | None = None
     batch_size: int = 8
     generation: dict[str, Any] = field(default_factory=dict)
-    tags: str = "auto"
+    tag_source: TagSource | None = None
     tagger: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -67,6 +66,11 @@ class EvaluationSettings:
     limit: int | None = None
     seed: int = 0
     check_batching: int = 0
+
+    @property
+    def may_ask_tagger(self) -> bool:
+        """Whether some prompts may have the tagger's tags."""
+        return self.tag_source in (None, "tagger")
 
     @property
     def image_folder(self) -> Path:
@@ -86,11 +90,10 @@ def check_settings(settings: EvaluationSettings) -> None:
         ValueError: if a value cannot be.
         FileNotFoundError: if the data or images are not there.
     """
-    if settings.tags not in TAGS:
-        raise ValueError(f"tags is {settings.tags!r}, but must be one of {', '.join(map(repr, TAGS))}.")
-    if settings.tagger is not None and settings.tags != "auto":
+    check_tag_source(settings.tag_source)
+    if settings.tagger is not None and not settings.may_ask_tagger:
         raise ValueError(
-            f"The tagger {settings.tagger} would have nothing to do: tags is {settings.tags!r}, not 'auto'."
+            f"The tagger {settings.tagger} would have nothing to do: tag_source is {settings.tag_source!r}."
         )
     for name, least in (("batch_size", 1), ("limit", 1), ("check_batching", 0)):
         value = getattr(settings, name)
@@ -131,7 +134,7 @@ def describe_setup(settings: EvaluationSettings, examples: Sequence[Example]) ->
         "model": identify_model(settings.model),
         "data": {"name": str(settings.data), "sha256": hash_examples(examples)},
         "images": str(settings.image_folder.resolve()),
-        "tags": settings.tags,
+        "tag_source": settings.tag_source,
         "tagger": None if settings.tagger is None else identify_model(settings.tagger),
         "dtype": settings.dtype,
         **settings.generate_options,

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -91,6 +91,13 @@ def _from_objects(array: np.ndarray) -> Any:
     """What an array of objects holds: pixels, as NumPy stores pictures of one size in it, or else a list."""
     first = array.flat[0] if array.size else None
     return np.array(array.tolist()) if isinstance(first, int | float | np.number) else list(array)
+
+
+def image_key(image: Any) -> Hashable:
+    """What tells one image from another: its path or URL, its bytes, or else which object it is."""
+    if isinstance(image, str | os.PathLike):
+        return os.fspath(image)
+    return image if isinstance(image, bytes) else id(image)
 
 
 def warn_of_grey_batch(images: Any, count: int) -> None:

@@ -110,7 +110,7 @@ class Section:
         """Return the tags of an image by its digest, or `None`."""
         with self._lock:
             found = self._kept.get(image)
-            if found is None and _image_key(image) in self._places:
+            if found is None and _cache_key(image) in self._places:
                 found = self._read(image)
             if found is not None:
                 self._keep(image, found)
@@ -138,7 +138,7 @@ class Section:
         assert self.file is not None
         try:
             with self.file.open("rb") as file:
-                file.seek(self._places[_image_key(image)])
+                file.seek(self._places[_cache_key(image)])
                 found = _parse_line(file.readline())
         except (OSError, ValueError):
             return None
@@ -154,12 +154,12 @@ class Section:
                 file.seek(place - 1)
                 content = b"" if file.read(1) == b"\n" else b"\n"  # terminate an incomplete line
             for image, found in tags.items():
-                self._places[_image_key(image)] = place + len(content)
+                self._places[_cache_key(image)] = place + len(content)
                 content += json.dumps({"image": image, "tags": found}).encode() + b"\n"
             file.write(content)
 
 
-def _image_key(image: str) -> bytes:
+def _cache_key(image: str) -> bytes:
     """Shorten a digest to the key that is kept in memory for each image in a file."""
     return image.encode()[:32]
 
@@ -174,7 +174,7 @@ def _read_places(path: Path) -> dict[bytes, int]:
     skipped = place = 0
     for number, line in enumerate(_read_lines(path), 1):
         try:
-            places[_image_key(_parse_line(line)[0])] = place
+            places[_cache_key(_parse_line(line)[0])] = place
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path}, line {number}: this tag cache is damaged: {error.reason} at byte {place + error.start}. "

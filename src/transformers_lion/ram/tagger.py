@@ -18,6 +18,7 @@ from ..images import ImageSource, is_batch, to_rgb
 from .image_processing_ram import HUB_ARGUMENTS, RamImageProcessor
 from .modeling_ram import RamForImageTagging
 from .tag_cache import KEPT, TagCache, Tags, digest_picture
+from .tags import list_names
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +158,8 @@ class ImageTagger:
             "threshold": threshold,
             "top_k": top_k,
             "sort_by_score": sort_by_score,
-            "allow": as_names(allow),
-            "drop": as_names(drop),
+            "allow": list_names(allow),
+            "drop": list_names(drop),
         }
         job = TaggingJob(self, self.batch_size if batch_size is None else batch_size, selection)
         for image in with_progress(as_images(images), show_progress):
@@ -247,11 +248,6 @@ def as_images(images: Any) -> Iterable[Any]:
     """The images to iterate over: one alone counts as a list of one."""
     is_one = (isinstance(images, ImageSource) or not isinstance(images, Iterable)) and not is_batch(images)
     return [images] if is_one else images
-
-
-def as_names(names: Iterable[str] | None) -> list[str] | None:
-    """A list of names; one alone counts as a list of one."""
-    return [names] if isinstance(names, str) else None if names is None else list(names)
 
 
 def with_progress(images: Iterable[Any], show_progress: bool | None) -> Iterator[Any]:

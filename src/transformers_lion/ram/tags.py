@@ -78,13 +78,18 @@ def _eligible_tags(config: RamConfig, allow: Iterable[str] | None, drop: Iterabl
     return eligible
 
 
+def list_names(names: Iterable[str] | None) -> list[str] | None:
+    """Return names as a list. A single string counts as a list of one name."""
+    return [names] if isinstance(names, str) else None if names is None else list(names)
+
+
 def _tag_indices(config: RamConfig, names: Iterable[str]) -> list[int]:
     """Return the indices of the tags with these names.
 
     Raises:
         ValueError: If a name is not a tag. The message lists all such names.
     """
-    names = [names] if isinstance(names, str) else list(names)
+    names = list_names(names) or []
     unknown = [name for name in names if name not in config.label2id]
     if unknown:
         raise ValueError(

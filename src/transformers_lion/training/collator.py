@@ -5,25 +5,26 @@ Shape letters: N images, B questions, T prompt tokens, T' question tokens, L ans
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..processing_lion import AUTO, LionProcessor
+from ..images import image_key
+from ..processing_lion import LionProcessor
 from ..ram.tag_cache import digest_picture
+from ..tag_source import Tags, TagSource, resolve_tag_source
 from .augmentation import ImageAugmentation
 from .records import Record, RecordError, name_record, open_image, parse_record
 from .report import Fault, OnError, RecordReport, check_on_error, summarize
 
 logger = logging.getLogger(__name__)
 
-RECORD = "record"
-
-TagSource = Literal["record", "auto"]
+Tagger = Callable[[Any], Sequence[Sequence[str] | None]]
+"""Images to the tag names of each, such as `transformers_lion.ImageTagger`."""
 
 
 @dataclass
@@ -55,8 +56,9 @@ class LionDataCollator:
 
     Args:
         processor: makes the tensors.
-        tags: "record" takes those of the records, "auto" asks `processor.tagger` (a tagger on a GPU needs
-            `num_workers=0`), `None` leaves the tag sentence out.
+        tag_source: "data" takes the tags of the records, "tagger" those of the tagger instead, "none" leaves the tag
+            sentence out. If it is not set, the tags of a record that has some, otherwise the tagger's if there is one.
+        tagger: most often an `ImageTagger`; on a GPU it needs `num_workers=0`.
         augmentation: how image-level pictures are changed; not at all by default. Tags are those of the whole picture.
         share_images: put an image that several records of a batch name into the batch once. (One record with several
             `questions` always has its image once.)
@@ -76,8 +78,9 @@ class LionDataCollator:
     def __init__(
         self,
         processor: LionProcessor,
-        tags: TagSource | None = "record",
         *,
+        tag_source: TagSource | None = None,
+        tagger: Tagger | None = None,
         augmentation: ImageAugmentation | None = None,
         share_images: bool = False,
         on_error: OnError = "raise",
@@ -87,12 +90,10 @@ class LionDataCollator:
         decoder_start_token_id: int | None = None,
     ):
         check_on_error(on_error)
-        if tags not in (RECORD, AUTO, None):
-            raise ValueError(f'tags is {tags!r}, but must be "record", "auto" or None.')
-        if tags == AUTO and processor.tagger is None:
-            raise ValueError('tags="auto" needs a tagger: processor.tagger = ImageTagger.from_pretrained(folder).')
+        resolve_tag_source(None, tag_source, tagger is not None)
         self.processor = processor
-        self.tags = tags
+        self.tag_source: TagSource | None = tag_source
+        self.tagger = tagger
         self.augmentation = augmentation
         self.share_images = share_images
         self.on_error: OnError = on_error
@@ -186,25 +187,22 @@ class LionDataCollator:
             return error
         return len(images) - 1
 
-    def _tags(self, images: list[SharedPicture], indices: list[int], tags: list[Any]) -> list[list[str] | None] | None:
+    def _tags(self, images: list[SharedPicture], indices: list[int], tags: list[Tags]) -> list[Tags]:
         """The tags of each question."""
-        if self.tags is None:
-            return None
-        if self.tags == AUTO:
-            found = self.processor.tag([image.picture for image in images])
-            return [found[index] for index in indices]
-        return [None if names is None else list(names) for names in tags]
+        sources = [resolve_tag_source(names, self.tag_source, self.tagger is not None) for names in tags]
+        untagged = sorted({index for index, source in zip(indices, sources, strict=True) if source == "tagger"})
+        found = self.tagger([images[index].picture for index in untagged]) if untagged and self.tagger else []
+        by_tagger = dict(zip(untagged, found, strict=True))
+        return [
+            {"data": names, "tagger": by_tagger.get(index), "none": None}[source]
+            for index, names, source in zip(indices, tags, sources, strict=True)
+        ]
 
     def _augment(self, image: SharedPicture) -> Image.Image:
         """The picture that the model gets."""
         if self.augmentation is None:
             return image.picture
         return self.augmentation(image.picture, image.records, image.identity, self.epoch)
-
-
-def image_key(image: Any) -> Any:
-    """What two records with the same image have in common."""
-    return image if isinstance(image, str | bytes) else id(image)
 
 
 class CollatorEpochCallback(TrainerCallback):

@@ -10,7 +10,6 @@ import yaml
 from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration_lion import LionConfig
-from ..processing_lion import AUTO
 from .resuming import last_checkpoint
 from .run_settings import RunSettings, StageSettings
 from .stages import STAGES, check_fits, get_stage
@@ -106,8 +105,15 @@ def _check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str
         check_fits(configs[0], kind)
     if stage.reuse is not None and kind.num_adapters > 1:
         raise ValueError(f"Stage {stage.name}: reuse is for the first two stages, not for {kind.name}.")
-    if (stage.tags == AUTO) != (stage.tagger is not None):
-        raise ValueError(f'Stage {stage.name}: tags "auto" and a tagger need each other.')
+    if stage.tag_source == "tagger" and stage.tagger is None:
+        raise ValueError(
+            f'Stage {stage.name}: tag_source is "tagger", but there is no tagger; set tagger to its folder.'
+        )
+    if stage.tagger is not None and stage.tag_source in ("data", "none"):
+        raise ValueError(
+            f"Stage {stage.name}: the tagger {stage.tagger} would have nothing to do: tag_source is "
+            f'"{stage.tag_source}".'
+        )
 
 
 def _check_exists(path: Path) -> None:

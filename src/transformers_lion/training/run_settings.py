@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..tag_source import TAG_SOURCES, TagSource
 from .arguments import read_arguments
 from .recipe import check_argument_names
 from .stages import get_stage
@@ -67,7 +68,8 @@ class StageSettings:
         bf16: compute in bfloat16; weights stay in float32.
         activation_checkpointing: less memory, more time.
         compile: `torch.compile` the model.
-        tags: those of the records, "auto" for those of the `tagger`, or none.
+        tag_source: "data" for the tags of the records, "tagger" for those of the `tagger` instead, "none" for no tag
+            sentence; if it is not set, the tags of a record that has some, otherwise the tagger's if there is one.
         tagger: a tagger's folder.
         augment: crop and mirror image-level pictures.
         on_error: whether a record that cannot be used stops the run, or is left out and reported.
@@ -94,7 +96,7 @@ class StageSettings:
     bf16: bool = True
     activation_checkpointing: bool = False
     compile: bool = False
-    tags: Literal["record", "auto", "none"] = "record"
+    tag_source: TagSource | None = None
     tagger: str | None = None
     augment: bool = False
     on_error: Literal["raise", "skip"] = "raise"
@@ -251,6 +253,8 @@ def check_keys(where: str, raw: Any, known: Iterable[str]) -> None:
         if key not in known:
             close = get_close_matches(str(key), known, 1)
             hint = f" Do you mean {close[0]}?" if close else ""
+            if key == "tags":
+                hint = f" tag_source says where tags come from: {', '.join(TAG_SOURCES)}."
             raise ValueError(f"{where}: there is no key {key!r}.{hint} The keys are {', '.join(known)}.")
 
 

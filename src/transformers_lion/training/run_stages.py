@@ -193,11 +193,10 @@ def _load_source(
 
 
 def _make_collator(processor: LionProcessor, stage: StageSettings, seed: int, report: RecordReport) -> LionDataCollator:
-    if stage.tagger is not None:
-        processor.tagger = ImageTagger.from_pretrained(stage.tagger)
     return LionDataCollator(
         processor,
-        None if stage.tags == "none" else stage.tags,
+        tag_source=stage.tag_source,
+        tagger=None if stage.tagger is None else ImageTagger.from_pretrained(stage.tagger),
         augmentation=ImageAugmentation(seed=seed) if stage.augment else None,
         on_error=stage.on_error,
         report=report,
@@ -209,7 +208,7 @@ def _find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path |
 
     `None` also where the stage trains without tags: prompts are to stay as they were in training.
     """
-    if stage.tags == "none":
+    if stage.tag_source == "none":
         return None
     return tagger_of(*([] if stage.tagger is None else [stage.tagger]), *(Path(path) / TAGGER for path in origin))
 
