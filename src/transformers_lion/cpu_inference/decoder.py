@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, linear, relu, rms_norm, scaled_dot_product_attention
+from torch.linalg import vector_norm
+from torch.nn.functional import gelu, linear, relu, scaled_dot_product_attention
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
@@ -47,19 +48,35 @@ class FoldedAdapters(NamedTuple):
 
     Attributes:
         down: (A, D) and (A,).
-        ups: (R, D, A) and (R, D).
+        ups: for each task (D, A) and (D,).
         joined_ups: (D, R * A), for batches with several tasks.
     """
 
     down: tuple[torch.Tensor, torch.Tensor]
-    ups: tuple[torch.Tensor, torch.Tensor]
+    ups: list[tuple[torch.Tensor, torch.Tensor]]
     joined_ups: torch.Tensor
+
+
+class Norm(NamedTuple):
+    """T5's norm, by the length of each row: `states / sqrt(length^2 + epsilon * D) * (weight * sqrt(D))`.
+
+    Attributes:
+        epsilon: (), sqrt(epsilon * D).
+        weight: (D,), times sqrt(D).
+    """
+
+    epsilon: torch.Tensor
+    weight: torch.Tensor
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """(rows, D) -> (rows, D)."""
+        return (states / torch.hypot(vector_norm(states, dim=-1, keepdim=True), self.epsilon)).mul_(self.weight)
 
 
 class DecoderLayer(NamedTuple):
     """The weights of one layer. Of the norms: self-attention's, cross-attention's, the feed-forward's."""
 
-    norms: tuple[T5LayerNorm, T5LayerNorm, T5LayerNorm]
+    norms: tuple[Norm, Norm, Norm]
     query_key_value: Product
     output: Product
     cross_query: Product
@@ -102,6 +119,7 @@ class InferenceDecoder(nn.Module):
     def __init__(self, stack: LionT5Stack) -> None:
         super().__init__()
         self.stack = stack
+        self._head_shape = stack.config.num_heads, stack.config.d_kv
         self._layers: list[DecoderLayer] | None = None
         self._fingerprint: list[Any] = []
 
@@ -208,7 +226,7 @@ class InferenceDecoder(nn.Module):
     ) -> Decoding | None:
         """Look at tasks and masks; `None` if they are of other forms than `generate` gives."""
         batch_size, rows = encoder_states.shape[0], states.shape[0]
-        num_tasks = layers[0].adapters.ups[0].shape[0]
+        num_tasks = len(layers[0].adapters.ups)
         cross_mask = one_hot = None
         if encoder_mask is not None:
             if encoder_mask.shape != encoder_states.shape[:2]:
@@ -255,17 +273,17 @@ class InferenceDecoder(nn.Module):
             states = self._attend(layer, states, rows, mask, own and own[index])
             states = self._attend_encoder(layer, states, cross[index], decoding)
             states = _feed_forward(layer, states, decoding, rows)
-        return _normalize(self.stack.final_layer_norm, states).view(rows, length, width)
+        return _make_norm(self.stack.final_layer_norm)(states).view(rows, length, width)
 
     def _attend(
         self, layer: DecoderLayer, states: torch.Tensor, rows: int, mask: torch.Tensor, cache_layer: Any
     ) -> torch.Tensor:
         """Self-attention and residual, (B * N * L, D) -> (B * N * L, D)."""
-        projected = layer.query_key_value(_normalize(layer.norms[0], states))
+        projected = layer.query_key_value(layer.norms[0](states))
         query, *rest = parts = self._split(projected, rows, 3)
         keys, values = rest if cache_layer is None else cache_layer.append(parts[1:])
         outputs = scaled_dot_product_attention(query, keys, values, mask, scale=1.0)
-        return layer.output(outputs.transpose(1, 2).reshape(len(states), -1)).add_(states)
+        return layer.output(outputs.transpose(1, 2).reshape(states.shape[0], -1)).add_(states)
 
     def _attend_encoder(
         self,
@@ -275,10 +293,10 @@ class InferenceDecoder(nn.Module):
         decoding: Decoding,
     ) -> torch.Tensor:
         """Cross-attention and residual; the rows of a sample are queries side by side."""
-        queries = layer.cross_query(_normalize(layer.norms[1], states))
+        queries = layer.cross_query(layer.norms[1](states))
         query = self._split(queries, keys_values[0].shape[0], 1)[0]
         outputs = scaled_dot_product_attention(query, *keys_values, decoding.cross_mask, scale=1.0)
-        return layer.cross_output(outputs.transpose(1, 2).reshape(len(states), -1)).add_(states)
+        return layer.cross_output(outputs.transpose(1, 2).reshape(states.shape[0], -1)).add_(states)
 
     def _project_encoder(
         self, layer: DecoderLayer, encoder_states: torch.Tensor
@@ -289,8 +307,7 @@ class InferenceDecoder(nn.Module):
 
     def _split(self, states: torch.Tensor, rows: int, count: int) -> torch.Tensor:
         """(..., count * H * C) -> (count, rows, H, positions, C)."""
-        config = self.stack.config
-        return states.view(rows, -1, count, config.num_heads, config.d_kv).permute(2, 0, 3, 1, 4)
+        return states.view(rows, -1, count, *self._head_shape).permute(2, 0, 3, 1, 4)
 
     def _make_mask(
         self, decoding: Decoding, length: int, past: int, attention_mask: torch.Tensor | None
@@ -323,13 +340,14 @@ class InferenceDecoder(nn.Module):
             return self._layers
 
 
-def _normalize(norm: T5LayerNorm, states: torch.Tensor) -> torch.Tensor:
-    return rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
+def _make_norm(norm: T5LayerNorm) -> Norm:
+    width = norm.weight.shape[0]
+    return Norm(torch.tensor((norm.variance_epsilon * width) ** 0.5), norm.weight.detach() * width**0.5)
 
 
 def _feed_forward(layer: DecoderLayer, states: torch.Tensor, decoding: Decoding, rows: int) -> torch.Tensor:
     """Feed-forward, adapters and residual, (B * N * L, D) -> (B * N * L, D)."""
-    hidden = layer.wi(_normalize(layer.norms[2], states))
+    hidden = layer.wi(layer.norms[2](states))
     if layer.is_gated:
         gate, hidden = hidden.chunk(2, -1)
         hidden = layer.activation(gate) * hidden
@@ -339,10 +357,10 @@ def _feed_forward(layer: DecoderLayer, states: torch.Tensor, decoding: Decoding,
     adapters = layer.adapters
     bottleneck = relu(linear(states, *adapters.down))
     if decoding.one_hot is None:
-        up, bias = (weights[decoding.task] for weights in adapters.ups)
-        return outputs.add_(linear(bottleneck, up, bias))
+        return outputs.add_(linear(bottleneck, *adapters.ups[decoding.task]))
     chosen = bottleneck.view(rows, -1, 1, bottleneck.shape[-1]) * decoding.one_hot  # (B * N, L, R, A)
-    bias = (adapters.ups[1] * decoding.one_hot[:, 0]).sum(1)  # (B * N, D)
+    biases = torch.stack([bias for _, bias in adapters.ups])
+    bias = (biases * decoding.one_hot[:, 0]).sum(1)  # (B * N, D)
     adapted = linear(chosen.flatten(2), adapters.joined_ups) + bias[:, None]
     return outputs.add_(adapted.flatten(0, 1))
 
@@ -363,7 +381,7 @@ def _make_layer(block: LionT5Block) -> DecoderLayer:
     if any(is_wrapped(module) for module in block.modules()) or any(type(norm) is not T5LayerNorm for norm in norms):
         raise NotPlain
     return DecoderLayer(
-        norms=norms,
+        norms=tuple(map(_make_norm, norms)),  # type: ignore[arg-type]
         query_key_value=_fuse(attention.q, attention.k, attention.v),
         output=_fuse(attention.o),
         cross_query=_fuse(other.q),
@@ -406,7 +424,7 @@ def _fold(mixture: LionAdapterMixture) -> FoldedAdapters:
     pairs = list(zip(factors, adapters, strict=True))
     up = torch.cat([factor[..., None] * adapter.up_proj.weight for factor, adapter in pairs], dim=-1)
     bias = torch.stack([factor * adapter.up_proj.bias for factor, adapter in pairs]).sum(0)
-    return FoldedAdapters(down, (up, bias), up.transpose(0, 1).flatten(1))
+    return FoldedAdapters(down, list(zip(up, bias, strict=True)), up.transpose(0, 1).flatten(1))
 
 
 def _is_fresh(cache: Cache) -> bool:
