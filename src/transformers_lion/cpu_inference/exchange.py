@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
-from ..modeling_lion_t5 import LionT5Attention, LionT5Block, LionT5Stack
+from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5Stack
 from .decoder import InferenceDecoder
 from .linear import PackedLinear
 from .packs import WeightPack, make_pack
@@ -167,6 +167,8 @@ def _find_groups(model: nn.Module) -> list[Group]:
             groups.append(group)  # type: ignore[arg-type]
             grouped.update(id(layer) for _, _, layer in group)
     for parent in model.modules():
+        if isinstance(parent, LionAdapter):  # the decoder folds them, and elsewhere they take no time
+            continue
         for name, layer in parent.named_children():
             if id(layer) not in grouped and _is_packable(layer, owners):
                 grouped.add(id(layer))
