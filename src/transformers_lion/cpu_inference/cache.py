@@ -36,9 +36,11 @@ class RoomyLayer(DynamicLayer):
         return self.append(torch.stack([key_states, value_states]))
 
     def get_seq_length(self) -> int:
+        """Number of positions, S."""
         return self._length
 
     def reset(self) -> None:
+        """Forget everything."""
         self.__init__()  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -49,16 +51,19 @@ class RoomyLayer(DynamicLayer):
             self._show()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Move rows: row i becomes row `beam_idx[i]`."""
         if self._states is not None:
             used = self._states.narrow(3, 0, self._length)
             used.copy_(used.index_select(1, beam_idx))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row."""
         if self._states is not None:
             self._states = self._states.repeat_interleave(repeats, dim=1)
             self._show()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep some rows."""
         if self._states is not None:
             self._states = self._states[:, indices]
             self._show()

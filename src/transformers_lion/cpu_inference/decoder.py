@@ -9,8 +9,8 @@ Whatever it does not do, such as recording attentions, gradients or a cache that
 blocks, which stay inside.
 
 Shape letters: B batch of the encoder, N beams or returned sequences of each sample, L new positions, S positions up to
-now, T encoder positions, H heads, C width of a head, D language-model width, R rows of the router (tasks), A bottlenecks
-of all adapters together.
+now, T encoder positions, H heads, C width of a head, D language-model width, R rows of the router (tasks), A
+bottlenecks of all adapters together.
 """
 
 import threading
@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerNorm
 
 from ..compatibility import CACHE_NAME, one_cache
-from ..modeling_lion_t5 import LionAdapterMixture, LionT5Attention, LionT5Block, LionT5Stack, SharedCrossCache
+from ..modeling_lion_t5 import LionAdapterMixture, LionT5Stack, SharedCrossCache
 from .cache import RoomyCache
 from .linear import PackedLinear
 from .wrapping import is_wrapped
@@ -39,7 +39,7 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 _building = threading.Lock()
 
 
-class NotPlain(Exception):
+class NotPlainError(Exception):
     """A part of the decoder is not as the model's classes say, such as an attention with LoRA."""
 
 
@@ -211,10 +211,10 @@ class InferenceDecoder(nn.Module):
         if cache is not None and not (own is not None and _is_fresh(cache)):
             return None
         layers = self._get_layers()
-        decoding = layers and self._prepare(states, encoder_states, encoder_mask, task_type_ids, layers)
-        if decoding and isinstance(cache, EncoderDecoderCache):
+        decoding = self._prepare(states, encoder_states, encoder_mask, task_type_ids, layers) if layers else None
+        if decoding is not None and isinstance(cache, EncoderDecoderCache):
             cache.self_attention_cache = RoomyCache(len(decoding.layers), decoding)
-        return decoding or None
+        return decoding
 
     def _prepare(
         self,
@@ -234,7 +234,7 @@ class InferenceDecoder(nn.Module):
             if not bool(encoder_mask.all()):
                 cross_mask = _hide(encoder_mask.bool())[:, None, None]
         tasks = {0}
-        if self.stack.block[0].feed_forward.adapter.router:
+        if num_tasks > 1:
             tasks = set() if task_type_ids is None else set(task_type_ids.tolist())
         if not tasks or rows % batch_size or not 0 <= min(tasks) <= max(tasks) < num_tasks:
             return None
@@ -298,11 +298,11 @@ class InferenceDecoder(nn.Module):
         outputs = scaled_dot_product_attention(query, *keys_values, decoding.cross_mask, scale=1.0)
         return layer.cross_output(outputs.transpose(1, 2).reshape(states.shape[0], -1)).add_(states)
 
-    def _project_encoder(
-        self, layer: DecoderLayer, encoder_states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _project_encoder(self, layer: DecoderLayer, encoder_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each (B, H, T, C)."""
-        keys, values = self._split(layer.cross_key_value(encoder_states.float()), encoder_states.shape[0], 2).contiguous()
+        keys, values = self._split(
+            layer.cross_key_value(encoder_states.float()), encoder_states.shape[0], 2
+        ).contiguous()
         return keys, values
 
     def _split(self, states: torch.Tensor, rows: int, count: int) -> torch.Tensor:
@@ -314,7 +314,7 @@ class InferenceDecoder(nn.Module):
     ) -> torch.Tensor:
         """(1 or B * N, H, L, S): position biases, with what is not to be seen hidden."""
         total = past + length
-        attention: LionT5Attention = self.stack.block[0].layer[0].SelfAttention
+        attention: Any = self.stack.get_submodule("block.0.layer.0.SelfAttention")
         if length == 1:
             if decoding.biases is None or decoding.biases.shape[-1] < total:
                 room = max(32, 2 * total)
@@ -334,7 +334,7 @@ class InferenceDecoder(nn.Module):
             if self._layers is None or fingerprint != self._fingerprint:
                 try:
                     self._layers = [_make_layer(block) for block in self.stack.block]
-                except NotPlain:
+                except NotPlainError:
                     self._layers = []
                 self._fingerprint = fingerprint
             return self._layers
@@ -365,23 +365,23 @@ def _feed_forward(layer: DecoderLayer, states: torch.Tensor, decoding: Decoding,
     return outputs.add_(adapted.flatten(0, 1))
 
 
-def _make_layer(block: LionT5Block) -> DecoderLayer:
+def _make_layer(block: Any) -> DecoderLayer:
     """Collect and fuse the weights of a block.
 
     Raises:
-        NotPlain: if a part is wrapped or of another class.
+        NotPlainError: if a part is wrapped or of another class.
     """
     own, cross, feed_forward = block.layer[0], block.layer[1], block.feed_forward
     attention, other, dense = own.SelfAttention, cross.EncDecAttention, feed_forward.DenseReluDense
     is_gated = type(dense) is T5DenseGatedActDense
     if not is_gated and type(dense) is not T5DenseActDense:
-        raise NotPlain
+        raise NotPlainError
     inputs = [dense.wi_0, dense.wi_1] if is_gated else [dense.wi]
     norms = own.layer_norm, cross.layer_norm, feed_forward.layer_norm
     if any(is_wrapped(module) for module in block.modules()) or any(type(norm) is not T5LayerNorm for norm in norms):
-        raise NotPlain
+        raise NotPlainError
     return DecoderLayer(
-        norms=tuple(map(_make_norm, norms)),  # type: ignore[arg-type]
+        norms=(_make_norm(norms[0]), _make_norm(norms[1]), _make_norm(norms[2])),
         query_key_value=_fuse(attention.q, attention.k, attention.v),
         output=_fuse(attention.o),
         cross_query=_fuse(other.q),
@@ -395,30 +395,30 @@ def _make_layer(block: LionT5Block) -> DecoderLayer:
     )
 
 
-def _fuse(*linears: nn.Module) -> Product:
+def _fuse(*linears: Any) -> Product:
     """One product for layers with the same input and no bias."""
     first = linears[0]
     if isinstance(first, PackedLinear):
         packs = {id(layer.pack) if isinstance(layer, PackedLinear) else None for layer in linears}
-        if len(packs) == 1 and sum(layer.out_features for layer in linears) == first.pack.shape[0]:  # type: ignore[misc]
+        if len(packs) == 1 and sum(layer.out_features for layer in linears) == first.pack.shape[0]:
             return first.pack
-        raise NotPlain
+        raise NotPlainError
     weights = [layer.weight.detach() for layer in linears if type(layer) is nn.Linear and layer.bias is None]
     if len(weights) < len(linears) or any(weight.dtype != torch.float32 for weight in weights):
-        raise NotPlain
+        raise NotPlainError
     return partial(linear, weight=weights[0] if len(weights) == 1 else torch.cat(weights))
 
 
 @torch.no_grad()
 def _fold(mixture: LionAdapterMixture) -> FoldedAdapters:
     """The mixture as two linear layers: all bottlenecks side by side, and an up-projection for each task."""
-    adapters = list(mixture.adapters)
+    adapters: list[Any] = list(mixture.adapters)
     if type(mixture) is not LionAdapterMixture or any(p.dtype != torch.float32 for p in mixture.parameters()):
-        raise NotPlain
+        raise NotPlainError
     if any(type(layer) is not nn.Linear for adapter in adapters for layer in (adapter.down_proj, adapter.up_proj)):
-        raise NotPlain
+        raise NotPlainError
     down = torch.cat([a.down_proj.weight for a in adapters]), torch.cat([a.down_proj.bias for a in adapters])
-    factors = [adapter.scale[None] for adapter in adapters]  # (R, D) or (1, 1)
+    factors: list[Any] = [adapter.scale[None] for adapter in adapters]  # (R, D) or (1, 1)
     if len(mixture.router):
         factors = [factor * gate.weight for factor, gate in zip(factors, mixture.router, strict=True)]
     pairs = list(zip(factors, adapters, strict=True))
@@ -431,7 +431,7 @@ def _is_fresh(cache: Cache) -> bool:
     """Whether the cache is one that `generate` or this decoder made, and nothing is in it."""
     if type(cache) not in (EncoderDecoderCache, SharedCrossCache):
         return False
-    parts = cache.self_attention_cache, cache.cross_attention_cache  # type: ignore[attr-defined]
+    parts = cache.self_attention_cache, cache.cross_attention_cache
     return all(type(part) is DynamicCache and not part.get_seq_length() and not part.offloading for part in parts)
 
 

@@ -6,7 +6,7 @@ of the language model's decoder, as transformers' quantizers do. What it took ou
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,66 +19,49 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5Stack
 from .decoder import InferenceDecoder
 from .linear import PackedLinear
-from .packs import WeightPack, make_pack
+from .packs import make_pack
 from .plan import inference_plan
 from .wrapping import is_wrapped
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Part = TypeVar("Part", bound=nn.Module)
 
 MIN_WEIGHTS = 100_000
 """Linear layers with fewer weights are not worth a pack."""
 
 
 @dataclass
-class PackedGroup:
-    """Linear layers that became one pack.
-
-    Attributes:
-        pack: their weights, one below the other.
-        parents: the modules that they are attributes of, and the names of the attributes.
-        linears: the layers, without their weights.
-    """
-
-    pack: WeightPack
-    parents: list[tuple[nn.Module, str]]
-    linears: list[nn.Linear]
-
-    def restore(self) -> None:
-        """Put the layers back, with their weights."""
-        weight = self.pack.unpack()
-        sizes = [linear.out_features for linear in self.linears]
-        for (parent, name), linear, rows in zip(self.parents, self.linears, weight.split(sizes), strict=True):
-            if not isinstance(parent._modules[name], PackedLinear):
-                raise RuntimeError(f"{name} of {type(parent).__name__} was replaced while its weights were packed.")
-            linear.weight.data = rows if len(sizes) == 1 else rows.clone()
-            linear.train(parent.training)
-            parent._modules[name] = linear
-
-
-@dataclass
 class InferenceForm:
-    """What was exchanged in a model.
+    """What was exchanged in a model, by the names of its parts.
 
     Attributes:
-        groups: packed layers.
-        decoders: the modules that have one, and the decoders that were there.
-        dtypes: weights that were converted to float32, and the dtype that they had.
         description: one line for a reader.
+        layers: for each pack the linear layers in it.
+        decoders: decoders of language models.
+        dtypes: weights that were converted to float32, and the dtype that they had.
     """
 
     description: str
-    groups: list[PackedGroup] = field(default_factory=list)
-    decoders: list[tuple[nn.Module, LionT5Stack]] = field(default_factory=list)
-    dtypes: list[tuple[nn.Parameter, torch.dtype]] = field(default_factory=list)
+    layers: list[list[str]] = field(default_factory=list)
+    decoders: list[str] = field(default_factory=list)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
-    def undo(self) -> None:
-        """Put everything back, bit for bit."""
-        while self.groups:
-            self.groups[-1].restore()
-            self.groups.pop()  # so that its pack is freed before the next layer is unpacked
-        for parent, stack in self.decoders:
-            parent._modules["decoder"] = stack
-        for weight, dtype in self.dtypes:
+    @torch.no_grad()
+    def undo(self, model: nn.Module) -> None:
+        """Put everything back, bit for bit.
+
+        Raises:
+            RuntimeError: if a part was replaced in the meantime.
+        """
+        for name in self.decoders:
+            _replace(model, name, _get(model, name, InferenceDecoder).stack)
+        for names in self.layers:
+            packed = [_get(model, name, PackedLinear) for name in names]
+            weight = packed[0].pack.unpack()
+            for name, layer in zip(names, packed, strict=True):
+                _replace(model, name, layer.restore(weight))
+        for name, dtype in self.dtypes.items():
+            weight = model.get_parameter(name)
             weight.data = weight.data.to(dtype)
 
 
@@ -112,23 +95,18 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
     if plan.weights is None:
         return model
     form = InferenceForm(plan.reason)
-    groups = _find_groups(model)
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
-        packs = threads.map(lambda group: _pack(group, plan.weights), groups)
-        form.groups = [group for group in packs if group is not None]
-    for group in form.groups:
-        _exchange(group)
-    packed = {id(linear.weight) for group in form.groups for linear in group.linears}
-    for weight in model.parameters():
-        if weight.dtype in (torch.bfloat16, torch.float16) and id(weight) not in packed:
-            form.dtypes.append((weight, weight.dtype))
+        packed = threads.map(lambda names: _pack(model, names, plan.weights), _find_layers(model))
+        form.layers = [names for names in packed if names]
+    for name, weight in model.named_parameters():
+        if weight.dtype in (torch.bfloat16, torch.float16):
+            form.dtypes[name] = weight.dtype
             weight.data = weight.data.float()
-    for parent in [module for module in model.modules() if type(module._modules.get("decoder")) is LionT5Stack]:
-        stack = parent.get_submodule("decoder")
-        if not is_wrapped(stack):
-            form.decoders.append((parent, stack))  # type: ignore[arg-type]
-            parent._modules["decoder"] = InferenceDecoder(stack).eval()  # type: ignore[arg-type]
-    model._inference_form = form  # type: ignore[assignment]
+    for name, stack in list(model.named_modules()):
+        if type(stack) is LionT5Stack and stack.is_decoder and name and not is_wrapped(stack):
+            form.decoders.append(name)
+            _replace(model, name, InferenceDecoder(stack).eval())
+    model._inference_form = form
     return model
 
 
@@ -145,47 +123,35 @@ def restore_for_training(model: Model) -> Model:
     Raises:
         RuntimeError: if a packed layer was replaced in the meantime.
     """
-    form = model.__dict__.get("_inference_form")
+    form = model.__dict__.pop("_inference_form", None)
     if form is not None:
-        form.undo()
-        del model.__dict__["_inference_form"]
+        form.undo(model)
     return model
 
 
-Group = list[tuple[nn.Module, str, nn.Linear]]
-"""Parent, name and layer of linear layers that may become one pack."""
+def _find_layers(model: nn.Module) -> list[list[str]]:
+    """Names of the large linear layers; in decoders, those with the same input together."""
+    modules = dict(model.named_modules())
+    owners = Counter(id(weight) for module in modules.values() for weight in module._parameters.values())
+    joined: list[list[str]] = []
+    for name, module in modules.items():
+        if type(module) is LionT5Block and len(module.layer) > 1:
+            joined += [[f"{name}.{inner}" for inner in names] for names in _same_input(module)]
+    joined = [names for names in joined if all(_is_packable(modules[name], owners) for name in names)]
+    taken = {name for names in joined for name in names}
+    for name, module in modules.items():
+        if isinstance(module, LionAdapter):  # the decoder folds them, and elsewhere they take little time
+            taken.update(f"{name}.{inner}" for inner, _ in module.named_modules())
+    return joined + [[name] for name, module in modules.items() if name not in taken and _is_packable(module, owners)]
 
 
-def _find_groups(model: nn.Module) -> list[Group]:
-    """The large linear layers; in decoders, those with the same input together."""
-    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values())
-    groups: list[Group] = []
-    grouped: set[int] = set()
-    for names, parent in _joined_layers(model):
-        group = [(parent, name, parent.get_submodule(name)) for name in names]
-        if all(_is_packable(layer, owners) for _, _, layer in group):
-            groups.append(group)  # type: ignore[arg-type]
-            grouped.update(id(layer) for _, _, layer in group)
-    for parent in model.modules():
-        if isinstance(parent, LionAdapter):  # the decoder folds them, and elsewhere they take no time
-            continue
-        for name, layer in parent.named_children():
-            if id(layer) not in grouped and _is_packable(layer, owners):
-                grouped.add(id(layer))
-                groups.append([(parent, name, layer)])  # type: ignore[list-item]
-    return groups
-
-
-def _joined_layers(model: nn.Module) -> Iterator[tuple[Sequence[str], nn.Module]]:
-    """Names of layers with the same input, and their parent, in all decoder blocks."""
-    for block in model.modules():
-        if type(block) is not LionT5Block or len(block.layer) < 2:
-            continue
-        for module in block.modules():
-            if type(module) is LionT5Attention:
-                yield (("q", "k", "v") if module.is_causal else ("k", "v")), module
-            elif type(module) is T5DenseGatedActDense:
-                yield ("wi_0", "wi_1"), module
+def _same_input(block: LionT5Block) -> Iterator[list[str]]:
+    """Names of linear layers of a decoder's block that have the same input."""
+    for name, module in block.named_modules():
+        if type(module) is LionT5Attention:
+            yield [f"{name}.{inner}" for inner in (("q", "k", "v") if module.is_causal else ("k", "v"))]
+        elif type(module) is T5DenseGatedActDense:
+            yield [f"{name}.wi_0", f"{name}.wi_1"]
 
 
 def _is_packable(layer: nn.Module, owners: Counter[int]) -> bool:
@@ -203,27 +169,33 @@ def _is_packable(layer: nn.Module, owners: Counter[int]) -> bool:
     )
 
 
-def _pack(group: Group, form: str | None) -> PackedGroup | None:
-    """Pack the layers of a group and drop their weights; `None` if they cannot be packed."""
+@torch.no_grad()
+def _pack(model: nn.Module, names: list[str], form: str | None) -> list[str]:
+    """Exchange layers for packed ones and drop their weights; no names are left if they cannot be packed."""
     assert form is not None
-    linears = [layer for _, _, layer in group]
-    with torch.no_grad():
-        weight = linears[0].weight if len(linears) == 1 else torch.cat([layer.weight for layer in linears])
-        pack = make_pack(weight.detach(), linears[0].bias if len(linears) == 1 else None, form)
+    linears: list[nn.Linear] = [model.get_submodule(name) for name in names]  # type: ignore[misc]
+    weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
+    pack = make_pack(weight.detach(), linears[0].bias if len(linears) == 1 else None, form)
     if pack is None:
-        return None
-    for layer in linears:
-        layer.weight.data = layer.weight.data.new_empty(0)
-    return PackedGroup(pack, [(parent, name) for parent, name, _ in group], linears)
-
-
-def _exchange(group: PackedGroup) -> None:
-    """Put packed layers in the place of a group's layers."""
+        return []
     start = 0
-    for (parent, name), layer in zip(group.parents, group.linears, strict=True):
-        stop = start + layer.out_features
-        parent._modules[name] = PackedLinear(group.pack, layer.bias, start, stop).eval()
-        start = stop
+    for name, linear in zip(names, linears, strict=True):
+        linear.weight.data = linear.weight.data.new_empty(0)
+        _replace(model, name, PackedLinear(linear, pack, start).eval())
+        start += linear.out_features
+    return names
+
+
+def _get(model: nn.Module, name: str, kind: type[Part]) -> Part:
+    part = model.get_submodule(name)
+    if not isinstance(part, kind):
+        raise RuntimeError(f"{name} was replaced by a {type(part).__name__} while the model was optimized.")
+    return part
+
+
+def _replace(model: nn.Module, name: str, part: nn.Module) -> None:
+    parent, _, inner = name.rpartition(".")
+    model.get_submodule(parent)._modules[inner] = part
 
 
 __all__ = ["InferenceForm", "optimize_for_inference", "restore_for_training"]

@@ -15,37 +15,48 @@ class PackedLinear(nn.Module):
     """Stands in for an `nn.Linear`; it computes in float32 and has no gradients.
 
     Args:
-        pack: the packed weight, of this layer alone or of several layers with the same input, one below the other.
-        bias: this layer's; it is in the pack already, and is kept for what looks at it.
-        start, stop: this layer's rows of the pack; by default all.
+        linear: the layer. Its weight may be dropped.
+        pack: its packed weight, alone or with those of other layers with the same input, one below the other.
+        start: this layer's first row in the pack.
     """
 
     weight = None  # what T5's layers ask before they convert their input
 
-    def __init__(self, pack: WeightPack, bias: nn.Parameter | None = None, start: int = 0, stop: int | None = None):
+    def __init__(self, linear: nn.Linear, pack: WeightPack, start: int = 0) -> None:
         super().__init__()
         self.pack = pack
-        self.bias = bias
-        self.rows = slice(start, pack.shape[0] if stop is None else stop)
-        self.in_features = pack.shape[1]
-        self.out_features = self.rows.stop - start
+        self.bias = linear.bias  # it is in the pack as well
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.rows = slice(start, start + linear.out_features)
+        self._linear = (linear,)  # not as a part of this module
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(..., K) -> (..., N)."""
         outputs = self.pack(states.float())
         return outputs if self.out_features == self.pack.shape[0] else outputs[..., self.rows]
 
-    def unpack(self) -> torch.Tensor:
-        """The original weight, (N, K)."""
-        weight = self.pack.unpack()
-        return weight if self.out_features == self.pack.shape[0] else weight[self.rows].clone()
+    def restore(self, weight: torch.Tensor) -> nn.Linear:
+        """The layer with its weight.
+
+        Args:
+            weight: all rows of the unpacked pack.
+        """
+        linear = self._linear[0]
+        linear.weight.data = weight if self.out_features == len(weight) else weight[self.rows].clone()
+        return linear
 
     def train(self, mode: bool = True) -> "PackedLinear":
+        """As of all modules.
+
+        Raises:
+            RuntimeError: if it is to be trained.
+        """
         if mode:
             raise RuntimeError(f"A packed layer cannot be trained. {RESTORE}")
         return super().train(mode)
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {type(self.pack).__name__}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

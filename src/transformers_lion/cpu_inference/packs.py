@@ -58,11 +58,13 @@ class Float32Pack(WeightPack):
         self._bias = None if bias is None else bias.detach().float()
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., K) -> (..., N)."""
         if not states.numel():
             return states.new_zeros(*states.shape[:-1], self.shape[0])
         return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
 
     def unpack(self) -> torch.Tensor:
+        """The original weight."""
         return self._weight.to_dense().to(self.dtype)
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -101,11 +103,13 @@ class Float16Pack(WeightPack):
         self._pack = torch.ops.quantized.linear_prepack_fp16(scaled, scaled_bias)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """(..., K) -> (..., N)."""
         if not states.numel():
             return states.new_zeros(*states.shape[:-1], self.shape[0])
         return torch.ops.quantized.linear_dynamic_fp16(states, self._pack).mul_(self._unscale)
 
     def unpack(self) -> torch.Tensor:
+        """The original weight."""
         if self._original is not None:
             return self._original
         assert self._kept is not None

@@ -60,9 +60,7 @@ def detect_features() -> CpuFeatures:
     )
 
 
-def inference_plan(
-    model: PreTrainedModel, weights: str = "auto", features: CpuFeatures | None = None
-) -> InferencePlan:
+def inference_plan(model: PreTrainedModel, weights: str = "auto", features: CpuFeatures | None = None) -> InferencePlan:
     """What `optimize_for_inference(model, weights=weights)` does; `str(plan)` is one line.
 
     Args:
