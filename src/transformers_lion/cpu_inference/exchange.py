@@ -142,7 +142,9 @@ def _find_layers(model: nn.Module) -> list[list[str]]:
     for name, module in modules.items():
         if isinstance(module, LionAdapter):  # the decoder folds them, and elsewhere they take little time
             taken.update(f"{name}.{inner}" for inner, _ in module.named_modules())
-    return joined + [[name] for name, module in modules.items() if name not in taken and _is_packable(module, owners)]
+    groups = joined + [[name] for name, module in modules.items() if name not in taken and _is_packable(module, owners)]
+    # the largest first, while the memory for converting them is still free
+    return sorted(groups, key=lambda names: -sum(modules[name].weight.numel() for name in names))  # type: ignore[operator,union-attr]
 
 
 def _same_input(block: LionT5Block) -> Iterator[list[str]]:
@@ -174,8 +176,9 @@ def _pack(model: nn.Module, names: list[str], form: str | None) -> list[str]:
     """Exchange layers for packed ones and drop their weights; no names are left if they cannot be packed."""
     assert form is not None
     linears: list[nn.Linear] = [model.get_submodule(name) for name in names]  # type: ignore[misc]
-    weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
-    pack = make_pack(weight.detach(), linears[0].bias if len(linears) == 1 else None, form)
+    pack = make_pack(
+        [linear.weight.detach() for linear in linears], linears[0].bias if len(linears) == 1 else None, form
+    )
     if pack is None:
         return []
     start = 0
