@@ -2,8 +2,9 @@
 
     python -m benchmarks.cpu_inference --size quarter [--threads 2] [--folder .cache/cpu_inference] [--repeats 3]
 
-Sizes: `full` is LION-FlanT5-XL, `quarter` its widths with a quarter of all depths, `host` its language model's depth with
-widths of 32, where Python and not the products take the time. Weights are random, seeded, and in bfloat16 on the disk.
+Sizes: `full` is LION-FlanT5-XL, `quarter` its widths with a quarter of all depths, `host` its language model's depth
+with widths of 32, where Python and not the products take the time. Weights are random, seeded, and in bfloat16 on the
+disk.
 
 Each side runs in a process of its own, so that its peak memory is its own. Results are written after each measurement;
 a side that is in the file already is not measured again (`--fresh` forgets it). Ratios of `host` come from one process

@@ -19,6 +19,7 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5Stack
 from .decoder import InferenceDecoder
 from .linear import PackedLinear
+from .memory import release_pages
 from .packs import make_pack
 from .plan import inference_plan
 from .wrapping import is_wrapped
@@ -101,7 +102,9 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
     for name, weight in model.named_parameters():
         if weight.dtype in (torch.bfloat16, torch.float16):
             form.dtypes[name] = weight.dtype
-            weight.data = weight.data.float()
+            converted = weight.data.float()
+            release_pages(weight.data)
+            weight.data = converted
     for name, stack in list(model.named_modules()):
         if type(stack) is LionT5Stack and stack.is_decoder and name and not is_wrapped(stack):
             form.decoders.append(name)
@@ -144,7 +147,7 @@ def _find_layers(model: nn.Module) -> list[list[str]]:
             taken.update(f"{name}.{inner}" for inner, _ in module.named_modules())
     groups = joined + [[name] for name, module in modules.items() if name not in taken and _is_packable(module, owners)]
     # the largest first, while the memory for converting them is still free
-    return sorted(groups, key=lambda names: -sum(modules[name].weight.numel() for name in names))  # type: ignore[operator,union-attr]
+    return sorted(groups, key=lambda names: -sum(modules[name].weight.numel() for name in names))
 
 
 def _same_input(block: LionT5Block) -> Iterator[list[str]]:
@@ -183,6 +186,7 @@ def _pack(model: nn.Module, names: list[str], form: str | None) -> list[str]:
         return []
     start = 0
     for name, linear in zip(names, linears, strict=True):
+        release_pages(linear.weight.data)
         linear.weight.data = linear.weight.data.new_empty(0)
         _replace(model, name, PackedLinear(linear, pack, start).eval())
         start += linear.out_features
