@@ -143,7 +143,8 @@ def _find_layers(model: nn.Module) -> list[list[str]]:
     joined = [names for names in joined if all(_is_packable(modules[name], owners) for name in names)]
     taken = {name for names in joined for name in names}
     for name, module in modules.items():
-        if isinstance(module, LionAdapter):  # the decoder folds them, and elsewhere they take little time
+        # the decoder folds the model's adapters, and elsewhere they take little time; LoRA's layers belong to PEFT
+        if isinstance(module, LionAdapter) or type(module).__module__.startswith("peft."):
             taken.update(f"{name}.{inner}" for inner, _ in module.named_modules())
     groups = joined + [[name] for name, module in modules.items() if name not in taken and _is_packable(module, owners)]
     # the largest first, while the memory for converting them is still free
