@@ -67,14 +67,13 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
 @pytest.mark.parametrize("size", SIZES, ids=["mixture", "one adapter"])
 def test_ids_are_those_of_the_plain_blocks(size: dict[str, Any], counter: Counter) -> None:
     plain, fast = tiny_model(**size), optimize_for_inference(tiny_model(**size))
-    for tasks in TASKS:
-        inputs = {**tiny_inputs(), "task_type_ids": torch.tensor(tasks)}
-        for options in OPTIONS + PLAIN_OPTIONS:
-            expected, plain_calls = counter.of(plain, **inputs, **options)
-            found, calls = counter.of(fast, **inputs, **options)
-            assert torch.equal(found, expected), options
-            assert plain_calls
-            assert bool(calls) == (options in PLAIN_OPTIONS), options
+    for number, options in enumerate((OPTIONS + PLAIN_OPTIONS)[: 3 if "num_adapters" in size["text_config"] else None]):
+        inputs = {**tiny_inputs(), "task_type_ids": torch.tensor(TASKS[number % 2])}
+        expected, plain_calls = counter.of(plain, **inputs, **options)
+        found, calls = counter.of(fast, **inputs, **options)
+        assert torch.equal(found, expected), options
+        assert plain_calls
+        assert bool(calls) == (options in PLAIN_OPTIONS), options
 
 
 def test_logits_are_those_of_the_plain_blocks_with_and_without_a_cache(counter: Counter) -> None:

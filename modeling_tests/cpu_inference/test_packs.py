@@ -30,11 +30,16 @@ def output_error(pack: WeightPack, weight: torch.Tensor, bias: torch.Tensor | No
     return float((pack(states) - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("deviation", [1e-30, 3e-4, 0.05, 1e6, 1e30])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "deviation"),
+    [
+        *((torch.bfloat16, deviation) for deviation in (1e-6, 0.05, 1e6, 1e30)),
+        *((torch.float16, deviation) for deviation in (1e-3, 1e3)),
+        (torch.float32, 0.05),
+    ],
+)
 def test_weights_of_any_magnitude_are_exact_and_come_back(dtype: torch.dtype, deviation: float) -> None:
-    weight = random_weight(dtype, deviation if dtype != torch.float16 else min(1e3, max(1e-3, deviation)))
-    bias = random_weight(dtype, deviation=0.1)[:, 0] * deviation
+    weight, bias = random_weight(dtype, deviation), random_weight(dtype, deviation)[:, 2]
     pack = make_pack([weight[:8], weight[8:]], bias, "auto")
     assert isinstance(pack, Float32Pack if dtype == torch.float32 else Float16Pack)
     for copied in (pack, copy.deepcopy(pack), pickle.loads(pickle.dumps(pack))):

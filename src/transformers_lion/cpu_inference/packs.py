@@ -67,7 +67,7 @@ class Float32Pack(WeightPack):
         self.shape, self.dtype = _joined_shape(weights), weights[0].dtype
         joined = weights[0] if len(weights) == 1 else torch.cat(list(weights))
         self._weight = torch.ops.mkldnn._reorder_linear_weight(joined.float().contiguous(), ROWS_HINT)
-        self._bias = None if bias is None else bias.detach().float()
+        self._bias = None if bias is None else bias.detach().float().contiguous()  # its strides are not looked at
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """(..., K) -> (..., N)."""
@@ -110,7 +110,7 @@ class Float16Pack(WeightPack):
         self._unscale = 1 / scale
         self._lost = lost, (scaled.view(-1)[lost] * self._unscale).to(self.dtype)
         self._originals = None if is_exact else list(weights)
-        scaled_bias = None if bias is None else bias.detach().float() * scale
+        scaled_bias = None if bias is None else bias.detach().float().contiguous() * scale
         self._pack = torch.ops.quantized.linear_prepack_fp16(scaled, scaled_bias)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
