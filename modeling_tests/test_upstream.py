@@ -584,8 +584,8 @@ DOCUMENTED = {
     "transformers.activations", "transformers.cache_utils", "transformers.generation",
     "transformers.image_processing_utils", "transformers.image_utils", "transformers.modeling_outputs",
     "transformers.processing_utils", "transformers.utils",
-    "torch.export", "torch.linalg", "torch.nn", "torch.nn.functional", "torch.utils.data", "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.device_mesh", "torch.distributed.fsdp",
+    "torch.export", "torch.linalg", "torch.nn", "torch.nn.functional", "torch.utils.data",
+    "torch.distributed.checkpoint.state_dict", "torch.distributed.device_mesh", "torch.distributed.fsdp",
 }  # fmt: skip
 """Modules whose public names are documented."""
 
