@@ -541,14 +541,52 @@ def operators_can_be_watched_on_tensors_without_numbers() -> None:
     assert isinstance(watch.seen[-1].untyped_storage()._cdata, int)
 
 
+# torch: products and processors
+
+
+@assume("_reorder_linear_weight", "_linear_pointwise")
+def onednn_orders_a_weight_multiplies_with_it_and_gives_it_back() -> None:
+    weight, states, bias = torch.randn(8, 16), torch.randn(3, 16), torch.randn(8)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+    outputs = torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")
+    assert torch.allclose(outputs, states @ weight.T + bias, atol=1e-5)
+    assert torch.equal(packed.to_dense(), weight)
+
+
+@assume("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_amx_fp16_supported")
+def torch_knows_what_units_the_processor_has() -> None:
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_amx_fp16_supported"):
+        assert isinstance(getattr(torch.cpu, name, bool)(), bool)  # older releases do not ask about float16
+
+
+@assume("_apply", "_save_to_state_dict", "_load_from_state_dict")
+def moving_saving_and_loading_reach_each_module() -> None:
+    class Part(nn.Module):
+        calls: list[str] = []
+
+        def _apply(self, *arguments: Any) -> Any:
+            self.calls.append("apply")
+            return super()._apply(*arguments)
+
+        def _save_to_state_dict(self, *arguments: Any) -> None:
+            self.calls.append("save")
+
+        def _load_from_state_dict(self, *arguments: Any) -> None:
+            self.calls.append("load")
+
+    whole = nn.Sequential(Part()).double()
+    whole.load_state_dict(whole.state_dict())
+    assert Part.calls == ["apply", "save", "load"]
+
+
 # the table is whole
 
 DOCUMENTED = {
     "transformers.activations", "transformers.cache_utils", "transformers.generation",
     "transformers.image_processing_utils", "transformers.image_utils", "transformers.modeling_outputs",
     "transformers.processing_utils", "transformers.utils",
-    "torch.export", "torch.nn", "torch.nn.functional", "torch.utils.data", "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.device_mesh", "torch.distributed.fsdp",
+    "torch.export", "torch.linalg", "torch.nn", "torch.nn.functional", "torch.utils.data",
+    "torch.distributed.checkpoint.state_dict", "torch.distributed.device_mesh", "torch.distributed.fsdp",
 }  # fmt: skip
 """Modules whose public names are documented."""
 

@@ -25,7 +25,7 @@ CAPTURING_MARK = "_output_capturing_hooks_installed"
 
 
 class BasePreTrainedModel(PreTrainedModel):
-    """Base class of the package's pretrained models. It differs from transformers' in three ways.
+    """Base class of the package's pretrained models. It differs from transformers' in four ways.
 
     - Saving: weights are saved under the names of a model without compiled parts, and older weights in the folder are
       removed. After `model.vision_model = torch.compile(model.vision_model)` the names of the vision tower's weights
@@ -33,6 +33,8 @@ class BasePreTrainedModel(PreTrainedModel):
     - Copying and pickling: the hooks with which transformers records hidden states and attentions, once they have been
       requested, are left out: they are local functions, which cannot be pickled. A copy installs its own when it needs
       them.
+    - Restoring: training, saving and loading weights undo `cpu_inference.optimize_for_inference`, which has exchanged
+      parts of the model for faster ones.
     - Initialisation: `_init_weights` sees every module. For classes defined outside of transformers, it skips modules
       without parameters of their own, to protect loaded weights that an `_init_weights` would write to directly. T5's
       attention and the aggregator's zero-initialised sub-layers are such modules, and the `_init_weights` of this
@@ -45,6 +47,33 @@ class BasePreTrainedModel(PreTrainedModel):
     def __getstate__(self) -> dict[str, Any]:
         return vars(_without_capturing_hooks(self, {}))
 
+    def leave_inference_form(self) -> None:
+        """Undo `cpu_inference.optimize_for_inference`, if it was called on this model."""
+        form = self.__dict__.pop("_inference_form", None)
+        if form is not None:
+            form.undo(self)
+
+    def train(self, mode: bool = True) -> Any:
+        """As for all modules; training restores an optimized model first."""
+        if mode:
+            self.leave_inference_form()
+        return super().train(mode)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for all modules; an optimized model is restored first."""
+        self.leave_inference_form()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As for all modules; an optimized model is restored first."""
+        self.leave_inference_form()
+        return super().load_state_dict(*args, **kwargs)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As `PreTrainedModel.resize_token_embeddings`; an optimized model is restored first."""
+        self.leave_inference_form()
+        return super().resize_token_embeddings(*args, **kwargs)
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
@@ -52,7 +81,8 @@ class BasePreTrainedModel(PreTrainedModel):
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """As `PreTrainedModel.save_pretrained`."""
+        """As `PreTrainedModel.save_pretrained`; an optimized model is restored first."""
+        self.leave_inference_form()
         names = state_dict or dict(self.named_parameters())
         if any(COMPILED in name for name in names):
             weights = self.state_dict() if state_dict is None else state_dict

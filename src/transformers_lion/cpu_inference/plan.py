@@ -1,0 +1,114 @@
+"""What is fast and exact on this processor."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .packs import can_pack
+
+WEIGHTS = ("auto", "float32", "float16")
+"""Values of `optimize_for_inference(weights=)`."""
+
+
+@dataclass(frozen=True)
+class CpuFeatures:
+    """What the choice depends on.
+
+    Attributes:
+        capability: of the instruction set, as torch calls it: "AVX2", "AVX512", "DEFAULT".
+        packs_float32, packs_float16: whether this build of torch has these packs.
+        multiplies_bfloat16, multiplies_float16: whether the processor has units for these products.
+    """
+
+    capability: str
+    packs_float32: bool
+    packs_float16: bool
+    multiplies_bfloat16: bool
+    multiplies_float16: bool
+
+
+@dataclass(frozen=True)
+class InferencePlan:
+    """What `optimize_for_inference` does with a model.
+
+    Attributes:
+        weights: "auto", "float32" or "float16", as in `packs.make_pack`; `None` to leave the model as it is.
+        reason: for a reader.
+    """
+
+    weights: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return self.reason
+
+
+def detect_features() -> CpuFeatures:
+    """The features of this processor and this build of torch."""
+    packs = can_pack()
+    capability = torch.backends.cpu.get_cpu_capability()
+    is_x86 = capability.startswith("AVX")
+    return CpuFeatures(
+        capability=capability,
+        packs_float32=is_x86 and packs["float32"],
+        packs_float16=is_x86 and packs["float16"],
+        multiplies_bfloat16=_has_units("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+        multiplies_float16=_has_units("_is_amx_fp16_supported"),
+    )
+
+
+def inference_plan(model: PreTrainedModel, weights: str = "auto", features: CpuFeatures | None = None) -> InferencePlan:
+    """What `optimize_for_inference(model, weights=weights)` does; `str(plan)` is one line.
+
+    Args:
+        model: as it was loaded.
+        weights: as of `optimize_for_inference`.
+        features: of the processor; by default of this one.
+
+    Raises:
+        ValueError: if there is no such `weights`.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r}, but it is one of {', '.join(map(repr, WEIGHTS))}.")
+    features = detect_features() if features is None else features
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if devices != {"cpu"}:
+        return InferencePlan(None, f"weights as loaded (on {' and '.join(sorted(devices))})")
+    if getattr(model, "hf_quantizer", None) is not None:
+        return InferencePlan(None, "weights as loaded (quantized)")
+    if not features.packs_float32:
+        return InferencePlan(None, f"weights as loaded (no packed products on a CPU of kind {features.capability})")
+    dtype = _largest_dtype(model)
+    if weights == "auto" and (
+        (dtype == torch.bfloat16 and features.multiplies_bfloat16)
+        or (dtype == torch.float16 and features.multiplies_float16)
+    ):
+        return InferencePlan(None, f"weights as loaded (the CPU multiplies {str(dtype).removeprefix('torch.')})")
+    if weights == "float16" and not features.packs_float16:
+        raise ValueError("weights='float16' needs a torch with fbgemm, which this one is built without.")
+    if weights == "float32" or not features.packs_float16:
+        return InferencePlan("float32", "float32, weights packed in float32")
+    if weights == "float16":
+        return InferencePlan("float16", "float32, weights packed in float16 (rounded where they do not fit)")
+    if dtype == torch.float32:
+        return InferencePlan("auto", "float32, weights packed in float32, in float16 where that is exact")
+    return InferencePlan("auto", "float32, weights packed in float16 (exact)")
+
+
+def _largest_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of most weights."""
+    sizes: dict[torch.dtype, int] = {}
+    for parameter in model.parameters():
+        sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+    return max(sizes, key=lambda dtype: sizes[dtype])
+
+
+def _has_units(*names: str) -> bool:
+    """Whether one of torch's questions about the processor is answered with yes."""
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+__all__ = ["CpuFeatures", "InferencePlan", "detect_features", "inference_plan"]
