@@ -511,7 +511,7 @@ def test_the_report_counts_what_was_used_derived_and_dropped(files: Files, capsy
     numbers = sum(tensor.numel() for tensor in load_file(files.output / "model.safetensors").values())
     assert rows["numbers written"] == f"{numbers:,}"
     assert rows["tensors derived from several keys"] == "39"
-    assert rows["dropped: another name of the embedding table, with its values"] == "2"
+    assert rows["dropped: an alias of the embedding table with the same values"] == "2"
     assert rows["dropped: a buffer that counts 0, 1, 2, ..."] == "1"
     assert rows["dtype"] == "float32"
 
