@@ -576,10 +576,13 @@ class LionT5Model(LionT5PreTrainedModel):
 
     def __init__(self, config: LionT5Config):
         super().__init__(config)
+        self._add_modules(config)
+        self.post_init()  # once, when a subclass has added its modules too
+
+    def _add_modules(self, config: LionT5Config) -> None:
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = LionT5Stack(encoder_config(config))
         self.decoder = LionT5Stack(config.get_text_config(decoder=True))
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings, which encoder and decoder share."""
@@ -661,9 +664,11 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
 
     def __init__(self, config: LionT5Config):
         super().__init__(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.loss_type = "ForMaskedLM"  # labels stand where their logits stand: the decoder input is what is shifted
-        self.post_init()
+
+    def _add_modules(self, config: LionT5Config) -> None:
+        super()._add_modules(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """What the decoder reads to predict `labels`: (B, L), moved one to the right behind the start token.
