@@ -290,7 +290,7 @@ class LionModel(LionPreTrainedModel):
     The names of its weights are those of `LionForConditionalGeneration`, so each loads the other's checkpoints.
     """
 
-    _language_model_class: type[LionT5Model] = LionT5Model
+    language_model_class: type[LionT5Model] = LionT5Model
 
     def __init__(self, config: LionConfig):
         super().__init__(config)
@@ -307,7 +307,7 @@ class LionModel(LionPreTrainedModel):
             self.aggregator_projection = LionAggregatorProjection(config.aggregator_config, text_width)
         if config.use_soft_prompt:
             self.soft_prompt = nn.Embedding(1, text_width)
-        self.language_model = self._language_model_class(config.text_config)
+        self.language_model = self.language_model_class(config.text_config)
         self.post_init()
 
     @torch.no_grad()
@@ -637,7 +637,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
     """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
 
     _keys_to_ignore_on_load_unexpected = None
-    _language_model_class = LionT5ForConditionalGeneration
+    language_model_class = LionT5ForConditionalGeneration
 
     @property
     def generation_config(self) -> GenerationConfig:
