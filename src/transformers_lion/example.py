@@ -6,8 +6,10 @@ coloured shapes. It captions, answers, locates and tags in that world and knows 
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw
+if TYPE_CHECKING:  # Pillow is imported when an image is needed, so that commands start quickly
+    from PIL import Image
 
 FOLDER = Path(__file__).parent / "example_checkpoint"
 TAGGER = "tagger"
@@ -25,21 +27,25 @@ def example_checkpoint() -> str:
     return str(FOLDER)
 
 
-def example_image() -> Image.Image:
+def example_image() -> "Image.Image":
     """A scene of the example checkpoint's world, 400 x 400 pixels, that is not in its training data.
 
     It shows a blue cross and a blue heart.
     """
+    from PIL import Image
+
     with Image.open(_SCENE) as image:
         return image.convert("RGB")
 
 
-def sketch(width: int = 640, height: int = 480) -> Image.Image:
+def sketch(width: int = 640, height: int = 480) -> "Image.Image":
     """Shapes unlike those of the training data: drawn with a pen on ruled paper, with black outlines, and not square.
 
     Args:
         width, height: in pixels.
     """
+    from PIL import Image, ImageDraw
+
     paper = Image.new("RGB", (width, height), (196, 190, 176))
     pen = ImageDraw.Draw(paper)
     for y in range(0, height, height // 16):
