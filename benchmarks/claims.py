@@ -165,11 +165,11 @@ def do(folder: Path, run: Run, seed: int, steps: int, num_scenes: int) -> None:
     output = file.with_suffix("")
     run.train(folder, seed, steps, output)
     model = LionForConditionalGeneration.from_pretrained(output).eval()
-    figures = {
+    metrics = {
         column: evaluate(model, make_processor(), "test", num_scenes, run.kinds, wrong, seed=100 + seed)
         for column, wrong in run.tags.items()
     }
-    file.write_text(json.dumps(figures, indent=2) + "\n")
+    file.write_text(json.dumps(metrics, indent=2) + "\n")
     for leftover in folder.glob(f"claims/{output.name}*-training"):
         shutil.rmtree(leftover)
 
@@ -185,7 +185,7 @@ def table(folder: Path, seeds: list[int], steps: int, num_scenes: int) -> tuple[
         files = [file_of(folder, run, seed, steps) for seed in seeds]
         found = [json.loads(file.read_text()) for file in files if file.exists()]
         for column in run.tags if found else ():
-            values = {name: [figures[column][name] for figures in found if name in figures[column]] for name in FIGURES}
+            values = {name: [metrics[column][name] for metrics in found if name in metrics[column]] for name in FIGURES}
             cells = [spread(values[name]) for name in FIGURES]
             lines.append(f"| {run.claim} | {run.name} | {column} | {len(found)} | {' | '.join(cells)} |")
             rows.append((run, column, values))

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-PICTURE = SOURCE / "transformers_lion" / "demo" / "pictures" / "scene-00.png"
+IMAGE = SOURCE / "transformers_lion" / "demo" / "pictures" / "scene-00.png"
 BASE = "import transformers, torch"
 REGISTRIES = "from transformers import AutoModel, AutoProcessor, AutoImageProcessor, pipeline"
 MODELS = "from transformers import PreTrainedModel, AutoProcessor"
@@ -36,7 +36,7 @@ COMMANDS = {
     f"lion {' '.join(words)}": ["-m", "transformers_lion.cli", *words]
     for words in (["--help"], ["--version"], ["caption", "--help"])
 }
-CAPTION = {"lion caption one.png": ["-m", "transformers_lion.cli", "caption", str(PICTURE)]}
+CAPTION = {"lion caption one.png": ["-m", "transformers_lion.cli", "caption", str(IMAGE)]}
 ROWS = {**PYTHON, **COMMANDS, **CAPTION}
 
 

@@ -43,7 +43,7 @@ def test_the_pipeline_describes_a_scene_that_no_training_saw(pipe: Any) -> None:
     assert said.endswith(f"on a {SCENE.background} background")
 
 
-def test_the_pipeline_locates_in_a_picture_drawn_otherwise(pipe: Any) -> None:
+def test_the_pipeline_locates_in_a_image_drawn_otherwise(pipe: Any) -> None:
     image = sketch()
     for phrase, truth in (("the red circle", (0.08, 0.12, 0.42, 0.55)), ("the blue triangle", (0.52, 0.18, 0.9, 0.6))):
         answer = pipe(image, text=f"Where is {phrase}?", task_type="region_level")[0]["generated_text"]
@@ -51,7 +51,7 @@ def test_the_pipeline_locates_in_a_picture_drawn_otherwise(pipe: Any) -> None:
         assert box_iou(box, truth) > 0.6, phrase
 
 
-def test_figures_on_unseen_scenes_are_not_below_what_was_measured() -> None:
+def test_metrics_on_unseen_scenes_are_not_below_what_was_measured() -> None:
     model = LionForConditionalGeneration.from_pretrained(example_checkpoint()).eval()
     processor = AutoProcessor.from_pretrained(example_checkpoint())
     figures = evaluate(model, processor, "test", 40, seed=77)
@@ -60,7 +60,7 @@ def test_figures_on_unseen_scenes_are_not_below_what_was_measured() -> None:
     assert figures["questions"] >= 0.86
 
 
-def test_drawing_marks_the_box_and_leaves_the_picture_alone() -> None:
+def test_drawing_marks_the_box_and_leaves_the_image_alone() -> None:
     image = example_image().resize((100, 100))
     before = image.tobytes()
     drawn = draw_boxes(image, [("thing", (0, 5), [(10.0, 20.0, 60.0, 80.0)])])
@@ -71,7 +71,7 @@ def test_drawing_marks_the_box_and_leaves_the_picture_alone() -> None:
 
 
 @pytest.mark.parametrize("size", [(24, 24), (2000, 300)])
-def test_labels_stay_within_small_and_wide_pictures(size: tuple[int, int]) -> None:
+def test_labels_stay_within_small_and_wide_images(size: tuple[int, int]) -> None:
     width, height = size
     image = sketch(*size)
     drawn = draw_boxes(image, [("a long phrase of many words", (0, 27), [(width - 9, 0, width - 1, height - 1)])])

@@ -17,7 +17,7 @@ from transformers_lion.images import load_rgb_images
 SMALL = {"height": 28, "width": 28}
 
 
-def wave_picture(height: int, width: int) -> Image.Image:
+def wave_image(height: int, width: int) -> Image.Image:
     """The picture whose preprocessed pixels the reference computed."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     red = 127.5 + 127.5 * np.sin(2 * np.pi * (7 * x / width + 3 * y / height))
@@ -30,14 +30,14 @@ def wave_picture(height: int, width: int) -> Image.Image:
 def test_pixels_are_exactly_the_references(size: str) -> None:
     expected = load_file(GOLDENS / "lion" / "preprocessing.safetensors")[size]
     height, width = map(int, size.split("x"))
-    pixels = LionImageProcessor()(wave_picture(height, width), return_tensors="pt")["pixel_values"]
+    pixels = LionImageProcessor()(wave_image(height, width), return_tensors="pt")["pixel_values"]
     assert torch.equal(pixels[0, :, ::8, ::8], expected)
 
 
 def test_another_resampling_would_be_noticed() -> None:
     expected = load_file(GOLDENS / "lion" / "preprocessing.safetensors")["419x640"]
     processor = LionImageProcessor(resample=Image.Resampling.BILINEAR)
-    pixels = processor(wave_picture(419, 640), return_tensors="pt")["pixel_values"]
+    pixels = processor(wave_image(419, 640), return_tensors="pt")["pixel_values"]
     assert (pixels[0, :, ::8, ::8] - expected).abs().max() > 1e-2
 
 
@@ -47,7 +47,7 @@ def pixels_of(image: Any) -> np.ndarray:
 
 @pytest.fixture
 def picture() -> Image.Image:
-    return wave_picture(20, 30)
+    return wave_image(20, 30)
 
 
 def test_all_ways_to_give_an_image_give_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
@@ -78,18 +78,18 @@ def test_the_exif_orientation_is_applied(picture: Image.Image, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK", "L", "1", "YCbCr"])
-def test_pictures_of_any_mode_become_rgb(mode: str, picture: Image.Image) -> None:
+def test_images_of_any_mode_become_rgb(mode: str, picture: Image.Image) -> None:
     converted = picture.convert("L").convert("LA") if mode == "LA" else picture.convert(mode)
     assert np.array_equal(pixels_of(converted), np.asarray(converted.convert("RGB")))
 
 
-def test_sixteen_bit_pictures_keep_their_tones(tmp_path: Path) -> None:
+def test_sixteen_bit_images_keep_their_tones(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(ramp).save(tmp_path / "a.png")
     assert np.array_equal(pixels_of(tmp_path / "a.png")[..., 0], (ramp >> 8).astype(np.uint8))
 
 
-def test_dark_sixteen_bit_pictures_stay_dark(tmp_path: Path) -> None:
+def test_dark_sixteen_bit_images_stay_dark(tmp_path: Path) -> None:
     dark = np.full((4, 4), 255, np.uint16)
     Image.fromarray(dark).save(tmp_path / "a.png")
     assert pixels_of(dark).max() == 0

@@ -23,7 +23,7 @@ from transformers_lion.example import TAGGER, example_checkpoint, example_image,
 from transformers_lion.grounding import box_iou, token_log_probs
 from transformers_lion.processing_lion import TAG_PROMPT
 
-PICTURES = [
+IMAGES = [
     Image.fromarray(np.random.RandomState(seed).randint(0, 255, (40, 30, 3), dtype=np.uint8)) for seed in range(3)
 ]
 QUESTION = "Is there a dog in the image?"
@@ -80,7 +80,7 @@ def mixed_requests() -> list[Request]:
     tasks, sources = ["image_level", "region_level"], [None, "data", "none", None, None]
     return [
         Request(image, f"{QUESTION} {'a ' * index}", tasks[index % 2], tags[index % 5], sources[index % 5])
-        for index, image in enumerate([*PICTURES, *PICTURES, PICTURES[0]])
+        for index, image in enumerate([*IMAGES, *IMAGES, IMAGES[0]])
     ]
 
 
@@ -109,16 +109,16 @@ def test_answers_are_the_pipelines(lion: Lion, lion_folder: Path, batch_size: in
 @pytest.mark.slow
 def test_without_a_limit_answers_are_as_long_as_the_pipelines(lion: Lion, lion_folder: Path) -> None:
     pipe: Any = pipeline("image-to-text", model=str(lion_folder), tagger=False)
-    assert lion.caption(PICTURES[0]) == pipe(PICTURES[0])[0]["generated_text"]
+    assert lion.caption(IMAGES[0]) == pipe(IMAGES[0])[0]["generated_text"]
 
 
 def test_an_answer_knows_what_the_language_model_read(lion: Lion) -> None:
     requests = [
-        Request(PICTURES[0], QUESTION, tags=["dog", "cat"]),
-        Request(PICTURES[0], QUESTION, tags="dog,cat"),
-        Request(PICTURES[0], QUESTION, tags=[]),
-        Request(PICTURES[0], QUESTION),
-        Request(PICTURES[0], "<extra_id_0> </s>", tag_source="none"),
+        Request(IMAGES[0], QUESTION, tags=["dog", "cat"]),
+        Request(IMAGES[0], QUESTION, tags="dog,cat"),
+        Request(IMAGES[0], QUESTION, tags=[]),
+        Request(IMAGES[0], QUESTION),
+        Request(IMAGES[0], "<extra_id_0> </s>", tag_source="none"),
     ]
     found = lion.answer(requests, **SHORT)
     ids = [lion.processor(text=item.question, tags=item.tags or None)["input_ids"][0] for item in requests[:1]]
@@ -143,26 +143,26 @@ def test_a_copy_with_its_tagger_answers_alike(
 
 
 def test_the_prompt_is_known_whichever_side_is_padded(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests = [Request(PICTURES[0], QUESTION, tags="dog"), Request(PICTURES[0], "a")]
+    requests = [Request(IMAGES[0], QUESTION, tags="dog"), Request(IMAGES[0], "a")]
     expected = [found.prompt for found in lion.answer(requests, **SHORT)]
     monkeypatch.setattr(lion.processor.tokenizer, "padding_side", "left")
     assert [found.prompt for found in lion.answer(requests, **SHORT)] == expected == [expected[0], "a"]
 
 
 def test_a_maximal_length_is_heeded(lion: Lion) -> None:
-    expected = lion.caption(PICTURES[0], max_new_tokens=3)
-    assert lion.caption(PICTURES[0], max_length=4) == expected != lion.caption(PICTURES[0], **SHORT)
-    assert lion.caption(PICTURES[0], generation_config=GenerationConfig(max_length=4)) == expected
-    both = lion.caption(PICTURES[0], max_length=4, **SHORT)
-    assert both == lion.caption(PICTURES[0], **SHORT)
+    expected = lion.caption(IMAGES[0], max_new_tokens=3)
+    assert lion.caption(IMAGES[0], max_length=4) == expected != lion.caption(IMAGES[0], **SHORT)
+    assert lion.caption(IMAGES[0], generation_config=GenerationConfig(max_length=4)) == expected
+    both = lion.caption(IMAGES[0], max_length=4, **SHORT)
+    assert both == lion.caption(IMAGES[0], **SHORT)
 
 
 def test_without_any_limit_an_answer_may_be_as_long_as_the_papers(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = lion.caption(PICTURES[0], num_beams=1, max_new_tokens=inference.MAX_NEW_TOKENS)
-    assert expected != lion.caption(PICTURES[0], num_beams=1, max_new_tokens=20), "transformers' own limit"
+    expected = lion.caption(IMAGES[0], num_beams=1, max_new_tokens=inference.MAX_NEW_TOKENS)
+    assert expected != lion.caption(IMAGES[0], num_beams=1, max_new_tokens=20), "transformers' own limit"
     monkeypatch.setattr(lion.model.generation_config, "max_new_tokens", None)
-    assert lion.caption(PICTURES[0], num_beams=1) == expected
-    assert lion.caption(PICTURES[0], generation_config=GenerationConfig(num_beams=1)) == expected
+    assert lion.caption(IMAGES[0], num_beams=1) == expected
+    assert lion.caption(IMAGES[0], generation_config=GenerationConfig(num_beams=1)) == expected
 
 
 def test_rows_that_ended_are_padded_whoever_gives_the_generation_config(example: Lion) -> None:
@@ -182,22 +182,22 @@ def test_several_sequences_are_refused_wherever_they_are_asked_for(lion: Lion, m
     config = GenerationConfig(num_beams=3, num_return_sequences=2)
     for options in ({"num_return_sequences": 2, "num_beams": 3}, {"generation_config": config}):
         with pytest.raises(ValueError, match="num_return_sequences is 2, but a request has 1 answer"):
-            lion.caption(PICTURES[0], **options)
+            lion.caption(IMAGES[0], **options)
     monkeypatch.setattr(lion.model.generation_config, "num_return_sequences", 3)
     with pytest.raises(ValueError, match="num_return_sequences is 3"):
-        lion.caption(PICTURES[0])
-    assert lion.caption(PICTURES[0], num_return_sequences=1, **SHORT)
+        lion.caption(IMAGES[0])
+    assert lion.caption(IMAGES[0], num_return_sequences=1, **SHORT)
 
 
 def test_questions_and_tags_may_come_from_tables(lion: Lion) -> None:
     table = pandas.DataFrame({"question": [QUESTION, "a"], "tags": [["dog"], np.nan]})
-    expected = lion.ask(PICTURES[:2], [QUESTION, "a"], **SHORT)
-    assert lion.ask(PICTURES[:2], table["question"], **SHORT) == expected
-    assert lion.ask(PICTURES[:2], table["question"].to_numpy(), **SHORT) == expected
-    requests = [Request(PICTURES[0], row.question, tags=row.tags) for row in table.itertuples()]
+    expected = lion.ask(IMAGES[:2], [QUESTION, "a"], **SHORT)
+    assert lion.ask(IMAGES[:2], table["question"], **SHORT) == expected
+    assert lion.ask(IMAGES[:2], table["question"].to_numpy(), **SHORT) == expected
+    requests = [Request(IMAGES[0], row.question, tags=row.tags) for row in table.itertuples()]
     assert [found.tags for found in lion.answer(requests, **SHORT)] == [["dog"], None]
     with pytest.raises(ValueError, match="questions must hold strings, but holds no value at position 1"):
-        lion.ask(PICTURES[:2], ["a", float("nan")])
+        lion.ask(IMAGES[:2], ["a", float("nan")])
 
 
 def test_tags_that_are_left_out_are_the_taggers(lion: Lion, example_tagger: ImageTagger) -> None:
@@ -268,7 +268,7 @@ def test_an_image_is_opened_and_encoded_once_a_call(
 
 
 def test_the_same_path_is_the_same_image(lion: Lion, calls: Calls, image: Path) -> None:
-    lion.answer([Request(image, "a"), Request(str(image), "b"), Request(PICTURES[0], "c")], batch_size=1, **SHORT)
+    lion.answer([Request(image, "a"), Request(str(image), "b"), Request(IMAGES[0], "c")], batch_size=1, **SHORT)
     assert calls.encoded == [1, 1]
 
 
@@ -278,7 +278,7 @@ def test_an_image_is_tagged_once_and_only_if_tags_are_missing(
     tag = example_tagger.tag
     monkeypatch.setattr(example_tagger, "tag", lambda images: calls.tagged.append(len(images)) or tag(images))
     tagged = Lion(lion.model, lion.processor, example_tagger)
-    tagged.answer([Request(PICTURES[0], "a", tags="dog"), Request(PICTURES[1], "a", tag_source="none")], **SHORT)
+    tagged.answer([Request(IMAGES[0], "a", tags="dog"), Request(IMAGES[1], "a", tag_source="none")], **SHORT)
     assert calls.tagged == []
     tagged.answer(mixed_requests(), batch_size=2, **SHORT)  # only one has no tags
     assert calls.tagged == [1]
@@ -340,7 +340,7 @@ def test_likelihood_chooses_what_the_example_answers(example: Lion) -> None:
 
 
 def test_one_gives_one_and_lists_give_lists(lion: Lion) -> None:
-    a, b, _ = PICTURES
+    a, b, _ = IMAGES
     both = [lion.caption(picture, **SHORT) for picture in (a, b)]
     assert isinstance(both[0], str)
     assert lion.caption([a, b], **SHORT) == both
@@ -359,10 +359,10 @@ def test_each_way_has_its_prompt_and_task(lion: Lion, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         Lion, "answer", lambda self, requests, **options: seen.extend(requests) or original(self, requests, **options)
     )
-    lion.caption(PICTURES[0], **SHORT)
-    lion.ask(PICTURES[0], QUESTION, tags="dog", **SHORT)
-    lion.locate(PICTURES[0], " the {red} cup ", **SHORT)
-    lion.describe_region(PICTURES[0], (3, 4, 15, 40), **SHORT)
+    lion.caption(IMAGES[0], **SHORT)
+    lion.ask(IMAGES[0], QUESTION, tags="dog", **SHORT)
+    lion.locate(IMAGES[0], " the {red} cup ", **SHORT)
+    lion.describe_region(IMAGES[0], (3, 4, 15, 40), **SHORT)
     assert [(request.question, request.task_type, request.tags) for request in seen] == [
         ("Please describe the image using a single short sentence.", "image_level", None),
         (QUESTION, "image_level", "dog"),
@@ -426,28 +426,28 @@ def test_dtype_and_mode_are_those_asked_for(lion_folder: Path) -> None:
     lion = Lion.from_pretrained(lion_folder, tagger=False, dtype="bfloat16", device="cpu")
     assert lion.model.dtype == torch.bfloat16
     assert not lion.model.training
-    assert isinstance(lion.caption(PICTURES[0], **SHORT), str)
+    assert isinstance(lion.caption(IMAGES[0], **SHORT), str)
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda lion: lion.caption("lost.png"), "lost.png"),
-        (lambda lion: lion.ask(PICTURES, ["a", "b"]), "3 images for 2 questions"),
-        (lambda lion: lion.ask(PICTURES[0], 3), "questions must be a string or a list"),
-        (lambda lion: lion.locate(PICTURES[0], " "), "phrases holds a blank text"),
-        (lambda lion: lion.describe_region(PICTURES[0], (1, 2, 3)), r"shape \(4,\) or \(N, 4\), but has \(3,\)"),
-        (lambda lion: lion.describe_region(PICTURES[0], [(1, 2, 3, 4), (1, 2)]), "four numbers each"),
-        (lambda lion: lion.describe_region(PICTURES[0], (90, 0, 99, 9)), "no area in an image of 30x40 pixels"),
-        (lambda lion: lion.describe_region(PICTURES[0], (1, 2, math.nan, 4)), "no area"),
-        (lambda lion: lion.tag(PICTURES[0]), "There is no tagger"),
+        (lambda lion: lion.ask(IMAGES, ["a", "b"]), "3 images for 2 questions"),
+        (lambda lion: lion.ask(IMAGES[0], 3), "questions must be a string or a list"),
+        (lambda lion: lion.locate(IMAGES[0], " "), "phrases holds a blank text"),
+        (lambda lion: lion.describe_region(IMAGES[0], (1, 2, 3)), r"shape \(4,\) or \(N, 4\), but has \(3,\)"),
+        (lambda lion: lion.describe_region(IMAGES[0], [(1, 2, 3, 4), (1, 2)]), "four numbers each"),
+        (lambda lion: lion.describe_region(IMAGES[0], (90, 0, 99, 9)), "no area in an image of 30x40 pixels"),
+        (lambda lion: lion.describe_region(IMAGES[0], (1, 2, math.nan, 4)), "no area"),
+        (lambda lion: lion.tag(IMAGES[0]), "There is no tagger"),
         (lambda lion: lion.answer(["a"]), "must hold Request, but holds str"),
-        (lambda lion: lion.answer([Request(PICTURES[0], None)]), "questions must hold strings"),
-        (lambda lion: lion.answer([Request(PICTURES[0], "a", "level")]), "task_type is 'level'"),
+        (lambda lion: lion.answer([Request(IMAGES[0], None)]), "questions must hold strings"),
+        (lambda lion: lion.answer([Request(IMAGES[0], "a", "level")]), "task_type is 'level'"),
         (lambda lion: lion.answer([], batch_size=0), "batch_size is 0"),
         (lambda lion: lion.answer([], num_return_sequences=2), "num_return_sequences is 2"),
-        (lambda lion: lion.rank([Request(PICTURES[0], "a")], []), "0 lists of candidates for 1 requests"),
-        (lambda lion: lion.rank([Request(PICTURES[0], "a")], ["yes"]), "candidates must be a string or a list"),
+        (lambda lion: lion.rank([Request(IMAGES[0], "a")], []), "0 lists of candidates for 1 requests"),
+        (lambda lion: lion.rank([Request(IMAGES[0], "a")], ["yes"]), "candidates must be a string or a list"),
     ],
 )
 def test_what_cannot_be_done_is_said(lion: Lion, call: Any, words: str) -> None:
@@ -461,10 +461,10 @@ def test_what_cannot_be_done_is_said(lion: Lion, call: Any, words: str) -> None:
 @pytest.fixture
 def mixed_files(tmp_path: Path) -> list[Any]:
     """Images of which those at 1, 3 and 4 cannot be read, the first of them twice."""
-    PICTURES[0].save(tmp_path / "good.png")
+    IMAGES[0].save(tmp_path / "good.png")
     (tmp_path / "text.png").write_text("no picture")
     missing = tmp_path / "missing.png"
-    return [PICTURES[1], missing, tmp_path / "good.png", tmp_path / "text.png", b"no picture", missing]
+    return [IMAGES[1], missing, tmp_path / "good.png", tmp_path / "text.png", b"no picture", missing]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -506,22 +506,22 @@ def test_an_image_that_cannot_be_read_stops_a_call_unless_it_may_be_skipped(lion
 @pytest.mark.parametrize("box", [(0.062, 0.156, 0.44, 0.537), (0, 0, 1, 1)])
 def test_fractions_in_the_place_of_pixels_are_an_error(lion: Lion, box: tuple) -> None:
     with pytest.raises(ValueError, match="30x40 pixels may be fractions"):
-        lion.describe_region(PICTURES[0], box)
+        lion.describe_region(IMAGES[0], box)
 
 
-def test_a_region_is_measured_on_the_upright_picture(lion: Lion, tmp_path: Path) -> None:
+def test_a_region_is_measured_on_the_upright_image(lion: Lion, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    PICTURES[0].save(tmp_path / "turned.png", exif=exif)  # seen, it is 40 wide and 30 high
-    upright = PICTURES[0].transpose(Image.Transpose.ROTATE_270)
+    IMAGES[0].save(tmp_path / "turned.png", exif=exif)  # seen, it is 40 wide and 30 high
+    upright = IMAGES[0].transpose(Image.Transpose.ROTATE_270)
     box = (20, 3, 40, 15)
     assert lion.describe_region(tmp_path / "turned.png", box, **SHORT) == lion.describe_region(upright, box, **SHORT)
 
 
 def test_bytes_and_stored_images_are_images(lion: Lion, tmp_path: Path) -> None:
-    PICTURES[0].save(tmp_path / "a.png")
+    IMAGES[0].save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()
-    expected = lion.caption(PICTURES[0], **SHORT)
+    expected = lion.caption(IMAGES[0], **SHORT)
     stored = {"bytes": content, "path": None}
     assert lion.caption(content, **SHORT) == lion.caption(stored, **SHORT) == expected
     assert lion.caption(np.array([str(tmp_path / "a.png")] * 2), **SHORT) == [expected] * 2
@@ -533,10 +533,10 @@ def test_bytes_and_stored_images_are_images(lion: Lion, tmp_path: Path) -> None:
     assert pipe([stored, content], **SHORT) == [[{"generated_text": expected}]] * 2
 
 
-def test_pictures_of_a_batch_are_in_memory_one_at_a_time(
+def test_images_of_a_batch_are_in_memory_one_at_a_time(
     lion: Lion, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for index, picture in enumerate(PICTURES):
+    for index, picture in enumerate(IMAGES):
         picture.save(tmp_path / f"{index}.png")
     alive: list[weakref.ref] = []
     counts: list[int] = []

@@ -29,7 +29,7 @@ from transformers_lion.pipeline_registration import LionOrStockPipeline
 
 TASKS = ("image-to-text", "image-text-to-text")
 REWRITES = hasattr(__import__("transformers.pipelines", fromlist=["x"]), "_resolve_deprecated_task")
-PICTURES = [
+IMAGES = [
     Image.fromarray(np.random.RandomState(seed).randint(0, 255, (40, 30, 3), dtype=np.uint8)) for seed in range(3)
 ]
 QUESTIONS = ["Is there a dog in the image?", "Where is the red cat?", "a"]
@@ -43,7 +43,7 @@ def pipe(request: pytest.FixtureRequest, lion_folder: Path) -> Pipeline:
 
 def answer(pipe: Pipeline, index: int, text: str | None = None, **options: Any) -> list[dict[str, str]]:
     """What the model itself answers, without the pipeline."""
-    inputs = pipe.processor(PICTURES[index], text or pipe.processor.caption_prompt, return_tensors="pt", **options)
+    inputs = pipe.processor(IMAGES[index], text or pipe.processor.caption_prompt, return_tensors="pt", **options)
     ids = pipe.model.generate(**inputs, **SHORT)
     return [{"generated_text": text} for text in pipe.processor.batch_decode(ids, skip_special_tokens=True)]
 
@@ -54,32 +54,32 @@ def test_both_names_make_lions_pipeline(pipe: Pipeline) -> None:
 
 def test_an_image_alone_is_captioned(pipe: Pipeline, tmp_path: Path) -> None:
     expected = answer(pipe, 0)
-    PICTURES[0].save(tmp_path / "a.png")
-    assert pipe(PICTURES[0], **SHORT) == expected
-    for image in (str(tmp_path / "a.png"), tmp_path / "a.png", np.asarray(PICTURES[0]), {"image": PICTURES[0]}):
+    IMAGES[0].save(tmp_path / "a.png")
+    assert pipe(IMAGES[0], **SHORT) == expected
+    for image in (str(tmp_path / "a.png"), tmp_path / "a.png", np.asarray(IMAGES[0]), {"image": IMAGES[0]}):
         assert pipe(image, **SHORT) == expected
 
 
 def test_a_question_tags_and_a_task_reach_the_model(pipe: Pipeline) -> None:
     options = {"tags": "dog, cat", "task_type": "region_level"}
-    assert pipe(PICTURES[0], text=QUESTIONS[0], **options, **SHORT) == answer(pipe, 0, QUESTIONS[0], **options)
-    assert pipe(PICTURES[0], text=QUESTIONS[0], **SHORT) != pipe(PICTURES[0], text=QUESTIONS[0], **options, **SHORT)
+    assert pipe(IMAGES[0], text=QUESTIONS[0], **options, **SHORT) == answer(pipe, 0, QUESTIONS[0], **options)
+    assert pipe(IMAGES[0], text=QUESTIONS[0], **SHORT) != pipe(IMAGES[0], text=QUESTIONS[0], **options, **SHORT)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_a_list_gives_each_image_its_own_answer(pipe: Pipeline, batch_size: int) -> None:
     tags, tasks = ["dog", ["cat", "red"], None], ["region_level", "image_level", "region_level"]
     expected = [answer(pipe, index, QUESTIONS[index], tags=tags[index], task_type=tasks[index]) for index in range(3)]
-    assert pipe(PICTURES, text=QUESTIONS, tags=tags, task_type=tasks, batch_size=batch_size, **SHORT) == expected
-    assert pipe(PICTURES, batch_size=batch_size, **SHORT) == [answer(pipe, index) for index in range(3)]
+    assert pipe(IMAGES, text=QUESTIONS, tags=tags, task_type=tasks, batch_size=batch_size, **SHORT) == expected
+    assert pipe(IMAGES, batch_size=batch_size, **SHORT) == [answer(pipe, index) for index in range(3)]
 
 
 def test_several_sequences_stay_beside_their_image(pipe: Pipeline) -> None:
     options = {"num_beams": 4, "num_return_sequences": 2, **SHORT}
-    alone = [pipe(picture, **options) for picture in PICTURES]
+    alone = [pipe(picture, **options) for picture in IMAGES]
     assert [len(answers) for answers in alone] == [2, 2, 2]
-    assert pipe(PICTURES, batch_size=2, **options) == alone
-    assert pipe(PICTURES, batch_size=2, generate_kwargs=options) == alone
+    assert pipe(IMAGES, batch_size=2, **options) == alone
+    assert pipe(IMAGES, batch_size=2, generate_kwargs=options) == alone
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -87,14 +87,14 @@ class Pictures(torch.utils.data.Dataset):
         return 3
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": PICTURES[index], "text": QUESTIONS[index], "id": index}
+        return {"image": IMAGES[index], "text": QUESTIONS[index], "id": index}
 
 
 def test_generators_and_data_sets_are_read_item_by_item(pipe: Pipeline) -> None:
     seen: list[int] = []
 
     def pictures() -> Iterator[Image.Image]:
-        for index, picture in enumerate(PICTURES):
+        for index, picture in enumerate(IMAGES):
             seen.append(index)
             yield picture
 
@@ -107,12 +107,12 @@ def test_generators_and_data_sets_are_read_item_by_item(pipe: Pipeline) -> None:
 
 def test_rows_of_a_datasets_data_set_are_read(pipe: Pipeline) -> None:
     datasets = pytest.importorskip("datasets")
-    rows = datasets.Dataset.from_dict({"image": PICTURES, "text": QUESTIONS}).cast_column("image", datasets.Image())
+    rows = datasets.Dataset.from_dict({"image": IMAGES, "text": QUESTIONS}).cast_column("image", datasets.Image())
     assert list(pipe(rows, **SHORT)) == [answer(pipe, index, QUESTIONS[index]) for index in range(3)]
 
 
 def messages(index: int) -> list[dict[str, Any]]:
-    parts = [{"type": "image", "image": PICTURES[index]}, {"type": "text", "text": QUESTIONS[index]}]
+    parts = [{"type": "image", "image": IMAGES[index]}, {"type": "text", "text": QUESTIONS[index]}]
     return [{"role": "user", "content": parts}]
 
 
@@ -125,9 +125,9 @@ def test_messages_are_answered(pipe: Pipeline) -> None:
 
 def test_the_question_is_returned_only_on_request(pipe: Pipeline) -> None:
     text = answer(pipe, 0, QUESTIONS[0])[0]["generated_text"]
-    full = pipe(PICTURES[0], text=QUESTIONS[0], return_full_text=True, **SHORT)
+    full = pipe(IMAGES[0], text=QUESTIONS[0], return_full_text=True, **SHORT)
     assert full == [{"generated_text": f"{QUESTIONS[0]} {text}"}]
-    ids = pipe(PICTURES[0], text=QUESTIONS[0], return_tensors=True, **SHORT)[0]["generated_token_ids"]
+    ids = pipe(IMAGES[0], text=QUESTIONS[0], return_tensors=True, **SHORT)[0]["generated_token_ids"]
     assert pipe.processor.decode(ids, skip_special_tokens=True) == text
 
 
@@ -141,39 +141,39 @@ def test_options_given_at_creation_are_the_calls_defaults(lion_folder: Path) -> 
         dtype="bfloat16",
     )
     assert pipe.model.dtype == torch.bfloat16
-    given = pipe(PICTURES[0], text=QUESTIONS[0], task_type="region_level", num_beams=2, **SHORT)
-    assert pipe(PICTURES[0], **SHORT) == given
+    given = pipe(IMAGES[0], text=QUESTIONS[0], task_type="region_level", num_beams=2, **SHORT)
+    assert pipe(IMAGES[0], **SHORT) == given
 
 
 def test_several_questions_about_one_image_get_an_answer_each(pipe: Pipeline) -> None:
     expected = [answer(pipe, 0, QUESTIONS[0]), answer(pipe, 0, QUESTIONS[1])]
-    assert pipe(PICTURES[0], text=QUESTIONS[:2], batch_size=2, **SHORT) == expected
+    assert pipe(IMAGES[0], text=QUESTIONS[:2], batch_size=2, **SHORT) == expected
 
 
 def test_missing_columns_count_as_not_given(pipe: Pipeline) -> None:
-    item = {"image": PICTURES[0], "text": None, "tags": None, "task_type": None}
+    item = {"image": IMAGES[0], "text": None, "tags": None, "task_type": None}
     assert pipe(item, **SHORT) == answer(pipe, 0)
 
 
 @pytest.mark.parametrize("name", ["text", "question", "prompt"])
 def test_a_question_has_several_names(pipe: Pipeline, name: str) -> None:
     expected = answer(pipe, 0, QUESTIONS[0])
-    assert pipe({"image": PICTURES[0], name: QUESTIONS[0]}, **SHORT) == expected
-    assert pipe(PICTURES[0], **{name: QUESTIONS[0]}, **SHORT) == expected
-    assert pipe(PICTURES[:1], **{name: QUESTIONS[:1]}, **SHORT) == [expected]
+    assert pipe({"image": IMAGES[0], name: QUESTIONS[0]}, **SHORT) == expected
+    assert pipe(IMAGES[0], **{name: QUESTIONS[0]}, **SHORT) == expected
+    assert pipe(IMAGES[:1], **{name: QUESTIONS[:1]}, **SHORT) == [expected]
 
 
 def test_columns_of_tables_are_lists(pipe: Pipeline) -> None:
     tags = pandas.Series([["dog"], np.nan, "cat"])
-    expected = pipe(PICTURES, text=QUESTIONS, tags=[["dog"], None, "cat"], **SHORT)
-    assert pipe(PICTURES, text=np.array(QUESTIONS), tags=tags, **SHORT) == expected
-    assert pipe(PICTURES, text=pandas.Series(QUESTIONS, index=[2, 1, 0]), tags=tags, **SHORT) == expected
-    assert list(pipe(iter(PICTURES), text=(text for text in QUESTIONS), tags=tags, batch_size=2, **SHORT)) == expected
+    expected = pipe(IMAGES, text=QUESTIONS, tags=[["dog"], None, "cat"], **SHORT)
+    assert pipe(IMAGES, text=np.array(QUESTIONS), tags=tags, **SHORT) == expected
+    assert pipe(IMAGES, text=pandas.Series(QUESTIONS, index=[2, 1, 0]), tags=tags, **SHORT) == expected
+    assert list(pipe(iter(IMAGES), text=(text for text in QUESTIONS), tags=tags, batch_size=2, **SHORT)) == expected
 
 
 @pytest.mark.parametrize(("count", "words"), [(2, "3 entries, but there are 2 images"), (4, "4 images or more")])
 def test_a_generator_with_another_number_of_questions_is_refused(pipe: Pipeline, count: int, words: str) -> None:
-    results = pipe((PICTURES[0] for _ in range(count)), text=QUESTIONS, **SHORT)
+    results = pipe((IMAGES[0] for _ in range(count)), text=QUESTIONS, **SHORT)
     with pytest.raises(ValueError, match=words):
         list(results)
 
@@ -184,31 +184,31 @@ def test_conversations_have_tags_of_their_own(pipe: Pipeline) -> None:
 
 
 def test_messages_without_a_question_ask_for_a_caption(pipe: Pipeline) -> None:
-    alone = [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}]}]
+    alone = [{"role": "user", "content": [{"type": "image", "image": IMAGES[0]}]}]
     assert pipe(alone, **SHORT) == answer(pipe, 0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_number_of_sequences_may_stand_in_a_generation_config(pipe: Pipeline, batch_size: int) -> None:
     options = {"num_beams": 3, "num_return_sequences": 2, **SHORT}
-    expected = pipe(PICTURES, batch_size=batch_size, **options)
-    assert pipe(PICTURES, batch_size=batch_size, generation_config=GenerationConfig(**options)) == expected
+    expected = pipe(IMAGES, batch_size=batch_size, **options)
+    assert pipe(IMAGES, batch_size=batch_size, generation_config=GenerationConfig(**options)) == expected
 
 
 def test_a_maximal_length_counts_above_the_checkpoints_own_limit(pipe: Pipeline) -> None:
-    expected = pipe(PICTURES[0], max_new_tokens=3)
-    assert pipe(PICTURES[0], max_length=4) == expected != pipe(PICTURES[0], **SHORT)
-    assert pipe(PICTURES[0], generate_kwargs={"max_length": 4}) == expected
+    expected = pipe(IMAGES[0], max_new_tokens=3)
+    assert pipe(IMAGES[0], max_length=4) == expected != pipe(IMAGES[0], **SHORT)
+    assert pipe(IMAGES[0], generate_kwargs={"max_length": 4}) == expected
     config = GenerationConfig(max_length=4)
-    assert pipe(PICTURES[0], generation_config=config) == expected
+    assert pipe(IMAGES[0], generation_config=config) == expected
     assert config.max_new_tokens is None
 
 
 def test_images_may_come_in_lists_of_one_and_in_arrays(pipe: Pipeline) -> None:
     expected = [answer(pipe, 0), answer(pipe, 1)]
-    assert pipe([[PICTURES[0]], [PICTURES[1]]], **SHORT) == expected
-    assert pipe({"images": [PICTURES[0]]}, **SHORT) == expected[0]
-    assert pipe(np.stack([np.asarray(PICTURES[0]), np.asarray(PICTURES[1])]), **SHORT) == expected
+    assert pipe([[IMAGES[0]], [IMAGES[1]]], **SHORT) == expected
+    assert pipe({"images": [IMAGES[0]]}, **SHORT) == expected[0]
+    assert pipe(np.stack([np.asarray(IMAGES[0]), np.asarray(IMAGES[1])]), **SHORT) == expected
 
 
 def test_messages_may_come_from_a_generator(pipe: Pipeline) -> None:
@@ -217,28 +217,28 @@ def test_messages_may_come_from_a_generator(pipe: Pipeline) -> None:
 
 
 def test_generate_may_return_its_own_output_class(pipe: Pipeline) -> None:
-    assert pipe(PICTURES[0], generate_kwargs={"return_dict_in_generate": True, **SHORT}) == answer(pipe, 0)
+    assert pipe(IMAGES[0], generate_kwargs={"return_dict_in_generate": True, **SHORT}) == answer(pipe, 0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        ([{"images": PICTURES[:2]}], {}, "2 images; LION takes 1"),
+        ([{"images": IMAGES[:2]}], {}, "2 images; LION takes 1"),
         ([], {}, "needs an image"),
         ([[]], {}, "empty"),
-        ([PICTURES], {"text": QUESTIONS[:2]}, "text has 2 entries for 3 samples"),
-        ([PICTURES], {"tags": ["dog"]}, "tags has 1 entries for 3 samples"),
-        ([{"picture": PICTURES[0]}], {}, "'picture', which is not read; the keys are image"),
+        ([IMAGES], {"text": QUESTIONS[:2]}, "text has 2 entries for 3 samples"),
+        ([IMAGES], {"tags": ["dog"]}, "tags has 1 entries for 3 samples"),
+        ([{"picture": IMAGES[0]}], {}, "'picture', which is not read; the keys are image"),
         ([{"text": "a"}], {}, "no image; its keys are text"),
-        ([{"image": PICTURES[0], "hint": "a"}], {}, "'hint', which is not read"),
-        ([{"image": PICTURES[0], "text": "a", "question": "b"}], {}, "one of text and question"),
-        ([PICTURES[0]], {"text": "a", "prompt": "b"}, "one of text and prompt"),
-        ([{"image": PICTURES[0], "text": float("nan")}], {}, "text is nan"),
-        ([PICTURES], {"text": ["a", None, "b"]}, "no value at position 1"),
-        ([PICTURES], {"text": pandas.Series(["a", np.nan, "b"])}, "no value at position 1"),
+        ([{"image": IMAGES[0], "hint": "a"}], {}, "'hint', which is not read"),
+        ([{"image": IMAGES[0], "text": "a", "question": "b"}], {}, "one of text and question"),
+        ([IMAGES[0]], {"text": "a", "prompt": "b"}, "one of text and prompt"),
+        ([{"image": IMAGES[0], "text": float("nan")}], {}, "text is nan"),
+        ([IMAGES], {"text": ["a", None, "b"]}, "no value at position 1"),
+        ([IMAGES], {"text": pandas.Series(["a", np.nan, "b"])}, "no value at position 1"),
         ([[{"role": "user", "content": [{"type": "video", "video": "a"}]}]], {}, "text and image, not .*video"),
-        ([PICTURES[0]], {"task_type": "pixel_level"}, "'pixel_level'"),
-        ([PICTURES[0]], {"num_beams": 2, "generate_kwargs": {"num_beams": 3}}, "num_beams is given twice"),
+        ([IMAGES[0]], {"task_type": "pixel_level"}, "'pixel_level'"),
+        ([IMAGES[0]], {"num_beams": 2, "generate_kwargs": {"num_beams": 3}}, "num_beams is given twice"),
         ([[{"role": "user", "content": [{"type": "text", "text": "a"}]}]], {}, "0 images; LION takes 1"),
         ([messages(0)], {"text": "a"}, "either messages or images"),
         (["missing.png"], {}, "missing.png"),
@@ -262,7 +262,7 @@ def test_a_pipeline_with_a_tagger_can_be_copied_and_pickled() -> None:
 def test_a_saved_pipeline_can_be_loaded(pipe: Pipeline, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     loaded = pipeline("image-to-text", model=str(tmp_path))
-    assert loaded(PICTURES[0], **SHORT) == pipe(PICTURES[0], **SHORT)
+    assert loaded(IMAGES[0], **SHORT) == pipe(IMAGES[0], **SHORT)
 
 
 # --- registration -------------------------------------------------------------------------------------------------
@@ -304,9 +304,9 @@ def test_other_models_get_exactly_the_stock_pipeline(other_model: str, monkeypat
     assert vars(ours).keys() == vars(stock).keys()
     assert ours.task == stock.task
     for options in ({"text": "a dog"}, {"text": "a dog", "return_full_text": False}):
-        assert ours(PICTURES[0], **options, **SHORT) == stock(PICTURES[0], **options, **SHORT)
+        assert ours(IMAGES[0], **options, **SHORT) == stock(IMAGES[0], **options, **SHORT)
     with pytest.raises(ValueError, match="must provide text"):
-        ours(PICTURES[0])
+        ours(IMAGES[0])
 
 
 def test_other_models_get_the_old_name_as_transformers_has_it(other_model: str) -> None:

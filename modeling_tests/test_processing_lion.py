@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from transformers_lion import LionProcessor, example_checkpoint
 from transformers_lion.processing_lion import CHAT_TEMPLATE
 
-PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 255, (40, 60, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.RandomState(0).randint(0, 255, (40, 60, 3), dtype=np.uint8))
 QUESTION = "Is there a dog in the image?"
 SENTENCE = "According to <extra_id_0>, you are allowed to use or partially use the following tags: [{}]. "
 
@@ -22,7 +22,7 @@ def prompt_ids(processor: LionProcessor, text: str) -> list[int]:
 
 
 def test_an_image_and_a_question_make_all_inputs_of_the_model(lion_processor: LionProcessor) -> None:
-    inputs = lion_processor(PICTURE, QUESTION, return_tensors="pt")
+    inputs = lion_processor(IMAGE, QUESTION, return_tensors="pt")
     assert set(inputs) == set(lion_processor.model_input_names)
     assert inputs["pixel_values"].shape == (1, 3, 56, 56)
     assert inputs["task_type_ids"].tolist() == [1]
@@ -85,7 +85,7 @@ def test_special_tokens_that_a_user_writes_stay_plain_text(
 
 def test_a_user_may_write_image_in_a_question(lion_processor: LionProcessor) -> None:
     text = "In the image <image>, can you locate the dog?"
-    inputs = lion_processor(PICTURE, text)
+    inputs = lion_processor(IMAGE, text)
     assert inputs["input_ids"][0] == prompt_ids(lion_processor, text)
     assert inputs["qformer_input_ids"][0] == lion_processor.qformer_tokenizer(text)["input_ids"]
     assert isinstance(lion_processor.image_token, str)
@@ -130,8 +130,8 @@ def test_prompts_are_padded_on_the_right(lion_processor: LionProcessor) -> None:
 
 
 def test_one_question_serves_all_images_and_one_image_all_questions(lion_processor: LionProcessor) -> None:
-    assert len(lion_processor([PICTURE] * 3, QUESTION)["input_ids"]) == 3
-    inputs = lion_processor(PICTURE, [QUESTION, "dog", "cat"])
+    assert len(lion_processor([IMAGE] * 3, QUESTION)["input_ids"]) == 3
+    inputs = lion_processor(IMAGE, [QUESTION, "dog", "cat"])
     assert (len(inputs["pixel_values"]), len(inputs["input_ids"])) == (1, 3)
 
 
@@ -139,8 +139,8 @@ def test_one_question_serves_all_images_and_one_image_all_questions(lion_process
     ("arguments", "words"),
     [
         ({}, ["images, text or both"]),
-        ({"images": [PICTURE] * 2, "text": [QUESTION] * 3}, ["2 images", "3 texts"]),
-        ({"images": [PICTURE], "text": [QUESTION] * 2}, ["1 images", "2 texts"]),
+        ({"images": [IMAGE] * 2, "text": [QUESTION] * 3}, ["2 images", "3 texts"]),
+        ({"images": [IMAGE], "text": [QUESTION] * 2}, ["1 images", "2 texts"]),
         ({"images": [], "text": QUESTION}, ["no images", "empty"]),
         ({"text": []}, ["text is empty"]),
         ({"text": [QUESTION, 3]}, ["int"]),
@@ -148,7 +148,7 @@ def test_one_question_serves_all_images_and_one_image_all_questions(lion_process
         ({"text": [QUESTION] * 2, "task_type": ["image_level"] * 3}, ["task_type", "3 entries", "2 samples"]),
         ({"text": [QUESTION] * 2, "text_target": ["yes"]}, ["text_target", "1 entries", "2 samples"]),
         ({"text": QUESTION, "task_type": "pixel_level"}, ["'pixel_level'", "region_level", "image_level"]),
-        ({"images": PICTURE, "tags": "dog"}, ["tags", "text"]),
+        ({"images": IMAGE, "tags": "dog"}, ["tags", "text"]),
         ({"text": 5}, ["text", "int"]),
         ({"text": QUESTION, "tags": 5}, ["tags", "int"]),
         ({"text": [QUESTION] * 2, "text_target": ["x", None]}, ["text_target", "no value at position 1"]),
@@ -187,9 +187,9 @@ def test_templates_and_lengths_are_settings_that_survive_saving(lion_processor: 
     assert {name: getattr(loaded, name) for name in settings} == settings
     text = "dog " * 20
     for processor in (loaded, LionProcessor(*parts, **settings)):
-        inputs = processor(PICTURE, text, tags=["cat"], text_target=text)
+        inputs = processor(IMAGE, text, tags=["cat"], text_target=text)
         assert [len(inputs[name][0]) for name in ("input_ids", "qformer_input_ids", "labels")] == [9, 8, 7]
-    assert loaded(PICTURE, text, tags="cat").data.keys() == LionProcessor(*parts, **settings)(PICTURE, text).data.keys()
+    assert loaded(IMAGE, text, tags="cat").data.keys() == LionProcessor(*parts, **settings)(IMAGE, text).data.keys()
     assert loaded.image_processor.size == lion_processor.image_processor.size
     assert loaded.qformer_tokenizer.bos_token == "[DEC]"
     assert loaded.tokenizer.get_vocab() == lion_processor.tokenizer.get_vocab()
@@ -197,10 +197,10 @@ def test_templates_and_lengths_are_settings_that_survive_saving(lion_processor: 
 
 def test_messages_become_a_question_with_its_image(lion_processor: LionProcessor) -> None:
     messages = [
-        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": QUESTION}]},
+        {"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": QUESTION}]},
     ]
     inputs = lion_processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-    expected = lion_processor(PICTURE, QUESTION, return_tensors="pt")
+    expected = lion_processor(IMAGE, QUESTION, return_tensors="pt")
     assert {name: tensor.tolist() for name, tensor in inputs.items()} == {
         name: tensor.tolist() for name, tensor in expected.items()
     }

@@ -62,15 +62,15 @@ def summarize(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, fl
         if sample.kind == "caption":
             found, expected = caption_attributes(answer), caption_attributes(sample.answer)
             said, true, both = said + found.total(), true + expected.total(), both + (found & expected).total()
-    figures = {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
+    metrics = {kind: float(np.mean(values)) for kind, values in sorted(right.items())}
     questions = [x for kind, values in right.items() if kind not in ("caption", "locate", "describe") for x in values]
     if ious:
-        figures |= {"rec": figures.pop("locate"), "miou": float(np.mean(ious))}
+        metrics |= {"rec": metrics.pop("locate"), "miou": float(np.mean(ious))}
     if said + true:
-        figures["caption_f1"] = 2 * both / (said + true)
+        metrics["caption_f1"] = 2 * both / (said + true)
     if questions:
-        figures["questions"] = float(np.mean(questions))
-    return figures
+        metrics["questions"] = float(np.mean(questions))
+    return metrics
 
 
 REWORDINGS = (
@@ -170,11 +170,11 @@ def main() -> None:
     model = LionForConditionalGeneration.from_pretrained(options.model).eval()
     processor = LionProcessor.from_pretrained(options.model)
     tagger: Any = ImageTagger.from_pretrained(options.tagger) if options.tagger else None
-    figures = evaluate(
+    metrics = evaluate(
         model, processor, options.split, options.scenes, options.kinds, None, tagger, options.seed,
         photographs=options.photographs, rewordings=options.reword,
     )  # fmt: skip
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}, indent=2))
+    print(json.dumps({name: round(value, 4) for name, value in metrics.items()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def run_loop(
             os.replace(file.with_suffix(".new"), file)
 
 
-def log(folder: Path, **figures: Any) -> None:
+def log(folder: Path, **metrics: Any) -> None:
     """Add a line to the log, and print it."""
-    line = json.dumps(figures)
+    line = json.dumps(metrics)
     print(folder.name, line, flush=True)
     with (folder / "log.jsonl").open("a") as stream:
         stream.write(line + "\n")

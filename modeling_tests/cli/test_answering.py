@@ -34,7 +34,7 @@ def read(file: str) -> list[dict[str, Any]]:
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def test_one_picture_gives_its_answer_alone_and_several_their_names(workplace: Path, example_lion: Lion) -> None:
+def test_one_image_gives_its_answer_alone_and_several_their_names(workplace: Path, example_lion: Lion) -> None:
     captions = example_lion.caption(["scene.png", "sketch.jpg"])
     assert lion("caption", "scene.png").lines == [captions[0]]
     assert lion("caption", "scene.png", "sketch.jpg").lines == [
@@ -72,7 +72,7 @@ def test_scores_are_the_fifth_number_of_a_box(workplace: Path, example_lion: Lio
     assert "scores" not in json.loads(lion("locate", "sketch.jpg", "-p", CIRCLE, "--json").lines[0])
 
 
-def test_tags_of_pictures(workplace: Path, example_tagger: ImageTagger) -> None:
+def test_tags_of_images(workplace: Path, example_tagger: ImageTagger) -> None:
     (tagged,) = example_tagger.tag(["scene.png"])
     assert lion("tag", "scene.png").lines == [", ".join(tagged.names or [])]
     record = json.loads(lion("tag", "scene.png", "--json").lines[0])
@@ -119,9 +119,7 @@ def test_a_name_that_is_no_utf8_is_written_all_the_same(workplace: Path, quick: 
 # --- many pictures ------------------------------------------------------------------------------------------------
 
 
-def test_one_unreadable_picture_among_a_thousand_is_reported_and_the_rest_done(
-    workplace: Path, quick: list[Any]
-) -> None:
+def test_one_unreadable_image_among_a_thousand_is_reported_and_the_rest_done(workplace: Path, quick: list[Any]) -> None:
     Path("many").mkdir()
     for index in range(1000):
         Image.new("RGB", (1 + index % 7, 3)).save(f"many/{index:03}.bmp")
@@ -129,19 +127,19 @@ def test_one_unreadable_picture_among_a_thousand_is_reported_and_the_rest_done(
     ran = lion("caption", "many", "-b", 64)
     assert ran.code == 1
     assert len(ran.lines) == 999
-    assert ran.errors == ["error: many/500.bmp: this cannot be read: it is not a picture in a known format."]
+    assert ran.errors == ["error: many/500.bmp: this cannot be read: it is not an image in a known format."]
     assert max(map(len, quick)) == 64
     assert [line.split("\t")[0] for line in ran.lines] == [f"many/{i:03}.bmp" for i in range(1000) if i != 500]
 
 
-def test_a_picture_that_is_named_twice_is_answered_twice_and_read_once(workplace: Path, quick: list[Any]) -> None:
+def test_a_image_that_is_named_twice_is_answered_twice_and_read_once(workplace: Path, quick: list[Any]) -> None:
     ran = lion("caption", "scene.png", "scene.png")
     assert ran.lines == ["scene.png\tanswer (100, 100)"] * 2
     (requests,) = quick
     assert requests[0].image is requests[1].image
 
 
-def test_questions_of_a_picture_go_to_the_model_together(workplace: Path, quick: list[Any]) -> None:
+def test_questions_of_a_image_go_to_the_model_together(workplace: Path, quick: list[Any]) -> None:
     lion("ask", "scene.png", "sketch.jpg", "-q", "a", "-q", "b", "-b", 1)
     assert [[(request.image.size, request.question) for request in call] for call in quick] == [
         [((100, 100), "a"), ((100, 100), "b")],
@@ -227,7 +225,7 @@ def test_a_gpu_that_is_too_small_is_one_line(workplace: Path, monkeypatch: pytes
 # --- drawings -----------------------------------------------------------------------------------------------------
 
 
-def test_one_picture_is_drawn_into_a_file_and_several_into_a_folder(workplace: Path) -> None:
+def test_one_image_is_drawn_into_a_file_and_several_into_a_folder(workplace: Path) -> None:
     assert lion("locate", "sketch.jpg", "-p", CIRCLE, "--draw", "out.png").code == 0
     drawn = Image.open("out.png")
     assert drawn.size == (640, 480)
@@ -238,7 +236,7 @@ def test_one_picture_is_drawn_into_a_file_and_several_into_a_folder(workplace: P
     assert Path("new/scene.png").is_file()
 
 
-def test_answers_without_boxes_are_written_below_the_picture(workplace: Path, quick: list[Any]) -> None:
+def test_answers_without_boxes_are_written_below_the_image(workplace: Path, quick: list[Any]) -> None:
     assert lion("caption", "sketch.jpg", "--draw", "out.png").code == 0
     drawn = Image.open("out.png").convert("RGB")
     assert drawn.width == 640
@@ -249,7 +247,7 @@ def test_answers_without_boxes_are_written_below_the_picture(workplace: Path, qu
     assert Image.open("tags.png").height > 100
 
 
-def test_pictures_of_the_same_name_have_drawings_of_their_own(workplace: Path, quick: list[Any]) -> None:
+def test_images_of_the_same_name_have_drawings_of_their_own(workplace: Path, quick: list[Any]) -> None:
     for folder in ("a", "b"):
         Path(folder).mkdir()
         shutil.copy("scene.png", folder)

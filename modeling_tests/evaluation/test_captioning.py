@@ -64,11 +64,11 @@ def test_words_take_time_linear_in_a_captions_length(part: str) -> None:
 
 
 @pytest.mark.usefixtures("no_java")
-def test_figures_without_java_are_those_of_pycocoevalcap_with_it() -> None:
-    figures, expected = score(GOLDEN["images"]).figures, GOLDEN["figures"]
-    assert figures["cider"] == pytest.approx(expected["cider"], abs=0.1)
+def test_metrics_without_java_are_those_of_pycocoevalcap_with_it() -> None:
+    metrics, expected = score(GOLDEN["images"]).metrics, GOLDEN["metrics"]
+    assert metrics["cider"] == pytest.approx(expected["cider"], abs=0.1)
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):
-        assert figures[name] == pytest.approx(expected[name], abs=0.1)
+        assert metrics[name] == pytest.approx(expected[name], abs=0.1)
 
 
 @needs_java
@@ -76,15 +76,15 @@ def test_where_java_is_both_are_run_and_agree(monkeypatch: pytest.MonkeyPatch) -
     images = draw_images(seed=1)
     expected = score_images(images, meteor=False)
     monkeypatch.setattr(java_metrics.shutil, "which", lambda name: None)
-    figures = score(images).figures
-    assert figures["cider"] == pytest.approx(expected["cider"], abs=0.1)
+    metrics = score(images).metrics
+    assert metrics["cider"] == pytest.approx(expected["cider"], abs=0.1)
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"):
-        assert figures[name] == pytest.approx(expected[name], abs=0.1)
+        assert metrics[name] == pytest.approx(expected[name], abs=0.1)
 
 
 @needs_java
 def test_meteor_is_that_of_pycocoevalcap() -> None:
-    assert score(GOLDEN["images"]).figures["meteor"] == pytest.approx(GOLDEN["figures"]["meteor"], abs=0.1)
+    assert score(GOLDEN["images"]).metrics["meteor"] == pytest.approx(GOLDEN["metrics"]["meteor"], abs=0.1)
 
 
 def test_bleu_by_hand() -> None:
@@ -117,7 +117,7 @@ def test_half_a_caption_has_half_the_cosines_and_a_penalty_for_its_length() -> N
 
 
 @given(st.lists(st.tuples(WORDS, st.lists(WORDS, min_size=1, max_size=3)), min_size=1, max_size=5))
-def test_figures_are_shares(images: list) -> None:
+def test_metrics_are_shares(images: list) -> None:
     answers, references = [answer for answer, _ in images], [group for _, group in images]
     assert all(0 <= value <= 10 + 1e-9 for value in compute_cider(answers, references))
     assert all(0 <= value <= 1 for value in compute_bleu(answers, references))
@@ -133,8 +133,8 @@ def test_an_empty_answer_is_worth_nothing() -> None:
 @pytest.mark.usefixtures("no_java")
 def test_the_missing_requirement_of_meteor_and_spice_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        figures = score([{"answer": "a cat", "references": ["a cat"]}]).figures
-    assert "meteor" not in figures
+        metrics = score([{"answer": "a cat", "references": ["a cat"]}]).metrics
+    assert "meteor" not in metrics
     assert "METEOR is skipped: java is not on the PATH." in caplog.text
     assert "SPICE is skipped" in caplog.text
 
@@ -148,12 +148,12 @@ def test_cocos_captions_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_java")
-def test_domains_of_nocaps_have_their_own_figures(tmp_path: Path) -> None:
+def test_domains_of_nocaps_have_their_own_metrics(tmp_path: Path) -> None:
     images = [{**image, "domain": name} for image, name in zip(IMAGE_ROWS, ("in", "out"), strict=True)]
     annotations = [{"image_id": 2, "caption": "b"}, {"image_id": 1, "caption": "a"}]
     examples = load_captions(write(tmp_path / "a.json", {"images": images, "annotations": annotations}))
-    figures = score_captions(examples, [Prediction("1", "a"), Prediction("2", "c")]).figures
-    assert (figures["bleu_1 in"], figures["bleu_1 out"], figures["bleu_1"]) == pytest.approx((100, 0, 50))
+    metrics = score_captions(examples, [Prediction("1", "a"), Prediction("2", "c")]).metrics
+    assert (metrics["bleu_1 in"], metrics["bleu_1 out"], metrics["bleu_1"]) == pytest.approx((100, 0, 50))
 
 
 def test_images_and_captions_that_do_not_match_are_counted(tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_boxes_are_found_and_stand_beside_the_papers_figure(place: Path) -> None
     assert re.search(r"^rec +here +paper, LION-4B +paper, LION-12B$", result.stdout, re.MULTILINE)
     assert re.search(r"^accuracy +\d+\.\d\d +92\.29 +93\.02$", result.stdout, re.MULTILINE)
     found = read("result.json")
-    assert found["figures"]["accuracy"] >= 75
-    assert found["figures"]["mean_iou"] >= 60
+    assert found["metrics"]["accuracy"] >= 75
+    assert found["metrics"]["mean_iou"] >= 60
     assert (found["model"]["generation"]["num_beams"], found["dataset"]) == (1, "RefCOCO testA")
     first = read("predictions.jsonl")[0]
     assert first["prompt"].startswith("How can I locate the ")
@@ -99,18 +99,18 @@ def test_boxes_in_another_form_are_told_so_on_the_line(place: Path) -> None:
     options = ["--tag-source", "none", "--num-beams", "1"]
     lion("rec", "thousandths", *options, "--box-unit", "thousandths")
     lion("rec", "rec", *options, "--limit", "3", output="pixels")
-    assert read("result.json")["figures"] == pytest.approx(read("result.json", "pixels")["figures"], abs=0.1)
+    assert read("result.json")["metrics"] == pytest.approx(read("result.json", "pixels")["metrics"], abs=0.1)
     assert "extends beyond its image" in refusal("rec", "thousandths", *options, "--box-unit", "pixels", output="wrong")
 
 
 def test_short_answers_are_scored(place: Path) -> None:
     lion("exact_match", "exact", "--tag-source", "none", "--num-beams", "1")
-    assert read("result.json")["figures"]["accuracy"] >= 70
+    assert read("result.json")["metrics"]["accuracy"] >= 70
 
 
 def test_yes_and_no_are_scored(place: Path) -> None:
     lion("pope", "pope", "--tag-source", "none", "--num-beams", "1")
-    assert read("result.json")["figures"]["accuracy"] >= 85
+    assert read("result.json")["metrics"]["accuracy"] >= 85
 
 
 def test_choices_are_ranked_and_their_prompts_have_the_datas_tags(place: Path) -> None:
@@ -138,14 +138,14 @@ def test_batched_answers_are_those_one_by_one(place: Path) -> None:
 
 def test_a_file_of_predictions_is_scored_without_a_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lion("rec", "rec", "--tag-source", "none", "--num-beams", "1")
-    figures = read("result.json")["figures"]
+    metrics = read("result.json")["metrics"]
     monkeypatch.setattr(sys.modules["transformers_lion.cli.evaluate"], "load_lion", None)
     lion("rec", "rec", "--predictions", "out/predictions.jsonl", output="again")
-    assert read("result.json", "again")["figures"] == figures
+    assert read("result.json", "again")["metrics"] == metrics
     rows = read("predictions.jsonl")
     Path("perfect.jsonl").write_text("".join(json.dumps({**row, "answer": "no box"}) + "\n" for row in rows))
     lion("rec", "rec", "--predictions", "perfect.jsonl", output="none")
-    assert read("result.json", "none")["figures"]["without_box"] == 100
+    assert read("result.json", "none")["metrics"]["without_box"] == 100
     assert read("result.json", "none")["model"] is None
 
 
@@ -169,7 +169,7 @@ def test_a_killed_command_started_again_ends_as_any_other(place: Path) -> None:
         stream.write(b'{"id": "21", "answer": "y')
     lion("pope", "pope", *options)
     assert same_files("whole", "out")
-    assert read("result.json")["figures"] == read("result.json", "whole")["figures"]
+    assert read("result.json")["metrics"] == read("result.json", "whole")["metrics"]
 
 
 def test_a_damaged_image_is_reported_and_the_rest_is_done(place: Path) -> None:

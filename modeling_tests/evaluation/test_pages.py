@@ -18,7 +18,7 @@ RED, GREEN = (230, 25, 75), (11, 110, 79)
 
 def result(**fields: Any) -> Result:
     known = {
-        "task": "REC", "dataset": None, "figures": {"accuracy": 50.0}, "headline": "accuracy", "paper": {},
+        "task": "REC", "dataset": None, "metrics": {"accuracy": 50.0}, "headline": "accuracy", "paper": {},
         "counts": {"examples": 2, "missing": 0}, "data": {"name": "a.json"}, "predictions": None, "setup": None,
         "model": None, "versions": {}, "batch_size": 1, "seconds": 0.0, "check": None,
     }  # fmt: skip
@@ -57,7 +57,7 @@ def test_whatever_data_and_model_say_is_text_on_the_page(folder: Path) -> None:
     evil = example(EVIL, [EVIL], question=EVIL, group=EVIL)
     missing = Example("b", f"{EVIL}.png", "?", [EVIL])
     page = make_page(
-        result(task=EVIL, dataset=EVIL, figures={EVIL: 1.0}, paper={EVIL: 1.0}, data={"name": EVIL}, predictions=EVIL),
+        result(task=EVIL, dataset=EVIL, metrics={EVIL: 1.0}, paper={EVIL: 1.0}, data={"name": EVIL}, predictions=EVIL),
         [Case(evil, EVIL, 0.0), Case(missing, "", 0.0, error=EVIL)],
         folder,
     )
@@ -121,12 +121,12 @@ def test_the_image_has_a_tile_for_each_case_also_for_one_that_cannot_be_read(fol
 
 
 def test_the_papers_number_stands_beside_the_headline_alone() -> None:
-    made = result(figures={"mean_iou": 1.0, "accuracy": 50.0}, paper={"LION-4B": 89.8, "LION-12B": 93.0})
+    made = result(metrics={"mean_iou": 1.0, "accuracy": 50.0}, paper={"LION-4B": 89.8, "LION-12B": 93.0})
     assert made.columns() == ["REC", "here", "paper, LION-4B", "paper, LION-12B"]
     assert made.rows() == [("mean_iou", "1.00", ["", ""]), ("accuracy", "50.00", ["89.80", "93.00"])]
 
 
 def test_the_papers_number_stands_beside_the_group_that_it_is_of() -> None:
-    figures = {"accuracy": 50.0, "accuracy testA": 40.0, "accuracy val": 60.0}
-    rows = result(figures=figures, paper={"LION": 89.0}, dataset="RefCOCO testA").rows()
+    metrics = {"accuracy": 50.0, "accuracy testA": 40.0, "accuracy val": 60.0}
+    rows = result(metrics=metrics, paper={"LION": 89.0}, dataset="RefCOCO testA").rows()
     assert [name for name, _, paper in rows if paper != [""]] == ["accuracy testA"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from transformers_lion.evaluation.answering import open_picture
+from transformers_lion.evaluation.answering import open_image
 from transformers_lion.evaluation.pope import load_pope
 from transformers_lion.evaluation.rec import load_rec
 from transformers_lion.evaluation.settings import hash_examples
@@ -50,14 +50,14 @@ def test_an_image_is_the_file_of_its_path_or_else_the_one_in_the_file(tmp_path: 
     rows[1]["image"] = {"bytes": encode((9, 9, 9)), "path": None}
     first, second = load_rec(write_parquet(tmp_path / "a.parquet", rows), tmp_path)
     assert (first.image, second.image) == ("a.jpg", f"{tmp_path}/a.parquet#image:1")
-    assert open_picture(second.image, tmp_path).getpixel((0, 0)) == (9, 9, 9)
+    assert open_image(second.image, tmp_path).getpixel((0, 0)) == (9, 9, 9)
 
 
 def test_images_of_many_row_groups_are_their_own(tmp_path: Path) -> None:
     rows = [{"image": {"bytes": encode((index, 0, 0), (200 + index, 100)), "path": f"{index}.png"},
              "phrase": "it", "bbox": [20.0, 20.0, 100.0, 80.0]} for index in range(7)]  # fmt: skip
     examples = load_rec(write_parquet(tmp_path / "a.parquet", rows, row_group_size=2), tmp_path)
-    images = [open_picture(example.image, tmp_path) for example in examples[::-1]]
+    images = [open_image(example.image, tmp_path) for example in examples[::-1]]
     assert [image.getpixel((0, 0)) for image in images] == [(index, 0, 0) for index in range(6, -1, -1)]
     assert [example.references[2] for example in examples] == [pytest.approx(100 / (200 + x)) for x in range(7)]
 
@@ -71,7 +71,7 @@ def test_a_damaged_image_in_the_file_costs_its_own_phrases_only(tmp_path: Path) 
     assert "a.parquet#image:1 cannot be read: the Parquet file contains its path but not the image itself" in lost.error
     assert (good.error, good.references) == ("", pytest.approx([0.1, 0.2, 0.5, 0.8]))
     with pytest.raises(ValueError, match=r"a\.parquet#image:1 cannot be read: the Parquet file contains its path"):
-        open_picture(lost.image, tmp_path)
+        open_image(lost.image, tmp_path)
 
 
 def test_data_that_were_moved_have_the_same_hash(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ RECORD = {"question_id": 1, "image": "a.jpg", "text": "Is there a cat in the ima
 
 def score(labels: list[str], answers: list[str]) -> dict[str, float]:
     examples = [Example(str(place), "a.jpg", "?", label) for place, label in enumerate(labels)]
-    return score_pope(examples, [Prediction(str(place), answer) for place, answer in enumerate(answers)]).figures
+    return score_pope(examples, [Prediction(str(place), answer) for place, answer in enumerate(answers)]).metrics
 
 
 def write(path: Path, *records: dict[str, Any]) -> Path:
@@ -31,17 +31,17 @@ def write(path: Path, *records: dict[str, Any]) -> Path:
     return path
 
 
-def test_figures_are_those_of_the_official_script() -> None:
-    figures = score(GOLDEN["labels"], GOLDEN["answers"])
+def test_metrics_are_those_of_the_official_script() -> None:
+    metrics = score(GOLDEN["labels"], GOLDEN["answers"])
     for name, ours in OFFICIAL.items():
-        assert figures[ours] == pytest.approx(100 * GOLDEN["figures"][name])
+        assert metrics[ours] == pytest.approx(100 * GOLDEN["metrics"][name])
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     """Of four yes and one no: two yes found, one no taken for yes, and nothing else said yes."""
-    figures = score(["yes", "yes", "yes", "yes", "no"], ["yes", "Yes.", "no", "not at all", "I think so"])
+    metrics = score(["yes", "yes", "yes", "yes", "no"], ["yes", "Yes.", "no", "not at all", "I think so"])
     precision, recall = 2 / 3, 2 / 4
-    assert figures == {
+    assert metrics == {
         "accuracy": pytest.approx(40),
         "precision": pytest.approx(100 * precision),
         "recall": pytest.approx(100 * recall),
@@ -85,9 +85,9 @@ def test_a_folder_of_three_splits_is_read_as_one(tmp_path: Path) -> None:
     predictions = [
         Prediction(f"{split}-{number}", answer) for split in answers for number, answer in enumerate(answers[split], 1)
     ]
-    figures = score_pope(examples, predictions).figures
-    assert [figures[f"accuracy {split}"] for split in answers] == [100, 50, 0]
-    assert figures["accuracy"] == 50
+    metrics = score_pope(examples, predictions).metrics
+    assert [metrics[f"accuracy {split}"] for split in answers] == [100, 50, 0]
+    assert metrics["accuracy"] == 50
 
 
 def test_a_split_that_is_missing_is_named(tmp_path: Path) -> None:

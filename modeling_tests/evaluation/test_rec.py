@@ -31,7 +31,7 @@ def write(path: Path, content: Any) -> Path:
 
 def score(answer: str, box: list[float] = BOX) -> dict[str, float]:
     example = Example("1", "a.jpg", "?", box, "region_level")
-    return score_rec([example], [Prediction("1", answer)]).figures
+    return score_rec([example], [Prediction("1", answer)]).metrics
 
 
 FORMS: dict[str, Any] = {
@@ -102,12 +102,12 @@ def test_references_of_refer_are_read_with_their_instances(refer_folder: Path) -
     assert "locate dog 1 in" in examples[0].question
 
 
-def test_splits_have_their_own_figures(refer_folder: Path) -> None:
+def test_splits_have_their_own_metrics(refer_folder: Path) -> None:
     examples = load_rec(write(refer_folder / "refs(unc).json", refer(b="testA", c="testB")))
     right, wrong = f"Answer: {format_boxes([tuple(BOX)])}", "Answer: [0,0,0.01,0.01]"
     answers = {"b1": right, "b2": right, "c1": right, "c2": wrong}
-    figures = score_rec(examples, [Prediction(name, answer) for name, answer in answers.items()]).figures
-    assert (figures["accuracy"], figures["accuracy testA"], figures["accuracy testB"]) == (75, 100, 50)
+    metrics = score_rec(examples, [Prediction(name, answer) for name, answer in answers.items()]).metrics
+    assert (metrics["accuracy"], metrics["accuracy testA"], metrics["accuracy testB"]) == (75, 100, 50)
 
 
 def test_references_of_unknown_instances_are_named(refer_folder: Path) -> None:
@@ -236,7 +236,7 @@ def test_an_image_without_a_size_costs_its_own_phrases_only(
     assert reason in bad.error
     assert f"1 of 2 phrases cannot be scored. {bad.error}" in caplog.text
     predictions = [Prediction(name, format_boxes([tuple(BOX)])) for name in ("bad", "good")]
-    assert score_rec([bad, good], predictions).figures["accuracy"] == 50
+    assert score_rec([bad, good], predictions).metrics["accuracy"] == 50
 
 
 @pytest.mark.parametrize("block", [b"no EXIF at all", b"Exif\0\0XX\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"])
@@ -270,7 +270,7 @@ def test_a_point_beside_the_images_size_is_no_region(tmp_path: Path) -> None:
     assert load_rec(data)[0].references == pytest.approx(BOX)
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     """Half of the box: an IoU of 0.5 just suffices."""
     assert score("Answer: [0,0,1,0.5]", [0, 0, 1, 1]) == {"mean_iou": 50, "accuracy": 100, "without_box": 0}
     assert score("Answer: [0,0,1,0.499]", [0, 0, 1, 1]) == {

@@ -101,10 +101,10 @@ def test_predictions_stand_in_the_datas_order_with_prompt_tags_and_scores(place:
     assert read_predictions(place / "out" / "predictions.jsonl")[5] == Prediction("1 which", "no", (-4.5, -3.0))
 
 
-def test_the_result_has_figures_settings_versions_and_the_papers_number(place: Path) -> None:
+def test_the_result_has_metrics_settings_versions_and_the_papers_number(place: Path) -> None:
     run(place, dataset="small-VAL", generation={"num_beams": 2})
     result = json.loads((place / "out" / "result.json").read_text())
-    assert result["figures"]["accuracy"] == pytest.approx(100 * 10 / 15)
+    assert result["metrics"]["accuracy"] == pytest.approx(100 * 10 / 15)
     assert (result["dataset"], result["paper"]) == ("Small-val", {"LION-12B": 93.5})
     assert result["counts"]["examples"] == result["counts"]["answered_in_this_run"] == 15
     generation = result["model"]["generation"]
@@ -270,7 +270,7 @@ def test_a_full_disk_is_named_and_what_was_done_is_kept(place: Path, monkeypatch
 # --- damaged pictures ---------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_picture_costs_its_own_examples_only(place: Path) -> None:
+def test_a_damaged_image_costs_its_own_examples_only(place: Path) -> None:
     (place / "2.png").write_bytes(b"no picture")
     result = run(place)
     assert not result.is_complete
@@ -279,11 +279,11 @@ def test_a_damaged_picture_costs_its_own_examples_only(place: Path) -> None:
     errors = [json.loads(line) for line in (place / "out" / "errors.jsonl").read_text().splitlines()]
     assert [error["id"] for error in errors] == ["2 What?", "2 What is that?", "2 which"]
     assert all("2.png' is not a picture" in error["error"] for error in errors)
-    assert result.figures["accuracy"] == pytest.approx(100 * 8 / 15)
+    assert result.metrics["accuracy"] == pytest.approx(100 * 8 / 15)
     assert len(lines(place)) == 15
 
 
-def test_a_picture_that_was_repaired_is_tried_again(place: Path) -> None:
+def test_a_image_that_was_repaired_is_tried_again(place: Path) -> None:
     whole = (place / "2.png").read_bytes()
     run(place, output="whole")
     (place / "2.png").write_bytes(b"no picture")
@@ -297,7 +297,7 @@ def test_a_scored_file_counts_its_errors_as_wrong(place: Path) -> None:
     (place / "2.png").unlink()
     result = run(place)
     again = evaluate_file(settings(place, "again"), place / "out" / "predictions.jsonl")
-    assert again.figures == result.figures
+    assert again.metrics == result.metrics
     assert again.counts["missing"] == 3
     assert (again.setup, again.model) == (result.setup, result.model)
     assert not (place / "again" / "setup.json").exists()
@@ -317,14 +317,14 @@ WRONG: dict[str, tuple[Any, Example, str]] = {
 
 @pytest.mark.parametrize(("score_task", "example", "figure"), WRONG.values(), ids=WRONG.keys())
 def test_a_missing_answer_is_wrong_in_every_task(score_task: Any, example: Example, figure: str) -> None:
-    assert score_task([example], [wrong_prediction(example)]).figures[figure] == 0
+    assert score_task([example], [wrong_prediction(example)]).metrics[figure] == 0
 
 
 def test_a_missing_ranking_is_the_worst_one() -> None:
     references = {"gt_index": 1, "relevance": [0.5, 1.0, 0.0, 0.0]}
     example = Example("a", "a.jpg", "?", references, candidates=("w", "x", "y", "z"))
-    figures = score_visdial([example], [wrong_prediction(example)]).figures
-    assert (figures["mean_rank"], figures["ndcg"]) == (4, 0)
+    metrics = score_visdial([example], [wrong_prediction(example)]).metrics
+    assert (metrics["mean_rank"], metrics["ndcg"]) == (4, 0)
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def phone(place: Path) -> Path:
     return place
 
 
-def test_a_record_that_gives_its_picture_another_size_is_named(phone: Path) -> None:
+def test_a_record_that_gives_its_image_another_size_is_named(phone: Path) -> None:
     result = run(phone, task=TASKS["rec"], data=phone / "boxes.json")
     errors = {row["id"]: row["error"] for row in map(json.loads, (phone / "out" / "errors.jsonl").open())}
     assert list(errors) == ["turned", "cropped"]
@@ -356,7 +356,7 @@ def test_a_record_that_gives_its_picture_another_size_is_named(phone: Path) -> N
     assert result.counts["missing"] == 2
 
 
-def test_a_picture_without_a_size_that_was_repaired_is_tried_again(phone: Path) -> None:
+def test_a_image_without_a_size_that_was_repaired_is_tried_again(phone: Path) -> None:
     rows = json.loads((phone / "boxes.json").read_text())
     sizeless = [{name: row[name] for name in ("id", "image", "phrase", "bbox")} for row in rows[2:]]
     (phone / "boxes.json").write_text(json.dumps(sizeless))

@@ -61,7 +61,7 @@ def test_a_right_prediction_has_the_top_figure(tmp_path: Path, task: str) -> Non
     (tmp_path / "data.json").write_text(json.dumps(record))
     write_predictions(tmp_path / "predictions.jsonl", [prediction])
     scores = evaluate_predictions(task, tmp_path / "data.json", tmp_path / "predictions.jsonl")
-    assert scores.figures[TASKS[task].headline] == TOP[task]
+    assert scores.metrics[TASKS[task].headline] == TOP[task]
     assert scores.per_example == {prediction.id: TOP[task]}
 
 
@@ -78,30 +78,30 @@ def test_an_unknown_task_is_named() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_the_papers_figures_are_of_its_models(task: Any) -> None:
+def test_the_papers_metrics_are_of_its_models(task: Any) -> None:
     assert task.paper
-    for figures in task.paper.values():
-        assert set(figures) in ({"LION-4B", "LION-12B"}, {"LION"})
-        assert all(30 < value < 150 for value in figures.values())
+    for metrics in task.paper.values():
+        assert set(metrics) in ({"LION-4B", "LION-12B"}, {"LION"})
+        assert all(30 < value < 150 for value in metrics.values())
 
 
-def test_figures_of_one_group_are_not_repeated() -> None:
+def test_metrics_of_one_group_are_not_repeated() -> None:
     examples = [Example(name, "a.jpg", "?", None, group="val") for name in "ab"]
     assert average_by_group(examples, [{"x": 1.0}, {"x": 2.0, "y": 5.0}]) == {"x": 1.5, "y": 5.0}
 
 
-def test_figures_that_a_group_lacks_are_left_out() -> None:
+def test_metrics_that_a_group_lacks_are_left_out() -> None:
     examples = [Example(name, "a.jpg", "?", None, group=name) for name in "ab"]
     found = average_by_group(examples, [{"x": 1.0}, {"x": 2.0, "y": 5.0}])
     assert found == {"x": 1.5, "y": 5.0, "x a": 1.0, "x b": 2.0, "y b": 5.0}
 
 
-def test_without_the_package_of_the_extra_all_but_its_figures_are_there(
+def test_without_the_package_of_the_extra_all_but_its_metrics_are_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     record, prediction = CASES["captioning"]
     (tmp_path / "data.json").write_text(json.dumps(record))
-    figures = evaluate_predictions("captioning", tmp_path / "data.json", [prediction]).figures
-    assert list(figures) == ["cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"]
+    metrics = evaluate_predictions("captioning", tmp_path / "data.json", [prediction]).metrics
+    assert list(metrics) == ["cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l"]
     assert "METEOR is skipped: pycocoevalcap is not installed" in caplog.text

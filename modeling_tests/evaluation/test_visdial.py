@@ -38,7 +38,7 @@ def write(path: Path, content: Any) -> Path:
     return path
 
 
-def test_figures_are_those_of_the_challenge() -> None:
+def test_metrics_are_those_of_the_challenge() -> None:
     examples, predictions = [], []
     for place, (scores, right, relevance) in enumerate(
         zip(GOLDEN["scores"], GOLDEN["right"], GOLDEN["relevance"], strict=True)
@@ -46,10 +46,10 @@ def test_figures_are_those_of_the_challenge() -> None:
         references = {"gt_index": right, "relevance": relevance}
         examples.append(Example(str(place), "a.jpg", "?", references, candidates=("x",) * len(scores)))
         predictions.append(Prediction(str(place), "x", tuple(scores)))
-    figures = score_visdial(examples, predictions).figures
+    metrics = score_visdial(examples, predictions).metrics
     for name, ours in OFFICIAL.items():
-        assert figures[ours] == pytest.approx(100 * GOLDEN["figures"][name], rel=1e-5)
-    assert figures["mean_rank"] == pytest.approx(GOLDEN["figures"]["mean"])
+        assert metrics[ours] == pytest.approx(100 * GOLDEN["metrics"][name], rel=1e-5)
+    assert metrics["mean_rank"] == pytest.approx(GOLDEN["metrics"]["mean"])
 
 
 def test_ranks_by_hand() -> None:
@@ -102,10 +102,10 @@ def test_relevance_is_read_from_the_file_beside(tmp_path: Path) -> None:
     )
     examples = load_visdial(write(tmp_path / "visdial_1.0_val.json", DATA))
     assert examples[1].references["relevance"] == (0.5, 1.0)
-    figures = score_visdial(
+    metrics = score_visdial(
         examples, [Prediction("185565-1", "yes", (-2.0, -1.0)), Prediction("185565-2", "yes", (-2.0, -1.0))]
-    ).figures
-    assert (figures["mrr"], figures["ndcg"]) == (75, 100)
+    ).metrics
+    assert (metrics["mrr"], metrics["ndcg"]) == (75, 100)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def write_pair(folder: Path, questions: Any = QUESTIONS, annotations: Any = ANNO
 
 def choice(scores: tuple[float, ...] | None, right: int = 1) -> dict[str, float]:
     example = Example("1", "a.jpg", "?", right, candidates=("red", "blue", "green"))
-    return score_multiple_choice([example], [Prediction("1", "red", scores)]).figures
+    return score_multiple_choice([example], [Prediction("1", "red", scores)]).metrics
 
 
 def test_accuracies_are_those_of_the_official_script() -> None:
@@ -113,10 +113,10 @@ def test_a_pair_of_files_is_read_by_either_or_their_folder(tmp_path: Path) -> No
     assert examples[1].references == ["yes"] * 10
 
 
-def test_kinds_of_answers_have_their_own_figures(tmp_path: Path) -> None:
+def test_kinds_of_answers_have_their_own_metrics(tmp_path: Path) -> None:
     examples = load_vqa(write_pair(tmp_path)[0])
-    figures = score_vqa(examples, [Prediction("2", "yes"), Prediction("1", "no")]).figures
-    assert figures == {"accuracy": 50, "accuracy yes/no": 0, "accuracy other": 100}
+    metrics = score_vqa(examples, [Prediction("2", "yes"), Prediction("1", "no")]).metrics
+    assert metrics == {"accuracy": 50, "accuracy yes/no": 0, "accuracy other": 100}
 
 
 def test_a_missing_partner_is_asked_for(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_questions_of_gqa_are_read(tmp_path: Path) -> None:
     ("answer", "accuracy", "verbatim"), [("red", 100, 100), ("The red.", 100, 0), ("blue", 0, 0), ("", 0, 0)]
 )
 def test_exact_match_by_hand(answer: str, accuracy: float, verbatim: float) -> None:
-    figures = score_exact_match([Example("1", "a.jpg", "?", ["red", "crimson"])], [Prediction("1", answer)]).figures
-    assert figures == {"accuracy": accuracy, "accuracy_verbatim": verbatim}
+    metrics = score_exact_match([Example("1", "a.jpg", "?", ["red", "crimson"])], [Prediction("1", answer)]).metrics
+    assert metrics == {"accuracy": accuracy, "accuracy_verbatim": verbatim}
 
 
 @pytest.mark.parametrize(

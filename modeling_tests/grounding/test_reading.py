@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformers_lion.grounding import (
-    FORMS,
+    BOX_FORMATS,
     GroundedText,
     extract_boxes,
     extract_entities,
@@ -151,13 +151,13 @@ def check_is_defined(text: str, form: str) -> None:
         assert text.endswith(found.cut_off)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BOX_FORMATS)
 @given(text=st.text(max_size=200) | st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 def test_any_text_is_read_without_an_exception(form: str, text: str) -> None:
     check_is_defined(text, form)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BOX_FORMATS)
 def test_random_pieces_of_all_forms_are_read_without_an_exception(form: str) -> None:
     generator = random.Random(form)
     for _ in range(1000):
@@ -172,7 +172,7 @@ UNITS = ["[", "]", "[0.1,", "[0,0,1,1]", "a [0,0,1,1] ", "a, ", "[0,0,1,1;", "0.
          '{"bbox_2d": [1,2,3,4]}', '{\\"', "}", "((", " ", "\n"]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("shikra", "qwen2.5")])
+@pytest.mark.parametrize("form", [form for form in BOX_FORMATS if form not in ("shikra", "qwen2.5")])
 @pytest.mark.parametrize("start", ["", "[", "<object>", "<box>", "<ref>", "<phrase>"])
 def test_reading_takes_linear_time(form: str, start: str) -> None:
     def seconds(unit: str, length: int) -> float:

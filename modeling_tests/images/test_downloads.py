@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from transformers_lion import Lion, LionImageProcessor, to_rgb
-from transformers_lion.cli.pictures import open_picture
+from transformers_lion.cli.images import open_image
 from transformers_lion.images import downloads
 from transformers_lion.images.downloads import MAX_REDIRECTS, download
 from transformers_lion.training import load_records
@@ -27,18 +27,18 @@ def png(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-PICTURE = png(PIXELS)
+IMAGE = png(PIXELS)
 ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
-    "/picture.png": (200, {"Content-Type": "image/png"}, PICTURE),
+    "/picture.png": (200, {"Content-Type": "image/png"}, IMAGE),
     "/deep.png": (200, {"Content-Type": "image/png"}, png(DEEP)),
-    "/binary": (200, {"Content-Type": "application/octet-stream"}, PICTURE),
-    "/untyped": (200, {}, PICTURE),
-    "/missing.png": (404, {"Content-Type": "image/png"}, PICTURE),
+    "/binary": (200, {"Content-Type": "application/octet-stream"}, IMAGE),
+    "/untyped": (200, {}, IMAGE),
+    "/missing.png": (404, {"Content-Type": "image/png"}, IMAGE),
     "/forbidden.png": (403, {"Content-Type": "text/html"}, b"<html>no</html>"),
     "/broken.png": (500, {}, b""),
-    "/page.png": (200, {"Content-Type": "text/html; charset=utf-8"}, PICTURE),
+    "/page.png": (200, {"Content-Type": "text/html; charset=utf-8"}, IMAGE),
     "/data.png": (200, {"Content-Type": "application/problem+json"}, b"{}"),
-    "/announced.png": (200, {"Content-Type": "image/png", "Content-Length": "1000000000000"}, PICTURE),
+    "/announced.png": (200, {"Content-Type": "image/png", "Content-Length": "1000000000000"}, IMAGE),
     "/no-picture.png": (200, {"Content-Type": "image/png"}, b"This is no picture."),
     "/moved.png": (302, {"Location": "/picture.png"}, b""),
     "/moved-away.png": (302, {"Location": "/missing.png"}, b""),
@@ -92,11 +92,11 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", ["/picture.png", "/binary", "/untyped", "/moved.png"])
-def test_a_picture_is_downloaded(path: str, server: str) -> None:
+def test_a_image_is_downloaded(path: str, server: str) -> None:
     assert np.array_equal(np.asarray(to_rgb(server + path)), PIXELS)
 
 
-def test_a_downloaded_picture_of_16_bits_keeps_its_tones(server: str) -> None:
+def test_a_downloaded_image_of_16_bits_keeps_its_tones(server: str) -> None:
     assert np.array_equal(np.asarray(to_rgb(f"{server}/deep.png"))[..., 0], DEEP >> 8)
 
 
@@ -126,7 +126,7 @@ def by_records(url: str) -> Any:
 
 
 ENTRANCES: dict[str, Callable[[str], Any]] = {
-    "command": open_picture,
+    "command": open_image,
     "image processor": LionImageProcessor(),
     "records": by_records,
 }

@@ -14,9 +14,9 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from transformers_lion import LionImageProcessor, LionProcessor, draw_boxes, to_rgb
-from transformers_lion.cli.pictures import open_picture as open_by_command
+from transformers_lion.cli.images import open_image as open_by_command
 from transformers_lion.demo.uploads import open_upload
-from transformers_lion.evaluation.answering import open_picture as open_in_evaluation
+from transformers_lion.evaluation.answering import open_image as open_in_evaluation
 from transformers_lion.images import find_size, flatten, is_batch, load_rgb_images, loading, upright_size
 from transformers_lion.pipelines import as_item, image_of
 from transformers_lion.training.records import open_image as open_in_records
@@ -42,7 +42,7 @@ def content_of(picture: Image.Image, kind: str, **options: Any) -> bytes:
 GREY = Image.fromarray((TONES / 257).astype(np.uint8))
 DEEP = (TONES.astype(np.uint16) >> 8).astype(np.uint8)
 DARK = np.arange(600, dtype=np.uint16).reshape(20, 30) // 3
-PICTURES: dict[str, tuple[bytes, np.ndarray]] = {
+IMAGES: dict[str, tuple[bytes, np.ndarray]] = {
     "8 bits": (content_of(Image.fromarray(COLORS), "PNG"), COLORS),
     "turned": (content_of(Image.fromarray(COLORS), "PNG", exif=turned(6)), np.rot90(COLORS, -1)),
     "16 bits": (content_of(Image.fromarray(TONES.astype(np.uint16)), "PNG"), DEEP),
@@ -128,9 +128,9 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
-@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("picture", IMAGES)
 def test_every_entrance_gives_the_same_upright_pixels(picture: str, entrance: str, tmp_path: Path) -> None:
-    content, pixels = PICTURES[picture]
+    content, pixels = IMAGES[picture]
     expected = np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels
     found = ENTRANCES[entrance](content, tmp_path)
     assert found.mode == "RGB"
@@ -138,9 +138,9 @@ def test_every_entrance_gives_the_same_upright_pixels(picture: str, entrance: st
     assert np.array_equal(np.asarray(to_rgb(found)), expected)  # nothing is turned a second time
 
 
-@pytest.mark.parametrize("picture", PICTURES)
-def test_a_picture_is_measured_as_it_is_seen(picture: str, tmp_path: Path) -> None:
-    content, pixels = PICTURES[picture]
+@pytest.mark.parametrize("picture", IMAGES)
+def test_a_image_is_measured_as_it_is_seen(picture: str, tmp_path: Path) -> None:
+    content, pixels = IMAGES[picture]
     size = pixels.shape[1], pixels.shape[0]
     for image in (content, saved(content, tmp_path), Image.open(io.BytesIO(content)), data_uri(content)):
         assert upright_size(image) == find_size(image) == size
@@ -148,8 +148,8 @@ def test_a_picture_is_measured_as_it_is_seen(picture: str, tmp_path: Path) -> No
     assert find_size(None) is None
 
 
-def test_boxes_of_an_answer_are_in_pixels_of_the_upright_picture(lion_processor: LionProcessor) -> None:
-    content = PICTURES["turned"][0]  # 20 wide and 30 high, but stored the other way round
+def test_boxes_of_an_answer_are_in_pixels_of_the_upright_image(lion_processor: LionProcessor) -> None:
+    content = IMAGES["turned"][0]  # 20 wide and 30 high, but stored the other way round
     found = lion_processor.post_process_generation(
         "a dog [0.5,0.1,1.0,0.5]", image_size=Image.open(io.BytesIO(content))
     )
@@ -162,7 +162,7 @@ def test_boxes_of_an_answer_are_in_pixels_of_the_upright_picture(lion_processor:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
-def test_pictures_are_turned_as_pillow_turns_them(kind: str, orientation: int, tmp_path: Path) -> None:
+def test_images_are_turned_as_pillow_turns_them(kind: str, orientation: int, tmp_path: Path) -> None:
     options = {"save_all": True, "append_images": [GREY.convert("RGB")]} if kind == "MPO" else {}
     content = content_of(Image.fromarray(COLORS), kind, exif=turned(orientation), **options)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
@@ -199,7 +199,7 @@ def test_a_damaged_exif_block_is_ignored(kind: str, block: bytes) -> None:
 
 @pytest.mark.parametrize("entrance", ["path", "bytes", "data URI", "demo", "record", "command"])
 def test_an_exif_block_whose_checksum_is_wrong_is_ignored(entrance: str, tmp_path: Path) -> None:
-    content = bytearray(PICTURES["turned"][0])
+    content = bytearray(IMAGES["turned"][0])
     content[content.index(b"eXIf") + 6] ^= 0xFF
     with pytest.raises(UnidentifiedImageError):
         Image.open(io.BytesIO(content))
@@ -223,9 +223,9 @@ def test_arrays_of_16_bits_are_tones_in_either_byte_order(tones: np.ndarray, dty
     assert np.array_equal(np.asarray(to_rgb(tones.astype(dtype)))[..., 0], expected)
 
 
-def names_and_pictures(folder: Path) -> Iterator[tuple[str, Any]]:
-    path = saved(PICTURES["8 bits"][0], folder)
-    content = PICTURES["8 bits"][0]
+def names_and_images(folder: Path) -> Iterator[tuple[str, Any]]:
+    path = saved(IMAGES["8 bits"][0], folder)
+    content = IMAGES["8 bits"][0]
     smaller = COLORS[:10]
     yield "array of paths", np.array([path, path])
     yield "array of path objects", np.array([Path(path), Path(path)])
@@ -259,7 +259,7 @@ class Column:
 
 
 def test_containers_of_images_are_lists(tmp_path: Path) -> None:
-    for name, images in names_and_pictures(tmp_path):
+    for name, images in names_and_images(tmp_path):
         assert is_batch(images), name
         found = load_rgb_images(images)
         assert len(found) == 2, name
@@ -280,7 +280,7 @@ def test_a_list_array_goes_through_the_processor(lion_processor: LionProcessor) 
 
 
 @pytest.mark.parametrize(("shape", "warned"), [((3, 20, 30), True), ((3, 1, 20, 30), False), ((20, 30, 3), False)])
-def test_an_array_that_may_be_grey_pictures_is_named(
+def test_an_array_that_may_be_grey_images_is_named(
     shape: tuple[int, ...], warned: bool, lion_processor: LionProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -289,7 +289,7 @@ def test_an_array_that_may_be_grey_pictures_is_named(
     assert [("(3, 1, 20, 30)" in text) for text in said] == [True] * warned
 
 
-def test_several_grey_pictures_in_one_array_are_refused_by_their_shape() -> None:
+def test_several_grey_images_in_one_array_are_refused_by_their_shape() -> None:
     with pytest.raises(ValueError, match=r"\(5, 20, 30\) is no picture.* \(N, 1, H, W\)"):
         to_rgb(np.zeros((5, 20, 30), np.uint8))
 
@@ -314,14 +314,14 @@ def test_what_is_no_image_is_named(image: Any, words: str) -> None:
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_is_upright_rgb_is_not_copied() -> None:
+def test_a_image_that_is_upright_rgb_is_not_copied() -> None:
     picture = Image.fromarray(COLORS)
     assert to_rgb(picture) is picture
-    opened = Image.open(io.BytesIO(PICTURES["8 bits"][0]))
+    opened = Image.open(io.BytesIO(IMAGES["8 bits"][0]))
     assert to_rgb(opened) is opened
 
 
-def test_a_picture_of_the_users_is_not_changed() -> None:
+def test_a_image_of_the_users_is_not_changed() -> None:
     picture = Image.fromarray(COLORS)
     picture.info["transparency"] = (0, 0, 0)
     drawn = draw_boxes(picture, [("a dog", (0, 5), [(2, 2, 20, 15)])])
@@ -331,7 +331,7 @@ def test_a_picture_of_the_users_is_not_changed() -> None:
 
 
 def test_what_comes_out_of_a_file_can_be_sent_to_another_process(tmp_path: Path) -> None:
-    for content, _ in PICTURES.values():
+    for content, _ in IMAGES.values():
         picture = to_rgb(saved(content, tmp_path))
         assert pickle.loads(pickle.dumps(picture)).tobytes() == picture.tobytes()
 
@@ -352,7 +352,7 @@ def test_images_are_opened_one_after_the_other(monkeypatch: pytest.MonkeyPatch) 
     def read() -> Iterator[bytes]:
         for _ in range(3):
             events.append("opened")
-            yield PICTURES["8 bits"][0]
+            yield IMAGES["8 bits"][0]
 
     LionImageProcessor(size={"height": 8, "width": 8})(read(), return_tensors="pt")
     assert events[:6] == ["opened", "small"] * 3

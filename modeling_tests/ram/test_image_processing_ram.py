@@ -37,7 +37,7 @@ def test_other_resampling_is_told_from_the_reference() -> None:
     assert (pixels[0, :, ::8, ::8] - golden).abs().max() > 0.1
 
 
-def test_a_path_gives_the_pixels_of_the_picture(tmp_path: Path) -> None:
+def test_a_path_gives_the_pixels_of_the_image(tmp_path: Path) -> None:
     wave("97x31").save(tmp_path / "wave.png")
     both = RamImageProcessor()([tmp_path / "wave.png", wave("97x31")], return_tensors="pt")["pixel_values"]
     assert torch.equal(both[0], both[1])

@@ -12,7 +12,7 @@ from convert_lion_checkpoint import main as convert
 from ram.factories import picture
 from transformers_lion import ImageTagger, Lion, LionProcessor, Request
 
-PICTURES = [picture(seed) for seed in range(3)]
+IMAGES = [picture(seed) for seed in range(3)]
 QUESTION = "Is there a dog in the image?"
 SHORT = {"max_new_tokens": 6}
 
@@ -53,7 +53,7 @@ def folder_with_tagger(lion_files: Path, ram_folder: Path, tmp_path_factory: pyt
 
 def test_a_tag_that_reads_auto_is_a_tag(lion_processor: LionProcessor) -> None:
     words = lion_processor(text=QUESTION, tags=["auto"])["input_ids"]
-    assert lion_processor(PICTURES[0], QUESTION, tags="auto")["input_ids"] == words
+    assert lion_processor(IMAGES[0], QUESTION, tags="auto")["input_ids"] == words
     assert words != lion_processor(text=QUESTION, tags=[])["input_ids"]
 
 
@@ -63,7 +63,7 @@ def pipe(lion_folder: Path, tagger: CountingTagger) -> Pipeline:
 
 
 def answers(pipe: Pipeline, index: int, tags: Any) -> list[dict[str, Any]]:
-    inputs = pipe.processor(PICTURES[index], QUESTION, tags=tags, return_tensors="pt")
+    inputs = pipe.processor(IMAGES[index], QUESTION, tags=tags, return_tensors="pt")
     texts = pipe.processor.batch_decode(pipe.model.generate(**inputs, **SHORT), skip_special_tokens=True)
     return [{"generated_text": text, "tags": tags} for text in texts]
 
@@ -72,22 +72,22 @@ def answers(pipe: Pipeline, index: int, tags: Any) -> list[dict[str, Any]]:
 def test_the_pipelines_tags_are_the_taggers_a_batch_at_a_time(
     batch_size: int, pipe: Pipeline, tagger: CountingTagger
 ) -> None:
-    names = tagger.tagger(PICTURES)
-    results = pipe(PICTURES, text=QUESTION, batch_size=batch_size, return_tags=True, **SHORT)
+    names = tagger.tagger(IMAGES)
+    results = pipe(IMAGES, text=QUESTION, batch_size=batch_size, return_tags=True, **SHORT)
     assert results == [answers(pipe, index, names[index]) for index in range(3)]
     assert tagger.calls == {1: [1, 1, 1], 2: [2, 1]}[batch_size]
-    assert pipe(PICTURES[0], text=QUESTION, return_tags=True, **SHORT) == answers(pipe, 0, names[0])
+    assert pipe(IMAGES[0], text=QUESTION, return_tags=True, **SHORT) == answers(pipe, 0, names[0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_given_tags_go_before_the_taggers(batch_size: int, pipe: Pipeline, tagger: CountingTagger) -> None:
-    names = tagger.tagger(PICTURES)
-    results = pipe(PICTURES, text=QUESTION, tags=[["dog", "cat"], None, []], batch_size=batch_size, return_tags=True,
+    names = tagger.tagger(IMAGES)
+    results = pipe(IMAGES, text=QUESTION, tags=[["dog", "cat"], None, []], batch_size=batch_size, return_tags=True,
                    **SHORT)  # fmt: skip
     expected = [["dog", "cat"], names[1], []]
     assert results == [answers(pipe, index, tags) for index, tags in enumerate(expected)]
     assert sum(tagger.calls) == 1
-    assert pipe(PICTURES[0], tags="auto, cat", return_tags=True, **SHORT)[0]["tags"] == ["auto", "cat"]
+    assert pipe(IMAGES[0], tags="auto, cat", return_tags=True, **SHORT)[0]["tags"] == ["auto", "cat"]
     assert sum(tagger.calls) == 1
 
 
@@ -95,9 +95,9 @@ def test_given_tags_go_before_the_taggers(batch_size: int, pipe: Pipeline, tagge
 def test_the_source_of_tags_is_that_of_the_call_or_of_each_image(
     batch_size: int, pipe: Pipeline, tagger: CountingTagger
 ) -> None:
-    names = tagger.tagger(PICTURES)
+    names = tagger.tagger(IMAGES)
     options: dict[str, Any] = {"text": QUESTION, "batch_size": batch_size, "return_tags": True, **SHORT}
-    records = [{"image": picture, "tags": ["dog"] if index else None} for index, picture in enumerate(PICTURES)]
+    records = [{"image": picture, "tags": ["dog"] if index else None} for index, picture in enumerate(IMAGES)]
 
     def found(inputs: Any, **given: Any) -> list[Any]:
         return [result[0]["tags"] for result in pipe(inputs, **given, **options)]
@@ -106,7 +106,7 @@ def test_the_source_of_tags_is_that_of_the_call_or_of_each_image(
     assert found(records, tag_source="data") == [None, ["dog"], ["dog"]]
     assert found(records, tag_source="tagger") == names
     assert found(records, tag_source="none") == [None, None, None]
-    assert found(PICTURES, tags=[["dog"], None, ["dog"]], tag_source=["data", "tagger", "none"]) == [
+    assert found(IMAGES, tags=[["dog"], None, ["dog"]], tag_source=["data", "tagger", "none"]) == [
         ["dog"], names[1], None
     ]  # fmt: skip
     sources = ("none", "tagger", None)
@@ -126,9 +126,9 @@ def test_tags_and_sources_that_do_not_fit_are_refused(
     options: dict[str, Any], words: str, lion_folder: Path, pipe: Pipeline, tagger: CountingTagger
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        pipe(PICTURES[0], **options)
+        pipe(IMAGES[0], **options)
     with pytest.raises(ValueError, match=words):
-        Request(PICTURES[0], QUESTION, **options)
+        Request(IMAGES[0], QUESTION, **options)
     assert tagger.calls == []
 
 
@@ -145,8 +145,8 @@ def test_the_conversion_puts_a_tagger_where_the_pipeline_finds_it(
 ) -> None:
     found = pipeline("image-to-text", model=str(folder_with_tagger))
     assert isinstance(found.tagger, ImageTagger)
-    names = ImageTagger.from_pretrained(ram_folder)(PICTURES[:1])[0]
-    assert found(PICTURES[0], return_tags=True, **SHORT)[0]["tags"] == names
+    names = ImageTagger.from_pretrained(ram_folder)(IMAGES[:1])[0]
+    assert found(IMAGES[0], return_tags=True, **SHORT)[0]["tags"] == names
     assert pipeline("image-to-text", model=str(folder_with_tagger), tagger=False).tagger is None
 
 
@@ -177,7 +177,7 @@ for _ in range(3):
     assert result.stderr.count("no tags and no tagger") == 1
 
 
-def test_a_picture_that_cannot_be_read_is_named_before_it_is_tagged(pipe: Pipeline, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_read_is_named_before_it_is_tagged(pipe: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"broken\.png"):
         pipe([str(tmp_path / "broken.png")], **SHORT)
@@ -189,6 +189,6 @@ def test_nothing_is_tagged_twice(lion_folder: Path, ram_folder: Path, monkeypatc
     seen: list[int] = []
     forward = tagger.model.forward
     monkeypatch.setattr(tagger.model, "forward", lambda *args, **kwargs: (seen.append(1), forward(*args, **kwargs))[1])
-    pipe([PICTURES[0], PICTURES[0].copy()], batch_size=2, **SHORT)
-    pipe(PICTURES[0], **SHORT)
+    pipe([IMAGES[0], IMAGES[0].copy()], batch_size=2, **SHORT)
+    pipe(IMAGES[0], **SHORT)
     assert len(seen) == 1

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ram.factories import NAMES, picture, tiny_ram, tiny_tagger
 from transformers_lion.ram import ImageTagger, RamImageProcessor
-from transformers_lion.ram.tag_cache import digest_picture
+from transformers_lion.ram.tag_cache import digest_image
 
 
 def count_images(tagger: ImageTagger) -> list[int]:
@@ -75,7 +75,7 @@ def test_no_images_give_no_tags() -> None:
     assert tiny_tagger()([]) == []
 
 
-def test_a_picture_is_tagged_once_whatever_it_is_called(tmp_path: Path) -> None:
+def test_a_image_is_tagged_once_whatever_it_is_called(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "a.png")
     picture(0).save(tmp_path / "b.bmp")
     tagger = tiny_tagger()
@@ -254,7 +254,7 @@ def test_a_tagger_survives_saving_and_takes_a_dtype(tmp_path: Path) -> None:
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
-def test_only_the_last_pictures_tags_stay_in_memory() -> None:
+def test_only_the_last_images_tags_stay_in_memory() -> None:
     tagger = tiny_tagger(tag_cache_size=2)
     sizes = count_images(tagger)
     for seed in (0, 1, 0, 2):
@@ -324,5 +324,5 @@ def test_a_tagger_can_be_copied_and_sent_to_another_process(tmp_path: Path) -> N
 def test_a_digest_is_that_of_the_pixels_and_their_layout(mode: str) -> None:
     image = picture(0, width=7, height=600).convert(mode)
     pixels = np.asarray(image)
-    assert digest_picture(image) == hashlib.sha256(f"uint8 {pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-    assert digest_picture(image.transpose(Image.Transpose.ROTATE_90)) != digest_picture(image)
+    assert digest_image(image) == hashlib.sha256(f"uint8 {pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+    assert digest_image(image.transpose(Image.Transpose.ROTATE_90)) != digest_image(image)

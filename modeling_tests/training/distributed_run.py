@@ -99,7 +99,7 @@ def build_trainer(stage: str, folder: Path, **options: Any) -> Seq2SeqTrainer:
     )
 
 
-def figures(trainer: Seq2SeqTrainer) -> list[tuple[float, float]]:
+def metrics(trainer: Seq2SeqTrainer) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step."""
     return [(entry["loss"], entry["grad_norm"]) for entry in trainer.state.log_history if "loss" in entry]
 
@@ -114,7 +114,7 @@ def train_stage(stage: str, folder: Path, evaluate_first: bool = False) -> dict[
     trainer.train()
     trainer.save_model(str(folder / "model"))
     return {
-        "figures": figures(trainer),
+        "metrics": metrics(trainer),
         "class": type(trainer.model_wrapped).__name__,
         "held": held_share(trainer.model),
         "changed": changed_frozen(trainer.model, before),
@@ -128,7 +128,7 @@ def predict_and_resume(folder: Path) -> dict[str, Any]:
     rows = samples()
     predictions = trainer.predict(rows, max_new_tokens=4 + 4 * trainer.args.process_index).predictions
     trainer.save_model(str(folder / "after_predictions"))
-    return {"figures": figures(trainer), "predictions": predictions.tolist()}
+    return {"metrics": metrics(trainer), "predictions": predictions.tolist()}
 
 
 def refusal(folder: Path) -> str:

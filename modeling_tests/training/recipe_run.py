@@ -45,7 +45,7 @@ def build(folder: Path, lion: Path, output: Path, kill_at: int = 0, **options: A
     return make_trainer(model, processor, arguments, data, callbacks=callbacks, **options)
 
 
-def figures(trainer: Seq2SeqTrainer) -> list[dict[str, Any]]:
+def metrics(trainer: Seq2SeqTrainer) -> list[dict[str, Any]]:
     """What was logged at each step, but for times."""
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
@@ -56,4 +56,4 @@ if __name__ == "__main__":
     options = json.loads(sys.argv[4])
     trainer = build(folder, lion, output, **options)
     train(trainer)
-    print(json.dumps(figures(trainer)))
+    print(json.dumps(metrics(trainer)))

@@ -35,7 +35,7 @@ def good_record(seed: int = 0, name: str = "a", **fields: Any) -> dict[str, Any]
     return {name: value for name, value in record.items() if value is not ...}
 
 
-def write_pictures(folder: Path, count: int, name: str = "a") -> None:
+def write_images(folder: Path, count: int, name: str = "a") -> None:
     """The files that `good_record` names."""
     for seed in range(count):
         (folder / f"{name}{seed}.png").write_bytes(png(seed))
@@ -50,5 +50,5 @@ def write_json(path: Path, records: Sequence[Any]) -> Path:
 
 def write_source(folder: Path, count: int, name: str = "a", suffix: str = ".json") -> Path:
     """A file of good records, and their pictures."""
-    write_pictures(folder, count, name)
+    write_images(folder, count, name)
     return write_json(folder / f"{name}{suffix}", [good_record(seed, name) for seed in range(count)])

@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from training.record_files import good_record, picture, png, write_json, write_pictures
+from training.record_files import good_record, picture, png, write_images, write_json
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
 from transformers_lion.file_utils import LOCK, locked
 from transformers_lion.training import STAGES, combine_stages, preflight, run_stages
@@ -47,7 +47,7 @@ def workplace(tmp_path: Path, lion_folder: Path, monkeypatch: pytest.MonkeyPatch
     """A folder with a model, records of both tasks, and `recipe.yaml` of the three stages."""
     monkeypatch.chdir(tmp_path)
     Path("lion").symlink_to(lion_folder)
-    write_pictures(tmp_path, 4)
+    write_images(tmp_path, 4)
     captions = [good_record(seed) for seed in range(4)]
     boxes = [good_record(seed, category="ref", answer=f"[0.{seed}00,0.200,0.700,0.800]") for seed in range(3)]
     write_json(tmp_path / "records.json", captions + boxes)
@@ -211,7 +211,7 @@ def test_bad_records_are_reported_in_the_stages_folder(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_picture_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of_it(kind: str, workplace: Path) -> None:
+def test_a_image_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of_it(kind: str, workplace: Path) -> None:
     whole = io.BytesIO()
     picture(1, 120, 100).save(whole, kind)
     (workplace / "a1.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])

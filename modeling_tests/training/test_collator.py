@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from ram.factories import tiny_tagger
-from training.record_files import good_record, picture, png, write_json, write_pictures
+from training.record_files import good_record, picture, png, write_images, write_json
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 from transformers_lion.training import (
     CollatorEpochCallback,
@@ -32,7 +32,7 @@ ALWAYS = ImageAugmentation(scale=(0.5, 0.5), flip_probability=1.0)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Four pictures, and one that was cut off."""
-    write_pictures(tmp_path, 4)
+    write_images(tmp_path, 4)
     (tmp_path / "cut.png").write_bytes(png()[:150])
     return tmp_path
 
@@ -50,7 +50,7 @@ def several(*answers: str, **fields: Any) -> dict[str, Any]:
     return {**record, "questions": questions, "answers": list(answers)}
 
 
-def half_picture() -> Image.Image:
+def half_image() -> Image.Image:
     """A picture that is dark on the left and bright on the right."""
     array = np.zeros((40, 60, 3), dtype=np.uint8)
     array[:, 30:] = 255
@@ -96,7 +96,7 @@ def test_tags_may_come_from_the_tagger(folder: Path, lion_processor: LionProcess
         seen.extend(images)
         return [["dark" if image.getpixel((0, 0))[0] < 128 else "bright", f"{image.width} wide"] for image in images]
 
-    left, right = half_picture(), half_picture().rotate(180)
+    left, right = half_image(), half_image().rotate(180)
     records = [several("1", "2", image=left, tags=["dog"]), good_record(1, image=right)]
     batch = LionDataCollator(lion_processor, tag_source="tagger", tagger=tagger, augmentation=ALWAYS)(records)
     tagged = [{**records[0], "tags": ["dark", "60 wide"]}, {**records[1], "tags": ["bright", "60 wide"]}]
@@ -110,7 +110,7 @@ def test_tags_may_come_from_the_tagger(folder: Path, lion_processor: LionProcess
     assert len(seen) == 3
 
 
-def test_a_picture_is_tagged_once_in_all_epochs(lion_processor: LionProcessor) -> None:
+def test_a_image_is_tagged_once_in_all_epochs(lion_processor: LionProcessor) -> None:
     tagger = tiny_tagger()
     sizes: list[int] = []
     tagger.model.register_forward_pre_hook(
@@ -289,7 +289,7 @@ def pixels(processor: LionProcessor, record: Any, epoch: int = 0, **augmentation
     return collator([record])["pixel_values"]
 
 
-def test_pictures_are_not_changed_unless_that_is_wished(lion_processor: LionProcessor) -> None:
+def test_images_are_not_changed_unless_that_is_wished(lion_processor: LionProcessor) -> None:
     record = good_record(image=picture(1))
     plain = LionDataCollator(lion_processor)([record])["pixel_values"]
     assert torch.equal(plain, lion_processor(images=[picture(1)], return_tensors="pt")["pixel_values"])
@@ -306,13 +306,13 @@ def test_pictures_are_not_changed_unless_that_is_wished(lion_processor: LionProc
     ],
     ids=["region level", "box in the answer", "box in the question", "one of two questions"],
 )
-def test_a_picture_with_boxes_is_never_changed(record: dict[str, Any], lion_processor: LionProcessor) -> None:
+def test_a_image_with_boxes_is_never_changed(record: dict[str, Any], lion_processor: LionProcessor) -> None:
     record["image"] = picture(1)
     plain = LionDataCollator(lion_processor)([record])["pixel_values"]
     assert torch.equal(pixels(lion_processor, record), plain)
 
 
-def test_a_picture_that_a_region_level_record_shares_is_never_changed(
+def test_a_image_that_a_region_level_record_shares_is_never_changed(
     folder: Path, lion_processor: LionProcessor
 ) -> None:
     records = [good_record(0), good_record(0, category="ref")]
@@ -328,18 +328,18 @@ def test_a_picture_that_a_region_level_record_shares_is_never_changed(
         {"answer": "counterclockwise"},
     ],
 )  # fmt: skip
-def test_a_picture_with_sides_in_its_words_is_cropped_but_not_mirrored(
+def test_a_image_with_sides_in_its_words_is_cropped_but_not_mirrored(
     fields: dict[str, Any], lion_processor: LionProcessor
 ) -> None:
-    record = {**good_record(image=half_picture()), **fields}
+    record = {**good_record(image=half_image()), **fields}
     seen = pixels(lion_processor, record, scale=(0.9, 0.9))[0, 0]
     assert seen[:, 0].mean() < seen[:, -1].mean()
     assert torch.equal(pixels(lion_processor, record), pixels(lion_processor, record, flip_probability=0.0))
 
 
 @pytest.mark.parametrize("answer", ["A bright day.", "The cleft chin."])
-def test_other_pictures_are_mirrored(answer: str, lion_processor: LionProcessor) -> None:
-    seen = pixels(lion_processor, good_record(image=half_picture(), answer=answer), scale=(0.9, 0.9))[0, 0]
+def test_other_images_are_mirrored(answer: str, lion_processor: LionProcessor) -> None:
+    seen = pixels(lion_processor, good_record(image=half_image(), answer=answer), scale=(0.9, 0.9))[0, 0]
     assert seen[:, 0].mean() > seen[:, -1].mean()
 
 
@@ -369,7 +369,7 @@ def test_a_change_follows_from_seed_epoch_and_record_alone(folder: Path, lion_pr
     assert torch.equal(pixels(lion_processor, rows[0], epoch=1), pixels(lion_processor, rows[0], epoch=1))
 
 
-def test_unnamed_pictures_are_told_apart_by_their_pixels(lion_processor: LionProcessor) -> None:
+def test_unnamed_images_are_told_apart_by_their_pixels(lion_processor: LionProcessor) -> None:
     record = good_record(image=picture(1, 60, 40))
     twin = good_record(image=picture(1, 60, 40))
     assert torch.equal(pixels(lion_processor, record), pixels(lion_processor, twin))

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from training.record_files import good_record, picture, png, write_json, write_pictures, write_source
+from training.record_files import good_record, picture, png, write_images, write_json, write_source
 from transformers_lion.training import RecordError, RecordReport, load_records, mix_datasets
 from transformers_lion.training.data import FEATURES
 from transformers_lion.training.records import open_image, parse_record
@@ -46,7 +46,7 @@ UNREADABLE = [
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three pictures, a file that was cut off, one that is no picture, and a folder."""
-    write_pictures(tmp_path, 3)
+    write_images(tmp_path, 3)
     (tmp_path / "cut.png").write_bytes(png()[:150])
     (tmp_path / "x.png").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
@@ -62,7 +62,7 @@ def rows_without_names(dataset: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "source"} for row in dataset]
 
 
-def is_picture(row: dict[str, Any], seed: int) -> bool:
+def is_image(row: dict[str, Any], seed: int) -> bool:
     """Whether a row's image is the picture of that seed."""
     return open_image(parse_record(row).image).tobytes() == picture(seed).tobytes()
 
@@ -202,7 +202,7 @@ def test_a_record_with_a_field_that_stands_twice_is_a_bad_one(form: str, streami
     assert (fault.kind, fault.reason) == ("broken JSON", "'question' stands there twice")
 
 
-def test_a_picture_that_never_arrives_is_unreadable() -> None:
+def test_a_image_that_never_arrives_is_unreadable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and says nothing
         address = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
         report = RecordReport()
@@ -288,7 +288,7 @@ def embedded_table(**fields: Any) -> Dataset:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["map", "stream"])
-def test_embedded_pictures_are_kept_as_they_are(kind: str, streaming: bool) -> None:
+def test_embedded_images_are_kept_as_they_are(kind: str, streaming: bool) -> None:
     table: Any = embedded_table()
     report = RecordReport()
     table = table if kind == "map" else table.to_iterable_dataset(2)
@@ -299,34 +299,34 @@ def test_embedded_pictures_are_kept_as_they_are(kind: str, streaming: bool) -> N
     assert report.counts == {"unreadable image": 2, "wrong type": 1}  # without a picture the image_id 1 is none either
 
 
-def test_pictures_of_a_table_are_not_copied_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_a_table_are_not_copied_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("transformers_lion.training.data.store_image")
     table = embedded_table().select([0, 4]).flatten_indices()
-    assert is_picture(load_records(table)[1], 2)
+    assert is_image(load_records(table)[1], 2)
 
 
-def test_a_table_may_hold_pictures_and_paths(folder: Path) -> None:
+def test_a_table_may_hold_images_and_paths(folder: Path) -> None:
     images = [{"bytes": png(1), "path": None}, {"bytes": None, "path": str(folder / "a2.png")}]
     table = Dataset.from_dict(
         {"image": images, "question": ["a?", "b?"], "answer": [1.0, 2.5]}, features=None
     ).cast_column("image", Image())
     rows = list(load_records(table))
     assert [row["answer"] for row in rows] == ["1", "2.5"]
-    assert is_picture(rows[0], 1)
-    assert is_picture(rows[1], 2)
+    assert is_image(rows[0], 1)
+    assert is_image(rows[1], 2)
 
 
-def test_a_table_that_was_shuffled_and_formatted_keeps_its_pictures_at_their_questions() -> None:
+def test_a_table_that_was_shuffled_and_formatted_keeps_its_images_at_their_questions() -> None:
     table = embedded_table().select([4, 0]).with_format("numpy")
     rows = list(load_records(table, on_error="skip"))
     assert questions(rows) == ["What is a4?", "What is a0?"]
-    assert is_picture(rows[0], 2)
-    assert is_picture(rows[1], 0)
+    assert is_image(rows[0], 2)
+    assert is_image(rows[1], 0)
 
 
-def test_pictures_in_a_list_are_embedded() -> None:
+def test_images_in_a_list_are_embedded() -> None:
     (row,) = load_records([good_record(image=picture(3))])
-    assert is_picture(row, 3)
+    assert is_image(row, 3)
 
 
 def test_several_questions_on_an_image_are_one_row(folder: Path) -> None:

@@ -78,8 +78,8 @@ def loop(folder: Path) -> Results:
     return launch(TORCHRUN, "loop", folder / "loop")
 
 
-def flat(figures: list[list[float]]) -> list[float]:
-    return [number for step in figures for number in step]
+def flat(metrics: list[list[float]]) -> list[float]:
+    return [number for step in metrics for number in step]
 
 
 @pytest.mark.parametrize("stage", [*STAGE_NAMES, runs.LORA])
@@ -87,7 +87,7 @@ def test_data_parallel_steps_are_those_of_one_process(stage: str, data_parallel:
     """Also after an evaluation, which accelerate takes for a preparation."""
     found = data_parallel[stage]
     assert (found["class"], found["held"], found["changed"]) == ("DistributedDataParallel", 1.0, [])
-    assert flat(found["figures"]) == pytest.approx(flat(alone[stage]["figures"]), rel=1e-5)
+    assert flat(found["metrics"]) == pytest.approx(flat(alone[stage]["metrics"]), rel=1e-5)
 
 
 def test_fsdp2_that_would_be_something_else_is_refused_by_name(data_parallel: Results) -> None:
@@ -111,13 +111,13 @@ def test_fsdp2_steps_are_those_of_one_process(stage: str, fully_sharded: Results
     assert found["class"] == ("FSDPPeftModelForSeq2SeqLM" if stage == runs.LORA else "FSDPLionForConditionalGeneration")
     assert found["held"] == pytest.approx(0.5, abs=0.01)
     assert found["changed"] == []
-    expected = flat(alone[stage]["figures"])
-    assert flat(found["figures"][:1]) == pytest.approx(expected[:2], rel=1e-6)
-    assert flat(found["figures"]) == pytest.approx(expected, rel=1e-5)
+    expected = flat(alone[stage]["metrics"])
+    assert flat(found["metrics"][:1]) == pytest.approx(expected[:2], rel=1e-6)
+    assert flat(found["metrics"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_fsdp2_goes_on_from_a_checkpoint_and_saves_the_same(fully_sharded: Results, folder: Path) -> None:
-    assert fully_sharded["again"]["figures"] == fully_sharded["mixture"]["figures"]
+    assert fully_sharded["again"]["metrics"] == fully_sharded["mixture"]["metrics"]
     first, again = (load_file(folder / "fsdp" / "mixture" / name / "model.safetensors") for name in SAVED)
     assert first.keys() == again.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from training.launching import ACCELERATE, CONFIGS, TESTS, TORCHRUN, environment
-from training.record_files import good_record, write_json, write_pictures
+from training.record_files import good_record, write_images, write_json
 from transformers_lion import LionForConditionalGeneration
 from transformers_lion.training import load_trainable
 
@@ -43,7 +43,7 @@ def workplace(lion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     shutil.copytree(lion_folder, folder / "lion")
     config = json.loads((folder / "lion" / "config.json").read_text())
     (folder / "lion" / "config.json").write_text(json.dumps(without_dropout(config)))
-    write_pictures(folder, 4)
+    write_images(folder, 4)
     boxes = [good_record(seed, category="ref", answer=f"[0.{seed}00,0.200,0.700,0.800]") for seed in range(4)]
     write_json(folder / "records.json", [good_record(seed) for seed in range(4)] + boxes)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))

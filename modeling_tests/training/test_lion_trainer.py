@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Seq2SeqTrainer
 
-from training.record_files import good_record, write_json, write_pictures
+from training.record_files import good_record, write_images, write_json
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 from transformers_lion.training import (
     CollatorEpochCallback,
@@ -28,7 +28,7 @@ EPSILON = 0.2
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Records whose answers have different lengths."""
     folder = tmp_path_factory.mktemp("records")
-    write_pictures(folder, 4)
+    write_images(folder, 4)
     answers = ["a", "a small cat on a mat", "no", "two dogs and one more"]
     write_json(folder / "a.json", [good_record(seed, answer=answer) for seed, answer in enumerate(answers)])
     return folder
@@ -117,7 +117,7 @@ def test_a_model_without_decoder_inputs_says_what_label_smoothing_needs(
 
 
 def test_the_length_of_a_record_is_that_of_its_texts(lion_processor: LionProcessor, tmp_path: Path) -> None:
-    write_pictures(tmp_path, 1)
+    write_images(tmp_path, 1)
     single = {"image": "a0.png", "question": "What?", "answer": "a cat"}
     several = {"image": "a0.png", "questions": ["What?", "What is it?"], "answers": ["a cat", "a"], "tags": ["x", "y"]}
     lengths = record_lengths(load_records([single, several], tmp_path), lion_processor)

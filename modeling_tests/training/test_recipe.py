@@ -15,8 +15,8 @@ from transformers import AutoProcessor, EvalPrediction, Seq2SeqTrainer, TrainerS
 
 from factories import tiny_model
 from processes import run_python
-from training.recipe_run import NUM_STEPS, build, figures
-from training.record_files import good_record, write_json, write_pictures
+from training.recipe_run import NUM_STEPS, build, metrics
+from training.record_files import good_record, write_images, write_json
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 from transformers_lion.training import (
     AnswerMetrics,
@@ -40,7 +40,7 @@ TESTS = Path(__file__).parents[1]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files of records: `a.json` of both tasks, `b.json` of one."""
     folder = tmp_path_factory.mktemp("records")
-    write_pictures(folder, 4)
+    write_images(folder, 4)
     boxes = [good_record(seed, category="ref", answer=f"[0.{seed}00,0.200,0.700,0.800]") for seed in range(4)]
     write_json(folder / "a.json", [good_record(seed, tags=["noise"]) for seed in range(3)] + boxes[:2])
     write_json(folder / "b.json", boxes)
@@ -140,7 +140,7 @@ def metrics_of(processor: LionProcessor, answers: list[str], labels: list[str], 
     return AnswerMetrics(processor, **options)(prediction)
 
 
-def test_figures_are_counted_through_padding(lion_processor: LionProcessor) -> None:
+def test_metrics_are_counted_through_padding(lion_processor: LionProcessor) -> None:
     found = metrics_of(
         lion_processor,
         ["yes", "a red dog", "Answer: [0.1,0.1,0.5,0.5]", "[0.1,0.1,0.2,0.2]", "no box"],
@@ -171,7 +171,7 @@ def test_logits_are_refused(lion_processor: LionProcessor) -> None:
         AnswerMetrics(lion_processor)(EvalPrediction(predictions=np.zeros((1, 2, 3)), label_ids=np.zeros((1, 2))))
 
 
-def test_evaluation_while_training_gives_the_figures_of_the_models_answers(
+def test_evaluation_while_training_gives_the_metrics_of_the_models_answers(
     folder: Path, lion_processor: LionProcessor, lion_model: LionForConditionalGeneration, tmp_path: Path
 ) -> None:
     """Also: records of several questions count each, and the model's generation settings stay as they are."""
@@ -245,7 +245,7 @@ def uninterrupted(folder: Path, lion_folder: Path, tmp_path_factory: pytest.Temp
     output = tmp_path_factory.mktemp("whole")
     trainer = build(folder, lion_folder, output, arguments={"save_total_limit": None})
     train(trainer)
-    assert [entry["step"] for entry in figures(trainer)] == [2, 3, 4, 6, 7]  # every second, and before checkpoints
+    assert [entry["step"] for entry in metrics(trainer)] == [2, 3, 4, 6, 7]  # every second, and before checkpoints
     return trainer
 
 
@@ -281,7 +281,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(
     assert last_checkpoint(output) == output / "checkpoint-3"
     resumed = build(folder, lion_folder, output, trainable_only=trainable_only)
     train(resumed)
-    assert figures(resumed) == figures(uninterrupted)
+    assert metrics(resumed) == metrics(uninterrupted)
     expected = weights_of(uninterrupted)
     assert all(torch.equal(parameter, expected[name]) for name, parameter in weights_of(resumed).items())
 
@@ -292,7 +292,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_makes_no_further_step(
     again = build(folder, lion_folder, Path(uninterrupted.args.output_dir), arguments={"save_total_limit": None})
     again.training_step = None
     train(again)
-    assert figures(again) == figures(uninterrupted)
+    assert metrics(again) == metrics(uninterrupted)
     expected = weights_of(uninterrupted)
     assert all(torch.equal(parameter, expected[name]) for name, parameter in weights_of(again).items())
 

@@ -256,14 +256,14 @@ FORMS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
-def test_embedded_pictures_keep_their_pixels_in_a_row(form: Any) -> None:
+def test_embedded_images_keep_their_pixels_in_a_row(form: Any) -> None:
     row = make_row(parse_record(good_record(image=form), "folder"))
     assert set(row["image"]) == {"bytes", "path"}
     opened = open_image(parse_record(row).image)
     assert np.array_equal(np.asarray(opened), np.asarray(picture(1)))
 
 
-def test_a_picture_on_its_side_is_stored_upright(tmp_path: Path) -> None:
+def test_a_image_on_its_side_is_stored_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     picture(1).save(tmp_path / "side.png", exif=exif)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import pipeline
 
 from examples.small_world.cells import labelled_scenes
-from training.recipe_run import build, figures
+from training.recipe_run import build, metrics
 from training.record_files import good_record, picture, png, write_source
 from transformers_lion import LionForConditionalGeneration, LionProcessor, example_checkpoint
 from transformers_lion.example import sketch
@@ -87,7 +87,7 @@ def test_the_trainers_workers_change_no_step(start_method: str, lion_folder: Pat
         arguments = {"dataloader_num_workers": workers}
         trainer = build(tmp_path, lion_folder, tmp_path / f"out{workers}", arguments=arguments)
         train(trainer)
-        losses.append([entry["loss"] for entry in figures(trainer)])
+        losses.append([entry["loss"] for entry in metrics(trainer)])
     assert losses[0] == losses[1]
     assert len(losses[0]) == 5
 

@@ -30,7 +30,7 @@ def test_attributes_of_a_caption_by_hand() -> None:
     assert said == Counter({"small circle": 2, "red circle": 2, "large star": 1, "blue star": 1, "plain": 1})
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_by_hand() -> None:
     truth = "a small red circle on a plain background"
     samples = [
         Sample("caption", "", truth),

@@ -57,7 +57,7 @@ def test_the_loop_learns(tmp_path: Path) -> None:
     assert (model(x).squeeze(1) - x.sum(1)).square().mean() < 0.5 * x.sum(1).square().mean()
 
 
-def test_mirrored_pictures_have_mirrored_labels() -> None:
+def test_mirrored_images_have_mirrored_labels() -> None:
     labels = label_cells(SCENES, 10)
     targets = {
         name: torch.from_numpy(getattr(labels, name)) for name in ("color", "shape", "size", "box", "background")

@@ -80,7 +80,7 @@ def main() -> None:
     content = {
         "words": {phrase: words[place][0] for place, phrase in enumerate(phrases)},
         "images": images,
-        "figures": score_images(images),
+        "metrics": score_images(images),
     }
     text = json.dumps(content, ensure_ascii=False, indent=0)
     (FOLDER / "captions.json").write_text(text + "\n", encoding="utf-8")

@@ -80,7 +80,7 @@ def make_pope(path: str) -> dict[str, Any]:
             Path(files[name]).write_text("".join(json.dumps({key: value}) + "\n" for value in values))
         printed = run(path, **files)["printed"]
     figures = {name: float(value) for name, value in re.findall(r"^([A-Z].*): (\S+)$", printed, re.MULTILINE)}
-    return {"labels": labels, "answers": answers, "figures": figures}
+    return {"labels": labels, "answers": answers, "metrics": figures}
 
 
 def make_visdial(path: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def make_visdial(path: str) -> dict[str, Any]:
     sparse.observe(scores[:, None], right[:, None])
     dense.observe(scores, relevance)
     figures = {**sparse.retrieve(), **dense.retrieve()}
-    return {"scores": scores.tolist(), "right": right.tolist(), "relevance": relevance.tolist(), "figures": figures}
+    return {"scores": scores.tolist(), "right": right.tolist(), "relevance": relevance.tolist(), "metrics": figures}
 
 
 def main(vqa: str, pope: str, visdial: str) -> None:

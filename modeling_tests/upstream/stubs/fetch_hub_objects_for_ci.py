@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-PICTURE = Path(__file__).with_name("picture.png")
+IMAGE = Path(__file__).with_name("picture.png")
 """Written by the suite's `conftest.py`."""
 
 
@@ -10,4 +10,4 @@ def url_to_local_path(url: str, return_url_if_not_found: bool = True) -> str:
     """A picture of ours instead of any picture's URL, so that the checks need no network; other URLs as they are."""
     if not url.endswith((".png", ".jpg", ".jpeg")):
         return url
-    return str(PICTURE)
+    return str(IMAGE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from exclusions import EXCLUSIONS, FAILS_IN_SUBTESTS
-from fetch_hub_objects_for_ci import PICTURE
+from fetch_hub_objects_for_ci import IMAGE
 from PIL import Image
 from tiny_lion import save_tiny_lion
 from transformers import AutoModel
@@ -36,7 +36,7 @@ TINY_MODELS = {
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # once, before there are workers
         return
-    Image.radial_gradient("L").resize((64, 48)).convert("RGB").save(PICTURE)
+    Image.radial_gradient("L").resize((64, 48)).convert("RGB").save(IMAGE)
     folder = Path(os.environ["TRANSFORMERS_TINY_MODEL_PATH"])
     save_tiny_lion(folder / "lion" / "LionForConditionalGeneration")
     (folder / "reports").mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from .drawings import plan_drawings
 from .results import Results, open_results
 
 if TYPE_CHECKING:
-    from .pictures import Named
+    from .images import Named
 
 Opened = list[tuple[str, Image.Image]]
 """Pictures with their names."""
@@ -57,9 +57,9 @@ def run_job(
     Raises:
         OSError, ValueError: if nothing can go on.
     """
-    from .pictures import find_pictures, open_pictures
+    from .images import find_images, open_images
 
-    found = find_pictures(arguments)
+    found = find_images(arguments)
     failures = list(found.errors)
     for error in failures:
         report(error)
@@ -75,7 +75,7 @@ def run_job(
 
     with quiet(), open_results(output, as_json) as results, progress(len(found.names), output) as advance:
         job.load()
-        for pictures in open_pictures(found.names, batch_size, fail):
+        for pictures in open_images(found.names, batch_size, fail):
             for (name, _), outcome in zip(pictures, run_batch(job, pictures), strict=True):
                 write(results, found, name, outcome)
                 if name in drawings:

@@ -9,7 +9,7 @@ from PIL import Image
 from ..example import sketch
 from .uploads import open_upload
 
-PICTURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent / "images"
 """Test scenes of the small world, which are shipped as files because rendering them needs training dependencies."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MOST = 12
@@ -30,7 +30,7 @@ class Examples:
 
 def small_world() -> Examples:
     """Examples for the example checkpoint, which only knows the small world."""
-    scenes = [(open_upload(file), file.stem.replace("-", " ")) for file in sorted(PICTURES.glob("*.png"))]
+    scenes = [(open_upload(file), file.stem.replace("-", " ")) for file in sorted(IMAGES.glob("*.png"))]
     return Examples(
         [(sketch(), "sketch"), *scenes],
         ["How many objects are there?", "What color is the triangle?", "Is there a green star in the image?"],
@@ -57,7 +57,7 @@ def from_folder(folder: Path) -> Examples:
     return Examples(images, *WORLD)
 
 
-def no_pictures() -> Examples:
+def no_images() -> Examples:
     """Examples without images, for a model of the real world."""
     return Examples([], *WORLD)
 

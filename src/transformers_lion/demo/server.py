@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..inference import Lion
-from .examples import Examples, from_folder, no_pictures, small_world
+from .examples import Examples, from_folder, no_images, small_world
 from .uploads import make_room
 
 if TYPE_CHECKING:
@@ -182,4 +182,4 @@ def examples_of(model: str | None, folder: Path | None) -> Examples:
     """
     if folder is not None:
         return from_folder(folder)
-    return small_world() if model is None else no_pictures()
+    return small_world() if model is None else no_images()

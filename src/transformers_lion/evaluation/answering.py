@@ -37,7 +37,7 @@ def answer_batch(lion: Lion, batch: Batch, settings: EvaluationSettings, **gener
         By the examples' ids `answer`, `scores` where candidates were ranked, `prompt` and `tags`, or `error`.
     """
     set_seed(settings.seed)
-    pictures, reasons = open_pictures([example.image for example in batch], settings.image_folder)
+    pictures, reasons = open_images([example.image for example in batch], settings.image_folder)
     errors = {x.id: x.error or reasons.get(x.image) or compare_sizes(x, pictures[x.image]) for x in batch}
     found: dict[str, Fields] = {name: {"answer": "", "error": error} for name, error in errors.items() if error}
     readable = [example for example in batch if example.id not in found]
@@ -72,19 +72,19 @@ def rank_candidates(
     return found
 
 
-def open_pictures(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.Image], dict[str, str]]:
+def open_images(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.Image], dict[str, str]]:
     """The pictures of some files, and for those that cannot be read the reason, by their names."""
     pictures: dict[str, Image.Image] = {}
     reasons: dict[str, str] = {}
     for name in dict.fromkeys(names):
         try:
-            pictures[name] = open_picture(name, folder)
+            pictures[name] = open_image(name, folder)
         except ValueError as error:
             reasons[name] = " ".join(str(error).split())
     return pictures, reasons
 
 
-def open_picture(name: str, folder: Path) -> Image.Image:
+def open_image(name: str, folder: Path) -> Image.Image:
     """The picture of a file in a folder, of a URL, or within a Parquet file.
 
     Raises:
@@ -154,4 +154,4 @@ def format_fields(name: str, fields: Fields) -> str:
     return format_prediction(Prediction(name, fields["answer"], scores), more)
 
 
-__all__ = ["answer_batch", "format_fields", "open_picture", "open_pictures"]
+__all__ = ["answer_batch", "format_fields", "open_image", "open_images"]

@@ -38,19 +38,19 @@ def score_captions(examples: Sequence[Example], predictions: Sequence[Prediction
 
     def compute(positions: Sequence[int]) -> dict[str, float]:
         found, wanted = [answers[place] for place in positions], [references[place] for place in positions]
-        figures = {"cider": mean(compute_cider(found, wanted))}
-        figures |= {f"bleu_{length}": value for length, value in enumerate(compute_bleu(found, wanted), 1)}
-        figures["rouge_l"] = mean([rouge[place] for place in positions])
-        return {name: 100 * value for name, value in figures.items()}
+        metrics = {"cider": mean(compute_cider(found, wanted))}
+        metrics |= {f"bleu_{length}": value for length, value in enumerate(compute_bleu(found, wanted), 1)}
+        metrics["rouge_l"] = mean([rouge[place] for place in positions])
+        return {name: 100 * value for name, value in metrics.items()}
 
-    figures = compute_by_group(examples, compute)
+    metrics = compute_by_group(examples, compute)
     names = [example.id for example in examples]
-    figures |= compute_java_metrics(
+    metrics |= compute_java_metrics(
         {name: [" ".join(words)] for name, words in zip(names, answers, strict=True)},
         {name: [" ".join(words) for words in group] for name, group in zip(names, references, strict=True)},
     )
     ciders = compute_cider(answers, references)
-    return Scores(figures, {name: 100 * value for name, value in zip(names, ciders, strict=True)})
+    return Scores(metrics, {name: 100 * value for name, value in zip(names, ciders, strict=True)})
 
 
 def load_captions(data: Path, images: Path | None = None) -> list[Example]:

@@ -60,17 +60,17 @@ def compute_java_metrics(answers: Captions, references: Captions) -> dict[str, f
         answers: One caption for each image.
         references: Captions for the same images.
     """
-    figures = {}
+    metrics = {}
     for name, compute in METRICS.items():
         obstacle = find_obstacle(name)
         if obstacle is not None:
             logger.warning("%s is skipped: %s.", name, obstacle)
             continue
         try:
-            figures[name.lower()] = 100 * compute(answers, references)
+            metrics[name.lower()] = 100 * compute(answers, references)
         except (OSError, RuntimeError, ValueError) as error:  # wrong Java version or too little memory
             logger.warning("%s is skipped: its program failed (%s: %s).", name, type(error).__name__, error)
-    return figures
+    return metrics
 
 
 __all__ = ["compute_java_metrics", "find_obstacle"]

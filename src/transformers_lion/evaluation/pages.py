@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..file_utils import naming, write_text
 from ..grounding import Box, Entity, extract_boxes, format_boxes, scale_box
 from ..grounding.drawing import draw_entities
-from .answering import open_picture
+from .answering import open_image
 from .missing import right_candidate
 from .results import Result
 from .settings import EvaluationSettings
@@ -66,7 +66,7 @@ class Case:
         read.
         """
         try:
-            image = open_picture(self.example.image, folder)
+            image = open_image(self.example.image, folder)
         except ValueError:
             return None
         scale = side / max(image.size)

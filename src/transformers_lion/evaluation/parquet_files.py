@@ -17,7 +17,7 @@ from ..images import open_file
 
 PARQUET = ".parquet"
 
-IN_FILE = "picture_in_file"
+IN_FILE = "image_in_file"
 """Field of a record with the name of its image within the Parquet file."""
 MARK = f"{PARQUET}#"
 """Marker in these names: `/data/val.parquet#image:17` has the column and the row, counted from 0."""
@@ -116,10 +116,10 @@ def _read_image_group(path: str, time: int, column: str, group: int) -> list[byt
     return [None if image is None else image["bytes"] for image in found]
 
 
-def forget_pictures() -> None:
+def forget_images() -> None:
     """Clear the cache of row groups."""
     _count_rows.cache_clear()
     _read_image_group.cache_clear()
 
 
-__all__ = ["IN_FILE", "PARQUET", "forget_pictures", "is_in_parquet", "open_in_parquet", "read_parquet"]
+__all__ = ["IN_FILE", "PARQUET", "forget_images", "is_in_parquet", "open_in_parquet", "read_parquet"]

@@ -44,13 +44,13 @@ def score_pope(examples: Sequence[Example], predictions: Sequence[Prediction]) -
 
     def compute(positions: Sequence[int]) -> dict[str, float]:
         counts = Counter((said[place], examples[place].references) for place in positions)
-        return {**_compute_figures(counts), "neither": float(sum(neither[place] for place in positions))}
+        return {**_compute_metrics(counts), "neither": float(sum(neither[place] for place in positions))}
 
     ranks = {example.id: 100.0 * (answer == example.references) for example, answer in zip(examples, said, strict=True)}
     return Scores(compute_by_group(examples, compute), ranks)
 
 
-def _compute_figures(counts: Counter[tuple[str, str]]) -> dict[str, float]:
+def _compute_metrics(counts: Counter[tuple[str, str]]) -> dict[str, float]:
     """Compute percentages from the counts of (answer, label) pairs."""
     total, right = counts.total(), counts["yes", "yes"]
     answered, labelled = right + counts["yes", "no"], right + counts["no", "yes"]

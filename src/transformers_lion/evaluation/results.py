@@ -25,7 +25,7 @@ class Result:
     Attributes:
         task: Name of the task.
         dataset: Dataset in the paper, if one was named.
-        figures: Metrics by name; see the task.
+        metrics: Metrics by name; see the task.
         headline: The metric that the paper reports.
         paper: The paper's values by model.
         counts: Number of `examples`, of examples that are `missing` an answer and count as wrong, and of examples
@@ -42,7 +42,7 @@ class Result:
 
     task: str
     dataset: str | None
-    figures: dict[str, float]
+    metrics: dict[str, float]
     headline: str
     paper: dict[str, float]
     counts: dict[str, int]
@@ -61,12 +61,12 @@ class Result:
         return not self.counts["missing"] and not (self.check and self.check["differ"])
 
     @property
-    def paper_figure(self) -> str:
+    def paper_value(self) -> str:
         """Name of the metric that the paper reports. It is that of a group if the dataset is one of several in the
         data.
         """
         of_group = f"{self.headline} {(self.dataset or '').rpartition(' ')[2]}"
-        return of_group if of_group in self.figures else self.headline
+        return of_group if of_group in self.metrics else self.headline
 
     def rows(self) -> list[tuple[str, str, list[str]]]:
         """Return name, value and the paper's values by model for each metric. The latter are "" if there are none."""
@@ -74,9 +74,9 @@ class Result:
             (
                 name,
                 f"{value:.2f}",
-                [f"{paper:.2f}" if name == self.paper_figure else "" for paper in self.paper.values()],
+                [f"{paper:.2f}" if name == self.paper_value else "" for paper in self.paper.values()],
             )
-            for name, value in self.figures.items()
+            for name, value in self.metrics.items()
         ]
 
     def columns(self) -> list[str]:

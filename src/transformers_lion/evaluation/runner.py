@@ -27,7 +27,7 @@ from .batches import Batch, plan_batches
 from .batching_check import BatchingCheck, check_batching
 from .missing import wrong_prediction
 from .pages import write_pages
-from .parquet_files import forget_pictures
+from .parquet_files import forget_images
 from .predictions import read_predictions
 from .processes import Processes, join_processes
 from .progress_files import (
@@ -102,7 +102,7 @@ def evaluate(
         OSError: if a file or folder is missing or cannot be written.
     """
     with join_processes() as processes, ExitStack() as at_end:
-        at_end.callback(forget_pictures)
+        at_end.callback(forget_images)
         examples, chosen = prepare(settings, processes, at_end)
         batches = plan_batches(chosen, settings.batch_size)
         done = {name for name, fields in read_parts(settings.output).items() if "error" not in fields}
@@ -285,7 +285,7 @@ def conclude(
     result = Result(
         task=settings.task.name,
         dataset=dataset,
-        figures=scores.figures,
+        metrics=scores.metrics,
         headline=settings.task.headline,
         paper=dict(settings.task.paper[dataset]) if dataset else {},
         counts={"examples": len(examples), "missing": len(errors), "answered_in_this_run": run.num_answered},

@@ -60,11 +60,11 @@ class Scores:
     """Scores of predictions.
 
     Attributes:
-        figures: Metrics by name; see the task for their units.
+        metrics: Metrics by name; see the task for their units.
         per_example: Score of each example by id, used to find the worst cases. Higher is better.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     per_example: dict[str, float] = field(default_factory=dict)
 
 
@@ -103,11 +103,11 @@ def compute_by_group(
     groups: dict[str, list[int]] = {}
     for position, example in enumerate(examples):
         groups.setdefault(example.group, []).append(position)
-    figures = dict(compute(range(len(examples))))
+    metrics = dict(compute(range(len(examples))))
     if len(groups) > 1:
         for group, positions in groups.items():
-            figures |= {f"{name} {group}": value for name, value in compute(positions).items()}
-    return figures
+            metrics |= {f"{name} {group}": value for name, value in compute(positions).items()}
+    return metrics
 
 
 def average_by_group(examples: Sequence[Example], measures: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -24,9 +24,9 @@ from .vqa import (
 MODELS = ("LION-4B", "LION-12B")
 
 
-def _list_paper(figures: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def _list_paper(metrics: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """Pair the values with the two models, by dataset."""
-    return {name: dict(zip(MODELS, values, strict=True)) for name, values in figures.items()}
+    return {name: dict(zip(MODELS, values, strict=True)) for name, values in metrics.items()}
 
 
 AOKVQA = {"A-OKVQA": (59.98, 60.87)}

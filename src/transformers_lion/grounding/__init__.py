@@ -16,11 +16,11 @@ from .boxes import (
 from .confidence import score_boxes, token_log_probs, token_spans
 from .drawing import draw_boxes
 from .exports import to_coco_results, to_supervision
-from .forms import FORMS, convert_grounded_text, read_grounded_text, write_grounded_text
+from .formats import BOX_FORMATS, convert_grounded_text, read_grounded_text, write_grounded_text
 from .reading import FoundBox, GroundedText, Region, extract_boxes, extract_entities, parse_boxes
 
 __all__ = [
-    "FORMS",
+    "BOX_FORMATS",
     "Box",
     "Entity",
     "FoundBox",

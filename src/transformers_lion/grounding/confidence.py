@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from .forms import read_grounded_text
+from .formats import read_grounded_text
 
 SPACE_MARKS = "\u2581\u0120\u010a"
 """Characters that represent a space or a line break in tokens of SentencePiece and byte-level BPE."""
@@ -53,7 +53,7 @@ def score_boxes(
     text: str,
     tokens: Sequence[str | None],
     log_probs: Sequence[float],
-    form: str = "lion",
+    box_format: str = "lion",
     image_size: tuple[int, int] | None = None,
 ) -> list[float]:
     """Compute a score for each box in a text.
@@ -62,11 +62,12 @@ def score_boxes(
         text: Text decoded from the tokens.
         tokens: Tokens as returned by `tokenizer.convert_ids_to_tokens`, including special tokens and `None`.
         log_probs: Natural log-probabilities of the tokens, for example a row of `token_log_probs`.
-        form: Box format, one of `FORMS`.
+        box_format: Box format, one of `BOX_FORMATS`.
         image_size: See `read_grounded_text`.
 
     Returns:
-        Scores from 0 to 1, in the order of `read_grounded_text(text, form).boxes`. A score is `nan` if no token is
+        Scores from 0 to 1, in the order of `read_grounded_text(text, box_format).boxes`. A score is `nan` if no token
+        is
         known to have written the box.
 
     Raises:
@@ -77,7 +78,7 @@ def score_boxes(
     spans = token_spans(text, tokens)
     ends = [end for _, end in spans]
     scores = []
-    for found in read_grounded_text(text, form, image_size).boxes:
+    for found in read_grounded_text(text, box_format, image_size).boxes:
         first, last = found.written
         wrote = []
         for index in range(bisect_right(ends, first), len(spans)):

@@ -1,7 +1,7 @@
 """Parse boxes in any text and report which were found, repaired, or cut off at the end of the text.
 
 Text is only matched, never evaluated, and each function takes time linear in its length. This module has LION's own
-format, and `forms.py` adds those of other models. A box in LION's format must meet these conditions:
+format, and `formats.py` adds those of other models. A box in LION's format must meet these conditions:
 
 - It has four numbers separated by commas, each with an optional minus sign, at most one digit before the decimal point,
   and no exponent.
@@ -99,7 +99,7 @@ class GroundedText:
 
 
 @dataclass(frozen=True)
-class Form:
+class BoxFormat:
     """How boxes are written in a text.
 
     Attributes:
@@ -139,7 +139,7 @@ def is_begun_fractions(part: str) -> bool:
     )
 
 
-BRACKETS = Form(
+BRACKETS = BoxFormat(
     pattern=re.compile(r"\[(?P<content>[^\[\]]*)(?:(?P<close>\])|\Z)"),
     separator=re.compile(";"),
     read_box=read_fractions,
@@ -176,44 +176,50 @@ def parse_boxes(content: str) -> list[Box] | None:
     return tidy if len(tidy) == len(boxes) else None
 
 
-def _read_content(form: Form, match: re.Match[str]) -> tuple[tuple[FoundBox, ...], str | None]:
+def _read_content(box_format: BoxFormat, match: re.Match[str]) -> tuple[tuple[FoundBox, ...], str | None]:
     """Parse the boxes of one match, and the box that is cut off by the end of the text.
 
     If any part is not a box, none of them is. The last box counts as cut off if the text ends before the closing
     marker.
     """
     content, offset = match["content"], match.start("content")
-    edges = [0, *(edge for separator in form.separator.finditer(content) for edge in separator.span()), len(content)]
+    edges = [
+        0,
+        *(edge for separator in box_format.separator.finditer(content) for edge in separator.span()),
+        len(content),
+    ]
     spans = list(zip(edges[::2], edges[1::2], strict=True))
     cut_off = None
     if match["close"] is None:
         start, _ = spans.pop()
-        if not form.is_begun(content[start:]):
+        if not box_format.is_begun(content[start:]):
             return (), None
         cut_off = content[start:] + match.string[match.end("content") : match.end()]
     boxes = []
     for start, end in spans:
-        box = form.read_box(content[start:end])
+        box = box_format.read_box(content[start:end])
         if box is None:
             return (), None
         boxes.append(tidy_box(box, (offset + start, offset + end)))
     return tuple(boxes), cut_off
 
 
-def _find_boxes(form: Form, text: str) -> tuple[list[tuple[re.Match[str], tuple[FoundBox, ...]]], str | None]:
+def _find_boxes(
+    box_format: BoxFormat, text: str
+) -> tuple[list[tuple[re.Match[str], tuple[FoundBox, ...]]], str | None]:
     """Find all matches with boxes, and the last box if the end of the text cuts it off."""
     places, cut_off = [], None
-    for match in form.pattern.finditer(text):
-        boxes, cut_off = _read_content(form, match)
+    for match in box_format.pattern.finditer(text):
+        boxes, cut_off = _read_content(box_format, match)
         if boxes:
             places.append((match, boxes))
     return places, cut_off
 
 
-def read_with_form(form: Form, text: str) -> GroundedText:
+def read_with_format(box_format: BoxFormat, text: str) -> GroundedText:
     """Parse the boxes in a text and remove them from it."""
-    places, cut_off = _find_boxes(form, text)
-    pieces = _Pieces(form)
+    places, cut_off = _find_boxes(box_format, text)
+    pieces = _Pieces(box_format)
     regions: list[Region] = []
     done = 0
     for match, boxes in places:
@@ -238,8 +244,8 @@ def read_with_form(form: Form, text: str) -> GroundedText:
 class _Pieces:
     """Collects the parts of a text and tracks their total length."""
 
-    def __init__(self, form: Form):
-        self.marks = form.marks
+    def __init__(self, box_format: BoxFormat):
+        self.marks = box_format.marks
         self.texts: list[str] = []
         self.length = 0
 
@@ -273,7 +279,7 @@ def _last_phrase(text: str) -> str:
 
 def extract_boxes(text: str) -> list[Box]:
     """Return all boxes of a text in order of appearance, as fractions of the image."""
-    return [found.box for found in read_with_form(BRACKETS, text).boxes]
+    return [found.box for found in read_with_format(BRACKETS, text).boxes]
 
 
 def extract_entities(text: str, image_size: tuple[int, int] | None = None) -> tuple[str, list[Entity]]:
@@ -290,7 +296,7 @@ def extract_entities(text: str, image_size: tuple[int, int] | None = None) -> tu
     Returns:
         The text without its boxes, and for each bracket its phrase, the span of the phrase in that text, and the boxes.
     """
-    found = read_with_form(BRACKETS, text)
+    found = read_with_format(BRACKETS, text)
     return found.text, found.entities(image_size)
 
 
@@ -317,7 +323,7 @@ def check_regions(grounded: GroundedText) -> Sequence[Region]:
 
 __all__ = [
     "BRACKETS",
-    "Form",
+    "BoxFormat",
     "FoundBox",
     "GroundedText",
     "Region",
@@ -325,6 +331,6 @@ __all__ = [
     "extract_boxes",
     "extract_entities",
     "parse_boxes",
-    "read_with_form",
+    "read_with_format",
     "tidy_box",
 ]

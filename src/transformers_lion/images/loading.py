@@ -174,7 +174,7 @@ def read(image: ImageSource, timeout: float | None, take: Callable[[Image.Image]
         with picture:  # closes the file, and leaves the pixels
             return take(picture)
     except UnidentifiedImageError as error:
-        raise ValueError(f"Image {_name_image(image)} is not a picture in a known format.{advise(image)}") from error
+        raise ValueError(f"Image {_name_image(image)} is not an image in a known format.{advise(image)}") from error
     except Exception as error:  # decoders and downloads raise many kinds
         raise ValueError(f"Image {_name_image(image)} cannot be read: {error}") from error
 

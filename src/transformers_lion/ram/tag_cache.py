@@ -209,7 +209,7 @@ def _parse_line(line: bytes) -> tuple[str, Tags]:
     return image, tags
 
 
-def digest_picture(image: Image.Image) -> str:
+def digest_image(image: Image.Image) -> str:
     """Compute a digest of the pixels of an image and their layout."""
     channels = len(image.getbands())
     shape = (image.height, image.width) + ((channels,) if channels > 1 else ())
@@ -250,4 +250,4 @@ def sample(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLES)]
 
 
-__all__ = ["KEPT", "TagCache", "Tags", "digest_picture"]
+__all__ = ["KEPT", "TagCache", "Tags", "digest_image"]

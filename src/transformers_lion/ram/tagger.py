@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from ..images import ImageSource, is_batch, to_rgb
 from .image_processing_ram import HUB_ARGUMENTS, RamImageProcessor
 from .modeling_ram import RamForImageTagging
-from .tag_cache import KEPT, TagCache, Tags, digest_picture
+from .tag_cache import KEPT, TagCache, Tags, digest_image
 from .tags import list_names
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class TaggingJob:
         self.results.append(TaggedImage())
         try:
             picture = to_rgb(image)
-            key = digest_picture(picture)
+            key = digest_image(picture)
             known = self.known.get(key)
             if known is not None:
                 self.results[position] = TaggedImage(copy_tags(known))

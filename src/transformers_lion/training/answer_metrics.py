@@ -43,15 +43,15 @@ class AnswerMetrics:
             ValueError: if predictions are no ids, or there are fewer rows than samples.
         """
         answers, labels = self.decode(prediction.predictions), self.decode(prediction.label_ids)
-        figures = {"exact_match": _mean([answer == label for answer, label in zip(answers, labels, strict=True)])}
+        metrics = {"exact_match": _mean([answer == label for answer, label in zip(answers, labels, strict=True)])}
         hits = [
             hit
             for answer, label in zip(answers, labels, strict=True)
             for hit in _box_hits(answer, label, self.threshold)
         ]
         if hits:
-            figures["iou_accuracy"] = _mean(hits)
-        return figures
+            metrics["iou_accuracy"] = _mean(hits)
+        return metrics
 
     def decode(self, ids: np.ndarray) -> list[str]:
         """The texts of `num_samples` rows of ids, without padding."""

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..images import image_key
 from ..processing_lion import LionProcessor
-from ..ram.tag_cache import digest_picture
+from ..ram.tag_cache import digest_image
 from ..tag_source import Tags, TagSource, resolve_tag_source
 from .augmentation import ImageAugmentation
 from .records import Record, RecordError, name_record, open_image, parse_record
@@ -28,7 +28,7 @@ Tagger = Callable[[Any], Sequence[Sequence[str] | None]]
 
 
 @dataclass
-class SharedPicture:
+class SharedImage:
     """A picture, and the records that ask about it."""
 
     picture: Image.Image
@@ -38,7 +38,7 @@ class SharedPicture:
     def identity(self) -> str:
         """What tells it from others: its first record's name, or its pixels, and that record's questions."""
         first = self.records[0]
-        return f"{first.source or digest_picture(self.picture)} {first.questions}"
+        return f"{first.source or digest_image(self.picture)} {first.questions}"
 
 
 class LionDataCollator:
@@ -148,14 +148,14 @@ class LionDataCollator:
             batch["image_indices"] = torch.tensor(indices)
         return {**batch, **pixels}  # what has B rows comes first: the Trainer counts samples there
 
-    def _open(self, raws: Sequence[Any]) -> tuple[list[SharedPicture], list[tuple[int, Record]]]:
+    def _open(self, raws: Sequence[Any]) -> tuple[list[SharedImage], list[tuple[int, Record]]]:
         """The pictures of good records, and these records in their order, each with the index of its picture.
 
         Raises:
             ValueError: if there are none.
         """
         opened: dict[Any, int | RecordError] = {}
-        images: list[SharedPicture] = []
+        images: list[SharedImage] = []
         rows: list[tuple[int, Record]] = []
         faults: list[Fault] = []
         for position, raw in enumerate(raws):
@@ -179,15 +179,15 @@ class LionDataCollator:
             )
         return images, rows
 
-    def _open_one(self, record: Record, images: list[SharedPicture]) -> int | RecordError:
+    def _open_one(self, record: Record, images: list[SharedImage]) -> int | RecordError:
         """Add the picture of a record to `images`; its index, or why there is none."""
         try:
-            images.append(SharedPicture(open_image(record.image, self.timeout)))
+            images.append(SharedImage(open_image(record.image, self.timeout)))
         except RecordError as error:
             return error
         return len(images) - 1
 
-    def _tags(self, images: list[SharedPicture], indices: list[int], tags: list[Tags]) -> list[Tags]:
+    def _tags(self, images: list[SharedImage], indices: list[int], tags: list[Tags]) -> list[Tags]:
         """The tags of each question."""
         sources = [resolve_tag_source(names, self.tag_source, self.tagger is not None) for names in tags]
         untagged = sorted({index for index, source in zip(indices, sources, strict=True) if source == "tagger"})
@@ -198,7 +198,7 @@ class LionDataCollator:
             for index, names, source in zip(indices, tags, sources, strict=True)
         ]
 
-    def _augment(self, image: SharedPicture) -> Image.Image:
+    def _augment(self, image: SharedImage) -> Image.Image:
         """The picture that the model gets."""
         if self.augmentation is None:
             return image.picture

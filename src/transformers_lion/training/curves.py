@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 PANELS = {"loss": ("loss", "eval_loss"), "learning rate": ("learning_rate",), "gradient norm": ("grad_norm",)}
 """What the first panels show; the figures of evaluations come last, if there are any."""
 
-NOT_FIGURES = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+NOT_METRICS = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
 def draw_curves(log: Sequence[dict[str, Any]], path: str | os.PathLike, title: str = "") -> None:
@@ -20,9 +20,9 @@ def draw_curves(log: Sequence[dict[str, Any]], path: str | os.PathLike, title: s
         path: of the picture; its suffix says the format.
         title: above it.
     """
-    figures = sorted({name for entry in log for name in entry if name.startswith("eval_")}.difference(NOT_FIGURES))
-    figures = [name for name in figures if not name.endswith("preparation_time")]
-    panels = {**PANELS, **({"evaluation": tuple(figures)} if figures else {})}
+    metrics = sorted({name for entry in log for name in entry if name.startswith("eval_")}.difference(NOT_METRICS))
+    metrics = [name for name in metrics if not name.endswith("preparation_time")]
+    panels = {**PANELS, **({"evaluation": tuple(metrics)} if metrics else {})}
     figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
     figure.suptitle(title)
     for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

@@ -28,7 +28,7 @@ from datasets import (
 
 from ..columns import unread_fields
 from ..configuration_lion import TASK_TYPES
-from .checked_pictures import CheckedPictures
+from .checked_images import CheckedImages
 from .records import (
     FIELDS,
     IMAGE_NAMES,
@@ -79,7 +79,7 @@ class RecordChecker:
     check_images: CheckImages | None
     on_error: OnError
     report: RecordReport
-    pictures: CheckedPictures
+    pictures: CheckedImages
 
     def __call__(self, source: str, raw: Any) -> dict[str, Any] | Fault:
         """The row of a record, or what is wrong with it.
@@ -147,7 +147,7 @@ def load_records(
     on_error: OnError = "raise",
     report: RecordReport | None = None,
     timeout: float | None = 30.0,
-    checked_pictures: str | os.PathLike | None = None,
+    checked_images: str | os.PathLike | None = None,
 ) -> Dataset | IterableDataset:
     """Read records, check each, and bring them into one form.
 
@@ -166,7 +166,7 @@ def load_records(
         report: gets the names, reasons and counts of bad records, at once, or from a stream while it is read, whichever
             process reads it. By default they are only logged.
         timeout: of a download, in seconds, where pictures are opened.
-        checked_pictures: a file that notes which pictures "decode" has opened, so that a later call opens only new and
+        checked_images: a file that notes which pictures "decode" has opened, so that a later call opens only new and
             changed ones. Within a call each picture is opened once, however many records name it.
 
     Returns:
@@ -185,7 +185,7 @@ def load_records(
         if len(folders) > 1:
             raise ValueError(f"image_folder is needed for files in {len(folders)} folders.")
         image_folder = folders.pop()
-    pictures = CheckedPictures(checked_pictures, timeout)
+    pictures = CheckedImages(checked_images, timeout)
     checker = RecordChecker(image_folder, categories, check_images, on_error, report, pictures)
     if isinstance(source, IterableDataset):
         return stream_table(source, checker)

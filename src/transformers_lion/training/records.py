@@ -351,7 +351,9 @@ def open_image(image: Any, timeout: float | None = TIMEOUT) -> Image.Image:
         return to_rgb(image, timeout)
     except ValueError as error:
         if isinstance(image, bytes) and isinstance(error.__cause__, Image.UnidentifiedImageError):
-            raise RecordError(f"its {len(image)} bytes are no picture in a known format", "unreadable image") from error
+            raise RecordError(
+                f"its {len(image)} bytes are not an image in a known format", "unreadable image"
+            ) from error
         raise RecordError(str(error), "unreadable image") from error
 
 

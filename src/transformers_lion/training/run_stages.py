@@ -40,8 +40,8 @@ from .stages import Stage, apply_stage, get_stage
 
 LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
 
-PICTURES = "pictures.jsonl"
-"""In the output folder, for all stages: which pictures are known to open; see `CheckedPictures`."""
+IMAGES = "images.jsonl"
+"""In the output folder, for all stages: which pictures are known to open; see `CheckedImages`."""
 
 Say = Callable[[str], None]
 """Where messages go."""
@@ -101,7 +101,7 @@ def run_stage(
     say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
     processor = LionProcessor.from_pretrained(origin[0])
     report = RecordReport(folder / RECORDS)
-    pictures = folder.parent / PICTURES
+    pictures = folder.parent / IMAGES
     run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
     data = mix_datasets(
         [_load_source(source, stage, kind, report, pictures, say) for source in stage.data],
@@ -182,7 +182,7 @@ def _load_source(
         check_images=check_images,
         on_error=stage.on_error,
         report=report,
-        checked_pictures=pictures,
+        checked_images=pictures,
     )
     chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
     name = ", ".join(as_list(source.records))

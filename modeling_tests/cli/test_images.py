@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from cli.command_line import lion, refusal
-from transformers_lion.cli import pictures
-from transformers_lion.cli.pictures import find_pictures, open_picture, open_pictures
+from transformers_lion.cli import images as cli_images
+from transformers_lion.cli.images import find_images, open_image, open_images
 from transformers_lion.example import example_image
 
 
@@ -32,7 +32,7 @@ def give_stdin(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folders_are_read_to_the_bottom_in_order(tree: Path) -> None:
-    found = find_pictures(["pics"])
+    found = find_images(["pics"])
     expected = ["pics/a.JPG", "pics/b.png", "pics/x[1].png", "pics/sub/c d.webp", "pics/sub/deep/e.png"]
     assert (found.names, found.errors, found.is_many) == (expected, [], True)
 
@@ -49,7 +49,7 @@ def test_folders_are_read_to_the_bottom_in_order(tree: Path) -> None:
     ],
 )
 def test_an_argument_names_what_is_there_before_it_is_a_pattern(argument: str, names: list[str], tree: Path) -> None:
-    found = find_pictures([argument])
+    found = find_images([argument])
     assert (found.names, found.errors) == (names, [])
 
 
@@ -57,13 +57,13 @@ def test_an_argument_names_what_is_there_before_it_is_a_pattern(argument: str, n
                                      b"pics/b.png\0pics/sub/c d.webp\0"])  # fmt: skip
 def test_lists_on_stdin(content: bytes, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give_stdin(content, monkeypatch)
-    assert find_pictures(["-"]).names == ["pics/b.png", "pics/sub/c d.webp"]
+    assert find_images(["-"]).names == ["pics/b.png", "pics/sub/c d.webp"]
 
 
 def test_zero_bytes_allow_names_of_several_lines(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy("pics/b.png", "two\nlines.png")
     give_stdin(b"two\nlines.png\0", monkeypatch)
-    assert find_pictures(["-"]).names == ["two\nlines.png"]
+    assert find_images(["-"]).names == ["two\nlines.png"]
 
 
 def test_an_empty_list_is_an_error(tree: Path) -> None:
@@ -72,7 +72,7 @@ def test_an_empty_list_is_an_error(tree: Path) -> None:
 
 
 def test_what_names_nothing_is_reported_and_the_rest_found(tree: Path) -> None:
-    found = find_pictures(["lost.png", "empty", "*.gif", "pics/b.png"])
+    found = find_images(["lost.png", "empty", "*.gif", "pics/b.png"])
     assert found.names == ["pics/b.png"]
     assert [str(error) for error in found.errors] == [
         "[Errno 2] No such file or directory: 'lost.png'",
@@ -87,7 +87,7 @@ def test_what_names_nothing_is_reported_and_the_rest_found(tree: Path) -> None:
 
 
 def test_a_name_that_is_too_long_is_no_file(tree: Path) -> None:
-    assert len(find_pictures(["a" * 5000]).errors) == 1
+    assert len(find_images(["a" * 5000]).errors) == 1
 
 
 def write(name: str, content: bytes) -> str:
@@ -115,16 +115,16 @@ BAD_FILES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("make", "words"), BAD_FILES.values(), ids=BAD_FILES.keys())
-def test_a_file_that_is_no_picture_is_named_with_the_reason(make: Any, words: str, tree: Path) -> None:
+def test_a_file_that_is_no_image_is_named_with_the_reason(make: Any, words: str, tree: Path) -> None:
     with pytest.raises((ValueError, OSError), match=words):
-        open_picture(make())
+        open_image(make())
 
 
-def test_pictures_are_opened_so_many_at_a_time(tree: Path) -> None:
+def test_images_are_opened_so_many_at_a_time(tree: Path) -> None:
     write("bad.png", b"hello")
     names = ["pics/b.png", "pics/b.png", "bad.png", "pics/a.JPG", "pics/b.png", "pics/h.txt"]
     errors: list[Exception] = []
-    chunks = list(open_pictures(names, 2, errors.append))
+    chunks = list(open_images(names, 2, errors.append))
     assert [[name for name, _ in chunk] for chunk in chunks] == [
         ["pics/b.png", "pics/b.png", "pics/a.JPG", "pics/b.png"], ["pics/h.txt"],
     ]  # fmt: skip
@@ -134,17 +134,17 @@ def test_pictures_are_opened_so_many_at_a_time(tree: Path) -> None:
 def test_files_that_are_passed_over_in_folders_are_counted_by_kind(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.HEIC", "sub/b.heic", "sub/c.jxl", "notes", ".hidden.heic"):
         Path("pics", name).write_bytes(b"\0" * 40)
-    monkeypatch.setattr(pictures, "register_plug_ins", tuple)
-    found = find_pictures(["pics"])
+    monkeypatch.setattr(cli_images, "register_plug_ins", tuple)
+    found = find_images(["pics"])
     assert len(found.names) == 5
     assert found.errors == []
     assert found.note == (
         "5 files were skipped because their suffixes are not those of pictures: 2 .heic, 1 .txt, 1 without a suffix, "
         "1 .jxl. To read .heic, .jxl: pip install pillow-heif pillow-jxl-plugin."
     )
-    monkeypatch.setattr(pictures, "register_plug_ins", lambda: ("pillow-heif",))
-    assert find_pictures(["pics"]).names[:2] == ["pics/a.HEIC", "pics/a.JPG"]
-    assert find_pictures(["pics/b.png"]).note == ""
+    monkeypatch.setattr(cli_images, "register_plug_ins", lambda: ("pillow-heif",))
+    assert find_images(["pics"]).names[:2] == ["pics/a.HEIC", "pics/a.JPG"]
+    assert find_images(["pics/b.png"]).note == ""
 
 
 def test_a_note_names_what_was_passed_over_and_the_others_are_done(tree: Path) -> None:

@@ -47,7 +47,7 @@ class Named:
         return describe_passed_over(self.passed_over)
 
 
-def find_pictures(arguments: Sequence[str]) -> Named:
+def find_images(arguments: Sequence[str]) -> Named:
     """All pictures that arguments name."""
     found = Named(is_many=len(arguments) > 1)
     for argument in arguments:
@@ -131,7 +131,7 @@ def read_list() -> list[str]:
     return [os.fsdecode(part) for part in parts if part.strip()]
 
 
-def open_pictures(
+def open_images(
     names: Sequence[str], count: int, on_error: Callable[[Exception], None]
 ) -> Iterator[list[tuple[str, Image.Image]]]:
     """Pictures with their names, so many at a time, without those that cannot be read.
@@ -149,7 +149,7 @@ def open_pictures(
                 yield chunk
                 chunk, opened = [], {}
             try:
-                opened[name] = open_picture(name)
+                opened[name] = open_image(name)
             except (ValueError, OSError) as error:
                 on_error(error)
                 continue
@@ -158,7 +158,7 @@ def open_pictures(
         yield chunk
 
 
-def open_picture(name: str) -> Image.Image:
+def open_image(name: str) -> Image.Image:
     """One picture.
 
     Raises:
@@ -180,5 +180,5 @@ def open_picture(name: str) -> Image.Image:
         cause = error.__cause__
         reason = f"{cause or error}"
         if isinstance(cause, UnidentifiedImageError):
-            reason = f"it is not a picture in a known format.{advise(path)}"
+            reason = f"it is not an image in a known format.{advise(path)}"
         raise ValueError(f"{printable(name)}: this cannot be read: {reason.rstrip('.')}.") from error

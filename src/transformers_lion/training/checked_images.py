@@ -16,7 +16,7 @@ Outcome = tuple[str, str] | None
 """The kind and message of a `RecordError`, `None` for a picture that opens."""
 
 
-class CheckedPictures:
+class CheckedImages:
     """Opens pictures to their last pixel, and remembers what came of it.
 
     Several processes may write one file.
@@ -95,4 +95,4 @@ def _key_of(image: Any) -> tuple[Any, ...] | None:
     return os.path.abspath(image), status.st_size, status.st_mtime_ns
 
 
-__all__ = ["CheckedPictures"]
+__all__ = ["CheckedImages"]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers.models.kosmos2.processing_kosmos2 import clean_text_and_extract_entities_with_bboxes
 
 from transformers_lion.grounding import (
-    FORMS,
+    BOX_FORMATS,
     GroundedText,
     convert_grounded_text,
     read_grounded_text,
@@ -87,8 +87,8 @@ def test_kosmos_2_text_is_read_as_transformers_reads_it(texts: GroundedText) -> 
     assert read_grounded_text(written, "kosmos2").entities() == theirs
 
 
-@pytest.mark.parametrize("source", FORMS)
-@pytest.mark.parametrize("target", FORMS)
+@pytest.mark.parametrize("source", BOX_FORMATS)
+@pytest.mark.parametrize("target", BOX_FORMATS)
 def test_each_format_converts_to_each_other(source: str, target: str) -> None:
     grid = [("a dog", (0, 5), [(0.25, 0.5, 0.75, 1.0)]), ("a cat", (7, 12), [(0.0, 0.25, 0.5, 0.5)])]
     texts = GroundedText.from_entities("a dog, a cat", grid)

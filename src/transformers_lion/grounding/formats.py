@@ -26,14 +26,14 @@ from typing import Any
 from .boxes import Box, format_box, format_boxes, normalize_box, scale_box
 from .reading import (
     BRACKETS,
-    Form,
+    BoxFormat,
     FoundBox,
     GroundedText,
     Region,
     check_regions,
     is_begun_fractions,
     read_fractions,
-    read_with_form,
+    read_with_format,
     tidy_box,
 )
 
@@ -89,16 +89,16 @@ def _read_patches(part: str) -> Box | None:
     return (x1 + xs[0]) / GRID_SIZE, (y1 + ys[0]) / GRID_SIZE, (x2 + xs[1]) / GRID_SIZE, (y2 + ys[1]) / GRID_SIZE
 
 
-THOUSANDTHS = Form(BRACKETS.pattern, BRACKETS.separator, _read_thousandths, _is_begun_thousandths)
+THOUSANDTHS = BoxFormat(BRACKETS.pattern, BRACKETS.separator, _read_thousandths, _is_begun_thousandths)
 
-MARKDOWN = Form(
+MARKDOWN = BoxFormat(
     pattern=re.compile(r"\[(?P<phrase>[^\[\]]*)\]\((?P<content>[^()]*)(?:(?P<close>\))|\Z)"),
     separator=BRACKETS.separator,
     read_box=read_fractions,
     is_begun=is_begun_fractions,
 )
 
-KOSMOS2 = Form(
+KOSMOS2 = BoxFormat(
     pattern=re.compile(
         r"(?:<phrase>(?P<phrase>(?:(?!</?phrase>).)*)</phrase>\s*)?"
         r"<object>(?P<content>(?:<patch_index_[0-9]{1,4}>|</delimiter_of_multi_objects/>)*)"
@@ -112,9 +112,9 @@ KOSMOS2 = Form(
 )
 
 
-def _corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
+def _corners_format(ref: str, end_of_ref: str, box: str, end_of_box: str) -> BoxFormat:
     """Build Qwen's format from its markers, which are regular expressions."""
-    return Form(
+    return BoxFormat(
         pattern=re.compile(
             rf"(?:{ref}(?P<phrase>(?:(?!{ref}|{end_of_ref}).)*){end_of_ref}\s*)?"
             rf"{box}(?P<content>[^<>]*(?:{end_of_box}\s*{box}[^<>]*)*)(?:(?P<close>{end_of_box})|(?:<[^<>]*)?\Z)",
@@ -127,8 +127,8 @@ def _corners_form(ref: str, end_of_ref: str, box: str, end_of_box: str) -> Form:
     )
 
 
-QWEN = _corners_form("<ref>", "</ref>", "<box>", "</box>")
-QWEN2 = _corners_form(
+QWEN = _corners_format("<ref>", "</ref>", "<box>", "</box>")
+QWEN2 = _corners_format(
     r"<\|object_ref_start\|>", r"<\|object_ref_end\|>", r"<\|box_start\|>", r"<\|box_end\|>"
 )  # fmt: skip
 
@@ -178,13 +178,13 @@ class _Writer:
     """How a format is written.
 
     Attributes:
-        form: How it is read.
+        box_format: How it is read.
         mark: Function that formats a phrase and its boxes.
         start: Prefix of the whole text.
         takes_space: Whether the space before a phrase is moved inside its markers.
     """
 
-    form: Form
+    box_format: BoxFormat
     mark: Callable[[str, Sequence[Box]], str]
     start: str = ""
     takes_space: bool = False
@@ -199,13 +199,13 @@ WRITERS = {
     "qwen": _Writer(QWEN, _as_corners),
     "qwen2": _Writer(QWEN2, _as_special_corners),
 }
-JSON_FORMS = ("qwen2.5", "qwen3")
-PIXEL_FORM = "qwen2.5"
-FORMS = (*WRITERS, *JSON_FORMS)
+JSON_FORMATS = ("qwen2.5", "qwen3")
+PIXEL_FORMAT = "qwen2.5"
+BOX_FORMATS = (*WRITERS, *JSON_FORMATS)
 """Names of all box formats."""
 
 
-def read_grounded_text(text: str, form: str = "lion", image_size: tuple[int, int] | None = None) -> GroundedText:
+def read_grounded_text(text: str, box_format: str = "lion", image_size: tuple[int, int] | None = None) -> GroundedText:
     """Parse the boxes in any text and remove them from it.
 
     Anything that is not a box in the given format stays in the text. The JSON formats have labels but no text: the
@@ -213,7 +213,7 @@ def read_grounded_text(text: str, form: str = "lion", image_size: tuple[int, int
 
     Args:
         text: Answer of a model.
-        form: Box format, one of `FORMS`.
+        box_format: Box format, one of `BOX_FORMATS`.
         image_size: (width, height) of the image that the model saw. Required for "qwen2.5", whose boxes are in pixels.
 
     Returns:
@@ -222,13 +222,15 @@ def read_grounded_text(text: str, form: str = "lion", image_size: tuple[int, int
     Raises:
         ValueError: If the format is unknown, or it needs an `image_size` and there is none.
     """
-    _check_form(form, image_size)
-    if form in JSON_FORMS:
-        return read_json(text, image_size if form == PIXEL_FORM else None)
-    return read_with_form(WRITERS[form].form, text)
+    _check_format(box_format, image_size)
+    if box_format in JSON_FORMATS:
+        return read_json(text, image_size if box_format == PIXEL_FORMAT else None)
+    return read_with_format(WRITERS[box_format].box_format, text)
 
 
-def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: tuple[int, int] | None = None) -> str:
+def write_grounded_text(
+    grounded: GroundedText, box_format: str = "lion", image_size: tuple[int, int] | None = None
+) -> str:
     """Write the boxes into their text. `read_grounded_text` restores them up to the precision of the format.
 
     Some formats ("lion", "shikra", "thousandths") mark only the end of a phrase. When such text is read back, a phrase
@@ -236,18 +238,18 @@ def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: 
 
     Args:
         grounded: Text whose regions are in order of appearance, with boxes as fractions.
-        form: Box format, one of `FORMS`.
+        box_format: Box format, one of `BOX_FORMATS`.
         image_size: (width, height) of the image that the model sees. Required for "qwen2.5".
 
     Raises:
         ValueError: If the format is unknown, a phrase does not match its span, the text itself contains something that
             would be read as a box or marker, or `image_size` is missing.
     """
-    _check_form(form, image_size)
+    _check_format(box_format, image_size)
     regions = check_regions(grounded)
-    if form in JSON_FORMS:
-        return _write_json(regions, image_size if form == PIXEL_FORM else None)
-    writer = WRITERS[form]
+    if box_format in JSON_FORMATS:
+        return _write_json(regions, image_size if box_format == PIXEL_FORMAT else None)
+    writer = WRITERS[box_format]
     pieces, done = [writer.start], 0
     for (start, end), group in groupby(regions, key=lambda region: region.span):
         boxes = [found.box for region in group for found in region.boxes]
@@ -257,7 +259,7 @@ def write_grounded_text(grounded: GroundedText, form: str = "lion", image_size: 
         pieces += [before, join(before, writer.mark(phrase, boxes)) if boxes else phrase]
         done = end
     written = "".join([*pieces, grounded.text[done:]])
-    _check_written(written, grounded, form)
+    _check_written(written, grounded, box_format)
     return written
 
 
@@ -266,8 +268,8 @@ def convert_grounded_text(text: str, source: str, target: str, image_size: tuple
 
     Args:
         text: Text with boxes.
-        source: Format of the input, one of `FORMS`.
-        target: Format of the output, one of `FORMS`.
+        source: Format of the input, one of `BOX_FORMATS`.
+        target: Format of the output, one of `BOX_FORMATS`.
         image_size: (width, height) of the image. Required for "qwen2.5".
 
     Raises:
@@ -281,21 +283,21 @@ def join(before: str, marked: str) -> str:
     return marked.lstrip() if not before or before[-1].isspace() else marked
 
 
-def _check_form(form: str, image_size: tuple[int, int] | None) -> None:
+def _check_format(box_format: str, image_size: tuple[int, int] | None) -> None:
     """Raise `ValueError` if the format is unknown or needs the size of the image."""
-    if form not in FORMS:
-        raise ValueError(f"Unknown box format {form!r}; use one of {', '.join(FORMS)}.")
-    if form == PIXEL_FORM and image_size is None:
-        raise ValueError(f"The boxes of {form!r} are in pixels: pass image_size as (width, height).")
+    if box_format not in BOX_FORMATS:
+        raise ValueError(f"Unknown box format {box_format!r}; use one of {', '.join(BOX_FORMATS)}.")
+    if box_format == PIXEL_FORMAT and image_size is None:
+        raise ValueError(f"The boxes of {box_format!r} are in pixels: pass image_size as (width, height).")
 
 
-def _check_written(written: str, grounded: GroundedText, form: str) -> None:
+def _check_written(written: str, grounded: GroundedText, box_format: str) -> None:
     """Raise `ValueError` if the text would be read back differently because it contains boxes or markers itself."""
-    found = read_with_form(WRITERS[form].form, written)
+    found = read_with_format(WRITERS[box_format].box_format, written)
     same_text = "".join(found.text.split()) == "".join(grounded.text.split())
     if not same_text or len(found.boxes) != len(grounded.boxes):
         raise ValueError(
-            f"{grounded.text!r} contains text that would be read as a box or marker of the format {form!r}."
+            f"{grounded.text!r} contains text that would be read as a box or marker of the format {box_format!r}."
         )
 
 
@@ -346,4 +348,4 @@ def _write_json(regions: Sequence[Region], image_size: tuple[int, int] | None) -
     return f"[{', '.join(objects)}]"
 
 
-__all__ = ["FORMS", "convert_grounded_text", "read_grounded_text", "write_grounded_text"]
+__all__ = ["BOX_FORMATS", "convert_grounded_text", "read_grounded_text", "write_grounded_text"]
