@@ -1,4 +1,4 @@
-"""The example checkpoint at work on two pictures: `python -m examples.answers [FOLDER]`."""
+"""The example checkpoint at work on two images: `python -m examples.answers [FOLDER]`."""
 
 import argparse
 from pathlib import Path
@@ -16,9 +16,9 @@ SKETCH_PHRASES = ("the red circle", "the blue triangle", "the small yellow squar
 
 
 def main() -> None:
-    """Tag, caption, ask and locate in two pictures; print the answers and write the pictures with boxes."""
+    """Tag, caption, ask and locate in two images; print the answers and write the images with boxes."""
     parser = argparse.ArgumentParser(prog="python -m examples.answers", description="Show LION at work.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"), help="for the pictures")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"), help="for the images")
     folder = parser.parse_args().folder
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -42,7 +42,7 @@ def main() -> None:
             entities += [(phrase, span, boxes) for _, span, boxes in found]
         file = folder / f"{name}.png"
         draw_boxes(image, entities).save(file)
-        print(f"  picture  {file}")
+        print(f"  image  {file}")
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def lion_processor(lion_folder: Path) -> LionProcessor:
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small picture in a file."""
+    """A small image in a file."""
     path = tmp_path_factory.mktemp("image") / "photo.png"
     Image.radial_gradient("L").convert("RGB").resize((64, 43)).save(path)
     return path

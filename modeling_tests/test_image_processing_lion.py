@@ -18,7 +18,7 @@ SMALL = {"height": 28, "width": 28}
 
 
 def wave_image(height: int, width: int) -> Image.Image:
-    """The picture whose preprocessed pixels the reference computed."""
+    """The image whose preprocessed pixels the reference computed."""
     y, x = np.mgrid[:height, :width].astype(np.float64)
     red = 127.5 + 127.5 * np.sin(2 * np.pi * (7 * x / width + 3 * y / height))
     green = 127.5 + 127.5 * np.cos(2 * np.pi * 11 * x * y / (height * width))
@@ -129,12 +129,12 @@ def test_broken_files_are_named(picture: Image.Image, tmp_path: Path) -> None:
     picture.resize((300, 300)).save(tmp_path / "cut.jpg")
     whole = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").touch()
     for name, words in {
         "cut.jpg": "truncated",
-        "text.png": "not a picture",
-        "empty.png": "not a picture",
+        "text.png": "not an image",
+        "empty.png": "not an image",
         "missing.png": "no such file",
     }.items():
         with pytest.raises(ValueError, match=words) as error:

@@ -47,7 +47,7 @@ def example_tagger() -> ImageTagger:
 
 
 class Calls:
-    """Counts: images through the vision tower, prompts through the encoder, files opened, pictures tagged."""
+    """Counts: images through the vision tower, prompts through the encoder, files opened, images tagged."""
 
     def __init__(self) -> None:
         self.encoded: list[int] = []
@@ -455,16 +455,16 @@ def test_what_cannot_be_done_is_said(lion: Lion, call: Any, words: str) -> None:
         call(lion)
 
 
-# --- pictures that cannot be read, and boxes that are no pixels -----------------------------------------------------
+# --- images that cannot be read, and boxes that are no pixels -----------------------------------------------------
 
 
 @pytest.fixture
 def mixed_files(tmp_path: Path) -> list[Any]:
     """Images of which those at 1, 3 and 4 cannot be read, the first of them twice."""
     IMAGES[0].save(tmp_path / "good.png")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     missing = tmp_path / "missing.png"
-    return [IMAGES[1], missing, tmp_path / "good.png", tmp_path / "text.png", b"no picture", missing]
+    return [IMAGES[1], missing, tmp_path / "good.png", tmp_path / "text.png", b"no image", missing]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])

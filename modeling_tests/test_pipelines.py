@@ -228,7 +228,7 @@ def test_generate_may_return_its_own_output_class(pipe: Pipeline) -> None:
         ([[]], {}, "empty"),
         ([IMAGES], {"text": QUESTIONS[:2]}, "text has 2 entries for 3 samples"),
         ([IMAGES], {"tags": ["dog"]}, "tags has 1 entries for 3 samples"),
-        ([{"picture": IMAGES[0]}], {}, "'picture', which is not read; the keys are image"),
+        ([{"picture": IMAGES[0]}], {}, "'image', which is not read; the keys are image"),
         ([{"text": "a"}], {}, "no image; its keys are text"),
         ([{"image": IMAGES[0], "hint": "a"}], {}, "'hint', which is not read"),
         ([{"image": IMAGES[0], "text": "a", "question": "b"}], {}, "one of text and question"),

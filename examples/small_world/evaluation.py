@@ -115,7 +115,7 @@ def evaluate(
     Args:
         tags: share of wrong or missing tags among the true ones; `None` for no true tags.
         tagger: makes the tags where there are no true ones.
-        size: pixels of the pictures.
+        size: pixels of the images.
         photographs: whether the objects lie on photographs; no question is then about the background.
         rewordings: whether questions are asked in one of the `REWORDINGS`.
 

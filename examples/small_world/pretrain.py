@@ -53,7 +53,7 @@ MAX_NUM_EASY = 3
 
 
 def load_scenes(folder: Path, split: str, count: int) -> tuple[np.ndarray, CellLabels]:
-    """Pictures and labels of a split, drawn once and kept in the folder."""
+    """Images and labels of a split, drawn once and kept in the folder."""
     file = folder / f"{split}-{count}.npz"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)

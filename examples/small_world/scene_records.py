@@ -32,7 +32,7 @@ class SceneRecords(torch.utils.data.Dataset):
         tag_share: of the scenes, those that come with tags.
         wrong_tags: chance of each tag to be another one, and of each to be missing.
         chatter_share: of the questions, those with needless words.
-        size: pixels of the pictures.
+        size: pixels of the images.
     """
 
     def __init__(

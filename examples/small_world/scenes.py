@@ -236,7 +236,7 @@ def render(scene: Scene, size: int = 200) -> Image.Image:
 
 
 def paste_objects(scene: Scene, picture: Image.Image) -> Image.Image:
-    """Draw a scene's objects on a square picture, which is changed and returned."""
+    """Draw a scene's objects on a square image, which is changed and returned."""
     for thing in scene.objects:
         alpha, corner = mask(thing, picture.width)
         picture.paste(thing.rgb, (*corner, corner[0] + alpha.width, corner[1] + alpha.height), alpha)

@@ -1,4 +1,4 @@
-"""A folder with pictures, and the example checkpoint, loaded once."""
+"""A folder with images, and the example checkpoint, loaded once."""
 
 from pathlib import Path
 from typing import Any

@@ -116,14 +116,14 @@ def test_a_name_that_is_no_utf8_is_written_all_the_same(workplace: Path, quick: 
     assert read("out.jsonl")[0]["image"] == name
 
 
-# --- many pictures ------------------------------------------------------------------------------------------------
+# --- many images ------------------------------------------------------------------------------------------------
 
 
 def test_one_unreadable_image_among_a_thousand_is_reported_and_the_rest_done(workplace: Path, quick: list[Any]) -> None:
     Path("many").mkdir()
     for index in range(1000):
         Image.new("RGB", (1 + index % 7, 3)).save(f"many/{index:03}.bmp")
-    Path("many/500.bmp").write_bytes(b"BM not a picture")
+    Path("many/500.bmp").write_bytes(b"BM not an image")
     ran = lion("caption", "many", "-b", 64)
     assert ran.code == 1
     assert len(ran.lines) == 999

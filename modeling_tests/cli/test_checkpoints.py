@@ -21,7 +21,7 @@ from transformers_lion.example import example_checkpoint, example_image
 
 @pytest.fixture
 def folder(lion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the small LION that may be broken, in the working folder beside a picture."""
+    """A copy of the small LION that may be broken, in the working folder beside an image."""
     monkeypatch.chdir(tmp_path)
     example_image().resize((20, 20)).save("a.png")
     return Path(shutil.copytree(lion_folder, "lion"))

@@ -1,4 +1,4 @@
-"""Which pictures a command line names."""
+"""Which images a command line names."""
 
 import io
 import os
@@ -67,8 +67,8 @@ def test_zero_bytes_allow_names_of_several_lines(tree: Path, monkeypatch: pytest
 
 
 def test_an_empty_list_is_an_error(tree: Path) -> None:
-    assert refusal("caption", "-", stdin="") == "stdin names no pictures."
-    assert refusal("caption", "-", stdin="\n \n") == "stdin names no pictures."
+    assert refusal("caption", "-", stdin="") == "stdin names no images."
+    assert refusal("caption", "-", stdin="\n \n") == "stdin names no images."
 
 
 def test_what_names_nothing_is_reported_and_the_rest_found(tree: Path) -> None:
@@ -76,13 +76,13 @@ def test_what_names_nothing_is_reported_and_the_rest_found(tree: Path) -> None:
     assert found.names == ["pics/b.png"]
     assert [str(error) for error in found.errors] == [
         "[Errno 2] No such file or directory: 'lost.png'",
-        "empty: there is no picture in this folder.",
+        "empty: there is no image in this folder.",
         "[Errno 2] No such file or directory: '*.gif'",
     ]
     ran = lion("caption", "lost.png", "empty")
     assert ran.code == 1
     assert ran.errors == [
-        "error: lost.png: No such file or directory.", "error: empty: there is no picture in this folder.",
+        "error: lost.png: No such file or directory.", "error: empty: there is no image in this folder.",
     ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 BAD_FILES: dict[str, tuple[Any, str]] = {
-    "text": (lambda: write("bad.png", b"hello"), "bad.png: this cannot be read: it is not a picture"),
+    "text": (lambda: write("bad.png", b"hello"), "bad.png: this cannot be read: it is not an image"),
     "nothing": (lambda: write("empty.png", b""), "empty.png: the file is empty"),
     "a piece": (
         lambda: write("cut.png", png(example_image().resize((100, 100)))[:2000]),
@@ -139,7 +139,7 @@ def test_files_that_are_passed_over_in_folders_are_counted_by_kind(tree: Path, m
     assert len(found.names) == 5
     assert found.errors == []
     assert found.note == (
-        "5 files were skipped because their suffixes are not those of pictures: 2 .heic, 1 .txt, 1 without a suffix, "
+        "5 files were skipped because their suffixes are not those of images: 2 .heic, 1 .txt, 1 without a suffix, "
         "1 .jxl. To read .heic, .jxl: pip install pillow-heif pillow-jxl-plugin."
     )
     monkeypatch.setattr(cli_images, "register_plug_ins", lambda: ("pillow-heif",))
@@ -156,5 +156,5 @@ def test_a_note_names_what_was_passed_over_and_the_others_are_done(tree: Path) -
     Path("empty/a.heic").write_bytes(b"\0" * 40)
     ran = lion("tag", "empty")
     assert ran.code == 1
-    assert ran.errors[0] == "error: empty: there is no picture in this folder."
+    assert ran.errors[0] == "error: empty: there is no image in this folder."
     assert "1 .heic" in ran.errors[1]

@@ -15,7 +15,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 PATIENCE = 60_000
 """Timeout in milliseconds, for a busy machine."""
 SHOWN = """() => {
-    const images = [...document.querySelectorAll('#picture img')];
+    const images = [...document.querySelectorAll('#image img')];
     return images.length > 0 && images.every(image => image.complete && image.naturalWidth > 0);
 }"""
 """Whether the image is displayed with its size."""
@@ -53,7 +53,7 @@ class Visitor:
         )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
-        self.page.wait_for_selector("#picture input[type=file]", state="attached")
+        self.page.wait_for_selector("#image input[type=file]", state="attached")
 
     def wait_for(self, selector: str, text: str) -> None:
         """Wait until an element contains a text."""
@@ -63,7 +63,7 @@ class Visitor:
 
     def upload(self, file: Path) -> None:
         """Upload a file."""
-        self.page.set_input_files("#picture input[type=file]", file)
+        self.page.set_input_files("#image input[type=file]", file)
 
     def take_example(self, index: int) -> None:
         """Click an example, and wait until it is encoded."""
@@ -103,7 +103,7 @@ class Visitor:
         self.page.wait_for_function(SHOWN)
         found = self.page.evaluate(
             """() => {
-                const image = document.querySelector('#picture img'), box = image.getBoundingClientRect();
+                const image = document.querySelector('#image img'), box = image.getBoundingClientRect();
                 const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight, 1);
                 return [box.x + (box.width - scale * image.naturalWidth) / 2,
                         box.y + (box.height - scale * image.naturalHeight) / 2, scale];

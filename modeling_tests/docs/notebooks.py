@@ -55,7 +55,7 @@ def printed(text: str) -> list[list[str]]:
 
 
 def text_of(output: Any) -> str:
-    """The text of an output; its kind, if it is a picture."""
+    """The text of an output; its kind, if it is an image."""
     if output.output_type == "stream":
         return str(output.text)
-    return "a picture" if "image/png" in output.data else str(output.data["text/plain"])
+    return "an image" if "image/png" in output.data else str(output.data["text/plain"])

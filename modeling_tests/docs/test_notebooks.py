@@ -7,7 +7,7 @@ import pytest
 from docs.notebooks import NOTEBOOKS, execute, printed
 
 LARGEST = 100_000
-"""Bytes of a notebook with its pictures."""
+"""Bytes of a notebook with its images."""
 
 
 @pytest.mark.parametrize("page", NOTEBOOKS, ids=lambda page: page.stem)

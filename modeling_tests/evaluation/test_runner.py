@@ -1,4 +1,4 @@
-"""Runs that are killed, changed, shared out, and that meet damaged pictures; without weights."""
+"""Runs that are killed, changed, shared out, and that meet damaged images; without weights."""
 
 import errno
 import json
@@ -50,7 +50,7 @@ TASK = Task("Echo", load, score, "accuracy", 7, {"Small-val": {"LION-12B": 93.5}
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Five pictures with three questions each, the last of which has choices; and what the fake says of them."""
+    """Five images with three questions each, the last of which has choices; and what the fake says of them."""
     rows = []
     for index in range(5):
         Image.new("RGB", (20 + index, 16), (40 * index, 99, 9)).save(tmp_path / f"{index}.png")
@@ -267,18 +267,18 @@ def test_a_full_disk_is_named_and_what_was_done_is_kept(place: Path, monkeypatch
     assert same_files(place, "whole", "out")
 
 
-# --- damaged pictures ---------------------------------------------------------------------------------------------
+# --- damaged images ---------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_image_costs_its_own_examples_only(place: Path) -> None:
-    (place / "2.png").write_bytes(b"no picture")
+    (place / "2.png").write_bytes(b"no image")
     result = run(place)
     assert not result.is_complete
     assert "15 examples, of which 3 have no answer and count as wrong" in result.to_sentence()
     assert result.counts["missing"] == 3
     errors = [json.loads(line) for line in (place / "out" / "errors.jsonl").read_text().splitlines()]
     assert [error["id"] for error in errors] == ["2 What?", "2 What is that?", "2 which"]
-    assert all("2.png' is not a picture" in error["error"] for error in errors)
+    assert all("2.png' is not an image" in error["error"] for error in errors)
     assert result.metrics["accuracy"] == pytest.approx(100 * 8 / 15)
     assert len(lines(place)) == 15
 
@@ -286,7 +286,7 @@ def test_a_damaged_image_costs_its_own_examples_only(place: Path) -> None:
 def test_a_image_that_was_repaired_is_tried_again(place: Path) -> None:
     whole = (place / "2.png").read_bytes()
     run(place, output="whole")
-    (place / "2.png").write_bytes(b"no picture")
+    (place / "2.png").write_bytes(b"no image")
     run(place)
     (place / "2.png").write_bytes(whole)
     assert run(place).is_complete
@@ -329,7 +329,7 @@ def test_a_missing_ranking_is_the_worst_one() -> None:
 
 @pytest.fixture
 def phone(place: Path) -> Path:
-    """Pictures with boxes whose records give a size: one turned by EXIF, one resized, one cropped, one as it is."""
+    """Images with boxes whose records give a size: one turned by EXIF, one resized, one cropped, one as it is."""
     turned = Image.Exif()
     turned[ORIENTATION] = 6
     Image.new("RGB", (48, 64)).save(place / "turned.jpg", exif=turned)
@@ -360,7 +360,7 @@ def test_a_image_without_a_size_that_was_repaired_is_tried_again(phone: Path) ->
     rows = json.loads((phone / "boxes.json").read_text())
     sizeless = [{name: row[name] for name in ("id", "image", "phrase", "bbox")} for row in rows[2:]]
     (phone / "boxes.json").write_text(json.dumps(sizeless))
-    (phone / "cropped.jpg").write_bytes(b"no picture")
+    (phone / "cropped.jpg").write_bytes(b"no image")
     fields = {"task": TASKS["rec"], "data": phone / "boxes.json"}
     result = run(phone, **fields)
     again = evaluate_file(settings(phone, "again", **fields, images=phone), phone / "out" / "predictions.jsonl")

@@ -1,4 +1,4 @@
-"""One picture by every entrance: the same upright pixels of 8 bits, for drawing and measuring too."""
+"""One image by every entrance: the same upright pixels of 8 bits, for drawing and measuring too."""
 
 import base64
 import io
@@ -93,7 +93,7 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
     "stored image": lambda content, folder: to_rgb({"bytes": content, "path": "elsewhere.png"}),
     "stored path": lambda content, folder: to_rgb({"bytes": None, "path": saved(content, folder)}),
     "picture": lambda content, folder: to_rgb(Image.open(io.BytesIO(content))),
-    "picture that was decoded": lambda content, folder: to_rgb(decoded(content)),
+    "image that was decoded": lambda content, folder: to_rgb(decoded(content)),
     "base64": lambda content, folder: to_rgb(as_text(content)),
     "base64 in lines": lambda content, folder: to_rgb(base64.encodebytes(content).decode()),
     "data URI": lambda content, folder: to_rgb(data_uri(content)),
@@ -104,7 +104,7 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
         "data:image/png," + "".join(f"%{value:02X}" for value in content)
     ),
     "message": lambda content, folder: in_message({"type": "image", "path": saved(content, folder)}),
-    "message with a picture": lambda content, folder: in_message(
+    "message with an image": lambda content, folder: in_message(
         {"type": "image", "image": Image.open(io.BytesIO(content))}
     ),
     "image_url": lambda content, folder: in_message(
@@ -123,7 +123,7 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
     "command": lambda content, folder: open_by_command(saved(content, folder)),
     "demo": by_gradio,
     "drawing": lambda content, folder: draw_boxes(content, []),
-    "drawing on a picture": lambda content, folder: draw_boxes(Image.open(io.BytesIO(content)), []),
+    "drawing on an image": lambda content, folder: draw_boxes(Image.open(io.BytesIO(content)), []),
 }
 
 
@@ -229,8 +229,8 @@ def names_and_images(folder: Path) -> Iterator[tuple[str, Any]]:
     smaller = COLORS[:10]
     yield "array of paths", np.array([path, path])
     yield "array of path objects", np.array([Path(path), Path(path)])
-    yield "array of pictures of one size", list_array([COLORS, COLORS])
-    yield "array of pictures of several sizes", list_array([COLORS, smaller])
+    yield "array of images of one size", list_array([COLORS, COLORS])
+    yield "array of images of several sizes", list_array([COLORS, smaller])
     yield "NumPy's own array of objects", np.array([COLORS, COLORS], dtype=object)
     yield "array of bytes", np.array([content, content], dtype=object)
     yield "rows of paths", np.array([[path], [path]])
@@ -290,7 +290,7 @@ def test_an_array_that_may_be_grey_images_is_named(
 
 
 def test_several_grey_images_in_one_array_are_refused_by_their_shape() -> None:
-    with pytest.raises(ValueError, match=r"\(5, 20, 30\) is no picture.* \(N, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"\(5, 20, 30\) is not an image.* \(N, 1, H, W\)"):
         to_rgb(np.zeros((5, 20, 30), np.uint8))
 
 
@@ -299,10 +299,10 @@ def test_several_grey_images_in_one_array_are_refused_by_their_shape() -> None:
     [
         ({"url": "a.png"}, "expected a path.*'url'"),
         ({"bytes": None, "path": None}, "expected a path"),
-        (b"This is no picture.", "Image bytes is not a picture"),
+        (b"This is not an image.", "Image bytes is not an image"),
         ("data:image/png;base64,!!!", "base64"),
-        ("data:text/html,<b>no</b>", "not a picture"),
-        ("A" * 100, "no such file, and as base64 text it is not a picture"),
+        ("data:text/html,<b>no</b>", "not an image"),
+        ("A" * 100, "no such file, and as base64 text it is not an image"),
         (".", "folder"),
     ],
 )
@@ -380,7 +380,7 @@ def test_an_installed_plug_in_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path:
     path.write_bytes(accepted)
     loading.register_plug_ins.cache_clear()
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"not a picture in a known format\. To read it: pip install pillow-heif\."):
+    with pytest.raises(ValueError, match=r"not an image in a known format\. To read it: pip install pillow-heif\."):
         to_rgb(path)
     loading.register_plug_ins.cache_clear()
     monkeypatch.setattr(loading, "find_spec", lambda name: name == "pillow_heif" or None)

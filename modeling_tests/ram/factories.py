@@ -1,4 +1,4 @@
-"""Taggers and pictures of the smallest size."""
+"""Taggers and images of the smallest size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +41,6 @@ def tiny_pixels(batch_size: int = 3, seed: int = 0) -> torch.Tensor:
 
 
 def picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
-    """A picture of noise."""
+    """An image of noise."""
     pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))

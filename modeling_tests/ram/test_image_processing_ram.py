@@ -16,7 +16,7 @@ SIZES = ("1080x1920", "224x224", "419x640", "97x31")  # height x width
 
 
 def wave(size: str) -> Image.Image:
-    """The picture whose preprocessed pixels are stored."""
+    """The image whose preprocessed pixels are stored."""
     height, width = map(int, size.split("x"))
     y, x = np.mgrid[:height, :width].astype(np.float64)
     red = 127.5 + 127.5 * np.sin(2 * np.pi * (7 * x / width + 3 * y / height))

@@ -178,7 +178,7 @@ for _ in range(3):
 
 
 def test_a_image_that_cannot_be_read_is_named_before_it_is_tagged(pipe: Pipeline, tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         pipe([str(tmp_path / "broken.png")], **SHORT)
 

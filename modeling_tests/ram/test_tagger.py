@@ -1,4 +1,4 @@
-"""ImageTagger: batches, odd files, and each picture once."""
+"""ImageTagger: batches, odd files, and each image once."""
 
 import copy
 import hashlib
@@ -150,7 +150,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
 
 @pytest.fixture
 def odd_files(tmp_path: Path) -> dict[str, Path]:
-    """Files as data sets have them; of those whose name starts with `bad` nobody can read a picture."""
+    """Files as data sets have them; of those whose name starts with `bad` nobody can read an image."""
     rgb = picture(3, width=24, height=18)
     grey = rgb.convert("L")
     files = {
@@ -173,7 +173,7 @@ def odd_files(tmp_path: Path) -> dict[str, Path]:
     rgb.save(tmp_path / "turned.jpg", exif=exif)
     rgb.save(tmp_path / "several.gif", save_all=True, append_images=[rgb])
     (tmp_path / "bad_empty.jpg").write_bytes(b"")
-    (tmp_path / "bad_text.png").write_text("no picture")
+    (tmp_path / "bad_text.png").write_text("no image")
     (tmp_path / "bad_cut.jpg").write_bytes((tmp_path / "plain.jpg").read_bytes()[:200])
     (tmp_path / "bad_folder.png").mkdir()
     names = [*files, "turned.jpg", "several.gif", "bad_empty.jpg", "bad_text.png", "bad_cut.jpg", "bad_folder.png"]

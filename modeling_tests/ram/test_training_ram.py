@@ -77,7 +77,7 @@ def test_accumulated_batches_add_up_to_the_whole() -> None:
 
 
 def shapes_and_colours(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (B, 3, 32, 32) in which three tags are easy to see, and which they show."""
+    """Images (B, 3, 32, 32) in which three tags are easy to see, and which they show."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 2, (count, 3), generator=generator)
     pixels = 0.1 * torch.randn(count, 3, 32, 32, generator=generator)

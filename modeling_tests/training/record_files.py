@@ -11,20 +11,20 @@ from PIL import Image
 
 
 def picture(seed: int = 0, width: int = 12, height: int = 10) -> Image.Image:
-    """A picture of noise."""
+    """An image of noise."""
     pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def png(seed: int = 0, width: int = 12, height: int = 10) -> bytes:
-    """The same picture as a file."""
+    """The same image as a file."""
     file = io.BytesIO()
     picture(seed, width, height).save(file, "PNG")
     return file.getvalue()
 
 
 def good_record(seed: int = 0, name: str = "a", **fields: Any) -> dict[str, Any]:
-    """A record of the picture `name` + `seed`; fields that are `...` are left out."""
+    """A record of the image `name` + `seed`; fields that are `...` are left out."""
     record = {
         "image": f"{name}{seed}.png",
         "question": f"What is {name}{seed}?",
@@ -49,6 +49,6 @@ def write_json(path: Path, records: Sequence[Any]) -> Path:
 
 
 def write_source(folder: Path, count: int, name: str = "a", suffix: str = ".json") -> Path:
-    """A file of good records, and their pictures."""
+    """A file of good records, and their images."""
     write_images(folder, count, name)
     return write_json(folder / f"{name}{suffix}", [good_record(seed, name) for seed in range(count)])

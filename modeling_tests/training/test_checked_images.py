@@ -1,4 +1,4 @@
-"""Pictures that are decoded to see whether they open: once each, and not again in the next run."""
+"""Images that are decoded to see whether they open: once each, and not again in the next run."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers_lion.training.records import RecordError
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The pictures that are opened, by the names of their files."""
+    """The images that are opened, by the names of their files."""
     seen: list[Any] = []
     original = checked_images.open_image
 
@@ -60,9 +60,9 @@ def test_embedded_images_are_known_by_their_bytes_and_others_are_opened(tmp_path
     assert len(opened) == 4
     for _ in range(2):
         with pytest.raises(RecordError, match="not an image in a known format") as caught:
-            pictures.check(b"no picture")
+            pictures.check(b"no image")
         assert caught.value.kind == "unreadable image"
-    assert opened[4:] == [b"no picture"]
+    assert opened[4:] == [b"no image"]
     with pytest.raises(RecordError, match="does not exist"):
         pictures.check(str(tmp_path / "lost.png"))
     assert not (tmp_path / "images.jsonl").exists()

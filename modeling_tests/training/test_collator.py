@@ -31,7 +31,7 @@ ALWAYS = ImageAugmentation(scale=(0.5, 0.5), flip_probability=1.0)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four pictures, and one that was cut off."""
+    """Four images, and one that was cut off."""
     write_images(tmp_path, 4)
     (tmp_path / "cut.png").write_bytes(png()[:150])
     return tmp_path
@@ -51,7 +51,7 @@ def several(*answers: str, **fields: Any) -> dict[str, Any]:
 
 
 def half_image() -> Image.Image:
-    """A picture that is dark on the left and bright on the right."""
+    """An image that is dark on the left and bright on the right."""
     array = np.zeros((40, 60, 3), dtype=np.uint8)
     array[:, 30:] = 255
     return Image.fromarray(array)

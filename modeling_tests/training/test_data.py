@@ -45,10 +45,10 @@ UNREADABLE = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, a file that was cut off, one that is no picture, and a folder."""
+    """Three images, a file that was cut off, one that is no image, and a folder."""
     write_images(tmp_path, 3)
     (tmp_path / "cut.png").write_bytes(png()[:150])
-    (tmp_path / "x.png").write_text("no picture")
+    (tmp_path / "x.png").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     return tmp_path
 
@@ -63,7 +63,7 @@ def rows_without_names(dataset: Any) -> list[dict[str, Any]]:
 
 
 def is_image(row: dict[str, Any], seed: int) -> bool:
-    """Whether a row's image is the picture of that seed."""
+    """Whether a row's image is the image of that seed."""
     return open_image(parse_record(row).image).tobytes() == picture(seed).tobytes()
 
 
@@ -278,8 +278,8 @@ def test_bad_rows_of_a_table_are_left_out_counted_and_named(folder: Path) -> Non
 
 
 def embedded_table(**fields: Any) -> Dataset:
-    """Pictures inside of a table: good, none, cut off, of no format, good."""
-    pictures = [png(0), None, png(1)[:150], b"no picture", png(2)]
+    """Images inside of a table: good, none, cut off, of no format, good."""
+    pictures = [png(0), None, png(1)[:150], b"no image", png(2)]
     rows = [{**good_record(seed, **fields), "image_id": seed} for seed in range(5)]
     table = Dataset.from_list(rows).remove_columns("image")
     images = [{"bytes": content, "path": None} for content in pictures]
@@ -296,7 +296,7 @@ def test_embedded_images_are_kept_as_they_are(kind: str, streaming: bool) -> Non
     rows = list(dataset)
     assert questions(rows) == ["What is a0?", "What is a4?"]
     assert [row["image"]["bytes"] for row in rows] == [png(0), png(2)]
-    assert report.counts == {"unreadable image": 2, "wrong type": 1}  # without a picture the image_id 1 is none either
+    assert report.counts == {"unreadable image": 2, "wrong type": 1}  # without an image the image_id 1 is none either
 
 
 def test_images_of_a_table_are_not_copied_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "box that is not a number": (region("[nan,0.1,0.2,0.3]"), "bad box", "[nan,0.1,0.2,0.3], whose numbers are not"),
     "box without an end": (region("[0.1,0.1,inf,0.3]"), "bad box", "whose numbers are not all from 0 to 1"),
     "box in pixels": (region("Answer: [10,20,300,400]"), "bad box", "answer has the box [10,20,300,400]"),
-    "box beside the picture": (region("[-0.1,0.2,0.7,0.4]"), "bad box", "whose numbers are not all from 0 to 1"),
+    "box beside the image": (region("[-0.1,0.2,0.7,0.4]"), "bad box", "whose numbers are not all from 0 to 1"),
     "box from right to left": (region("[0.5,0.1,0.1,0.5]"), "bad box", "whose corners are not in order"),
     "second box upside down": (
         region("[0.1,0.1,0.5,0.5] [0.1,0.5,0.5,0.1]"), "bad box", "the box [0.1,0.5,0.5,0.1], whose corners",
@@ -277,9 +277,9 @@ BROKEN_IMAGES: dict[str, tuple[Any, str, str]] = {
     "folder": ("folder.png", "missing file", "folder.png' is a folder"),
     "truncated": ("cut.png", "unreadable image", "cut.png"),
     "empty": ("empty.png", "unreadable image", "empty.png"),
-    "text": ("text.png", "unreadable image", "not a picture in a known format"),
+    "text": ("text.png", "unreadable image", "not an image in a known format"),
     "truncated bytes": (png()[:150], "unreadable image", "cannot be read"),
-    "other bytes": (b"no picture", "unreadable image", "10 bytes are no picture"),
+    "other bytes": (b"no image", "unreadable image", "8 bytes are not an image"),
     "null in the path": ("a\0.png", "missing file", "does not exist"),
     "long path": ("a-/" * 5000, "missing file", "does not exist"),
     "broken base64": ("A" * 101, "unreadable image", "AAAA"),
@@ -291,7 +291,7 @@ BROKEN_IMAGES: dict[str, tuple[Any, str, str]] = {
 def test_an_image_that_cannot_be_opened_says_why(image: Any, kind: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(png()[:150])
     (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(RecordError) as caught:
         open_image(parse_record(good_record(image=image), tmp_path).image)

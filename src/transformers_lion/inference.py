@@ -62,7 +62,7 @@ class Request:
     """One question about one image.
 
     Attributes:
-        image: a path, a URL, the bytes of an image file, a PIL picture, an array or a tensor (see
+        image: a path, a URL, the bytes of an image file, a PIL image, an array or a tensor (see
             `images.ImageSource`). The same path or object is the same image.
         question: what the Q-Former and, behind the tag sentence, the language model read.
         task_type: "image_level" or "region_level".
@@ -129,10 +129,10 @@ class SeenImage:
 
 @dataclass
 class OneByOne:
-    """Pictures that are opened while somebody iterates over them.
+    """Images that are opened while somebody iterates over them.
 
     Attributes:
-        pictures: not yet opened.
+        images: not yet opened.
         count: of those, as far as they can be read.
     """
 
@@ -620,7 +620,7 @@ class Lion:
         return seen
 
     def _tag_all(self, pictures: Iterator[Image.Image], count: int) -> Sequence[Sequence[str] | None]:
-        """The tagger's tags of so many pictures, of which it takes one at a time."""
+        """The tagger's tags of so many images, of which it takes one at a time."""
         if self.tagger is None or not count:
             deque(pictures, maxlen=0)  # opens those that need no tags
             return []
@@ -628,7 +628,7 @@ class Lion:
 
     @torch.no_grad()
     def encode(self, pictures: Sequence[Image.Image]) -> LionImageFeatures:
-        """What the model knows of B pictures before any question, for `image_features=` of its `generate`."""
+        """What the model knows of B images before any question, for `image_features=` of its `generate`."""
         return self._encode(self.processor(images=list(pictures), return_tensors="pt")["pixel_values"])
 
     def _encode(self, pixel_values: torch.Tensor) -> LionImageFeatures:

@@ -111,7 +111,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         """Describe images, or answer questions about them.
 
         Args:
-            images: an image (path, URL, base64 text, bytes, picture, array), a list, a generator or a data set of them,
+            images: an image (path, URL, base64 text, bytes, image, array), a list, a generator or a data set of them,
                 or of dictionaries with `image` and, if wanted, `text` (or `question`, `prompt`), `tags`, `tag_source`
                 and `task_type`; or messages, or a list or generator of conversations. A dictionary may have ids, too,
                 but no other keys.

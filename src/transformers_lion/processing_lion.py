@@ -160,7 +160,7 @@ class LionProcessor(ProcessorMixin):
         """Make the model's inputs.
 
         Args:
-            images: one image or a list: paths, URLs, base64 text, bytes of image files, `{"bytes", "path"}`, pictures,
+            images: one image or a list: paths, URLs, base64 text, bytes of image files, `{"bytes", "path"}`, images,
                 arrays or tensors. One image that is not in a list serves all questions.
             text: a question, or one for each sample: a list, an array or a column of a table. A single one serves all
                 images.

@@ -1,4 +1,4 @@
-"""`transformers serve` for LION: chat completions about a picture in OpenAI's form.
+"""`transformers serve` for LION: chat completions about an image in OpenAI's form.
 
     python -m transformers_lion.transformers_serve lion-flant5-xl --port 8000
 
@@ -90,7 +90,7 @@ class ServedProcessor(LionProcessor):
                 `LionProcessor`.
         """
         if images is None:
-            raise ValueError("LION answers questions about a picture: the messages have none.")
+            raise ValueError("LION answers questions about an image: the messages have none.")
         check_tags(tags, tag_source)
         source = resolve_tag_source(tags, tag_source, self.tagger is not None)
         if source == "tagger" and self.tagger is not None:
@@ -99,7 +99,7 @@ class ServedProcessor(LionProcessor):
 
 
 def check_addresses(conversation: Any) -> None:
-    """Raise `ValueError` if a picture is a file of the server's, which a request may not ask for."""
+    """Raise `ValueError` if an image is a file of the server's, which a request may not ask for."""
     for message in conversation:
         for part in message["content"] if isinstance(message.get("content"), list) else ():
             address = str(part.get("url", ""))

@@ -7,7 +7,7 @@ IMAGE = Path(__file__).with_name("picture.png")
 
 
 def url_to_local_path(url: str, return_url_if_not_found: bool = True) -> str:
-    """A picture of ours instead of any picture's URL, so that the checks need no network; other URLs as they are."""
+    """An image of ours instead of any image's URL, so that the checks need no network; other URLs as they are."""
     if not url.endswith((".png", ".jpg", ".jpeg")):
         return url
     return str(IMAGE)

@@ -13,7 +13,7 @@ from transformers_lion import LionConfig, LionForConditionalGeneration
 class LionAsTextModel(LionForConditionalGeneration):
     """LION behind the interface of a decoder-only text model, which is the only one that the check speaks.
 
-    A picture, a question and a task come with every call; the check's text is LION's answer.
+    An image, a question and a task come with every call; the check's text is LION's answer.
     """
 
     def sample(self, batch_size: int) -> dict[str, torch.Tensor]:

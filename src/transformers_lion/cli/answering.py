@@ -1,4 +1,4 @@
-"""The one way through pictures that `lion caption`, `lion ask`, `lion locate` and `lion tag` take."""
+"""The one way through images that `lion caption`, `lion ask`, `lion locate` and `lion tag` take."""
 
 import logging
 import sys
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from .images import Named
 
 Opened = list[tuple[str, Image.Image]]
-"""Pictures with their names."""
+"""Images with their names."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one picture.
+    """What became of one image.
 
     Attributes:
-        rows: for each result its columns for people, behind the picture's name, and its record.
-        draw: makes the picture with the answers on it.
+        rows: for each result its columns for people, behind the image's name, and its record.
+        draw: makes the image with the answers on it.
     """
 
     rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]]
@@ -37,22 +37,22 @@ class Outcome:
 
 
 class Job(Protocol):
-    """What is done with pictures."""
+    """What is done with images."""
 
     def load(self) -> None:
         """Load the model, once it is clear that there is something to do."""
 
     def run(self, pictures: Opened) -> list[Outcome]:
-        """What becomes of some pictures."""
+        """What becomes of some images."""
 
 
 def run_job(
     job: Job, arguments: Sequence[str], batch_size: int, as_json: bool, output: Path | None, draw: Path | None
 ) -> bool:
-    """Do a job on all pictures that arguments name, a batch at a time; what is done is written at once.
+    """Do a job on all images that arguments name, a batch at a time; what is done is written at once.
 
     Returns:
-        Whether all pictures could be found and read.
+        Whether all images could be found and read.
 
     Raises:
         OSError, ValueError: if nothing can go on.
@@ -87,7 +87,7 @@ def run_job(
 
 
 def run_batch(job: Job, pictures: Opened) -> list[Outcome]:
-    """A job on some pictures.
+    """A job on some images.
 
     Raises:
         ValueError: if they need more memory than there is.
@@ -101,7 +101,7 @@ def run_batch(job: Job, pictures: Opened) -> list[Outcome]:
 
 
 def write(results: Results, found: "Named", name: str, outcome: Outcome) -> None:
-    """Write a picture's results."""
+    """Write an image's results."""
     for columns, record in outcome.rows:
         results.write([name, *columns] if found.is_many else columns, {"image": name, **record})
 
@@ -122,7 +122,7 @@ def progress(total: int, output: Path | None) -> Iterator[Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of libraries: what is wrong with a picture or a model is said in this command's own words."""
+    """Without warnings of libraries: what is wrong with an image or a model is said in this command's own words."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

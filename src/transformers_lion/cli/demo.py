@@ -13,7 +13,7 @@ Port = Annotated[
     int | None, typer.Option("--port", min=1, max=65535, help="To listen on.", show_default="the first free from 7860")
 ]
 Share = Annotated[bool, typer.Option("--share", help="Also at a public address, through Gradio's servers.")]
-Examples = Annotated[Path | None, typer.Option("--examples", help="A folder with pictures to offer.")]
+Examples = Annotated[Path | None, typer.Option("--examples", help="A folder with images to offer.")]
 WRONG_COMMAND_LINE = 2
 
 
@@ -28,7 +28,7 @@ def demo(
     dtype: Dtype = None,
     debug: Debug = False,
 ) -> None:
-    """Show a page in the browser: tags, captions, questions and boxes of a picture."""
+    """Show a page in the browser: tags, captions, questions and boxes of an image."""
     try:
         require("lion demo", "demo", ["gradio"])
     except ValueError as error:

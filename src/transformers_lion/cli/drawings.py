@@ -1,4 +1,4 @@
-"""Pictures with answers on them: where they go, and what is drawn."""
+"""Images with answers on them: where they go, and what is drawn."""
 
 import os
 import textwrap
@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 from PIL import Image, ImageDraw, ImageFont
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""What a drawn picture may be called."""
+"""What a drawn image may be called."""
 
 
 def plan_drawings(output: Path | None, names: Sequence[str], is_many: bool) -> dict[str, Path]:
-    """The file of each drawing: `output` itself for one picture, else a file in the folder `output`, which is made.
+    """The file of each drawing: `output` itself for one image, else a file in the folder `output`, which is made.
 
     Raises:
         OSError: if a folder is missing, or cannot be written to.
@@ -27,14 +27,14 @@ def plan_drawings(output: Path | None, names: Sequence[str], is_many: bool) -> d
         planned = name_drawings(output, names)
     else:
         if output.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"--draw {output}: the name of a picture ends in {', '.join(SUFFIXES)}.")
+            raise ValueError(f"--draw {output}: the name of an image ends in {', '.join(SUFFIXES)}.")
         if not output.parent.is_dir():
             raise FileNotFoundError(2, os.strerror(2), str(output.parent))
         planned = {names[0]: output}
     for target in planned.values():
         found = stat(str(target))
         if found is not None and (found.st_dev, found.st_ino) in inputs:
-            raise ValueError(f"--draw would overwrite {target}, which is one of the pictures that are read.")
+            raise ValueError(f"--draw would overwrite {target}, which is one of the images that are read.")
     if not os.access(next(iter(planned.values())).parent, os.W_OK):
         raise PermissionError(13, os.strerror(13), str(output))
     return planned
@@ -49,7 +49,7 @@ def stat(name: str) -> os.stat_result | None:
 
 
 def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """A file in a folder for each picture, with its name, and a number where several have the same."""
+    """A file in a folder for each image, with its name, and a number where several have the same."""
     from ..images import is_url
 
     planned: dict[str, Path] = {}
@@ -68,7 +68,7 @@ def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def write_below(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """A copy of a picture with lines of text on a white bar below it."""
+    """A copy of an image with lines of text on a white bar below it."""
     size = max(9, round(min(image.size) / 25))
     font = ImageFont.load_default(size=size)
     columns = max(8, round(1.8 * image.width / size))

@@ -121,7 +121,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a data file, or score a file of predictions. Started again, it goes on where it was stopped.
 
-    Exit code 1 if a picture could not be read, or answers depend on the batch.
+    Exit code 1 if an image could not be read, or answers depend on the batch.
     """
 
     def action() -> bool:

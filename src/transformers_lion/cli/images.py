@@ -1,4 +1,4 @@
-"""Which pictures a command line names: files, folders, globs, URLs, and lists on stdin."""
+"""Which images a command line names: files, folders, globs, URLs, and lists on stdin."""
 
 import errno
 import glob
@@ -33,7 +33,7 @@ class Named:
         names: paths and URLs, in order.
         errors: of arguments that name nothing.
         is_many: whether there may be several, so that results have to say which they are of.
-        passed_over: the number of files in folders whose suffix is none of a picture, by suffix.
+        passed_over: the number of files in folders whose suffix is none of an image, by suffix.
     """
 
     names: list[str] = field(default_factory=list)
@@ -48,14 +48,14 @@ class Named:
 
 
 def find_images(arguments: Sequence[str]) -> Named:
-    """All pictures that arguments name."""
+    """All images that arguments name."""
     found = Named(is_many=len(arguments) > 1)
     for argument in arguments:
         if argument == STDIN:
             found.is_many = True
             names = read_list()
             if not names:
-                found.errors.append("stdin names no pictures.")
+                found.errors.append("stdin names no images.")
             for name in names:
                 add(found, name)
         else:
@@ -71,7 +71,7 @@ def add(found: Named, name: str) -> None:
         found.is_many = True
         inside = list(walk(name, found.errors, found.passed_over))
         if not inside:
-            found.errors.append(f"{name}: there is no picture in this folder.")
+            found.errors.append(f"{name}: there is no image in this folder.")
         found.names += inside
     elif os.path.lexists(name):
         found.names.append(name)
@@ -84,7 +84,7 @@ def add(found: Named, name: str) -> None:
 
 
 def walk(folder: str, errors: list[Exception | str], passed_over: Counter[str]) -> Iterator[str]:
-    """Pictures in a folder and those below it, sorted, without hidden ones; other files are counted by suffix."""
+    """Images in a folder and those below it, sorted, without hidden ones; other files are counted by suffix."""
     read = readable_suffixes()
     for place, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -111,9 +111,9 @@ def describe_passed_over(counts: Counter[str]) -> str:
     kinds = [f"{count} {printable(suffix) or 'without a suffix'}" for suffix, count in counts.most_common(KINDS_SHOWN)]
     if len(counts) > KINDS_SHOWN:
         kinds.append(f"{len(counts) - KINDS_SHOWN} other kinds")
-    reason = f"{counts.total()} files were skipped because their suffixes are not those of pictures"
+    reason = f"{counts.total()} files were skipped because their suffixes are not those of images"
     if counts.total() == 1:
-        reason = "1 file was skipped because its suffix is not that of a picture"
+        reason = "1 file was skipped because its suffix is not that of an image"
     packages = sorted({PLUG_IN_SUFFIXES[suffix] for suffix in counts if suffix in PLUG_IN_SUFFIXES})
     advice = f" To read {suffixes_of(packages, counts)}: pip install {' '.join(packages)}." if packages else ""
     return f"{reason}: {', '.join(kinds)}.{advice}"
@@ -134,11 +134,11 @@ def read_list() -> list[str]:
 def open_images(
     names: Sequence[str], count: int, on_error: Callable[[Exception], None]
 ) -> Iterator[list[tuple[str, Image.Image]]]:
-    """Pictures with their names, so many at a time, without those that cannot be read.
+    """Images with their names, so many at a time, without those that cannot be read.
 
     Args:
-        names: a name that stands there twice gives its picture twice.
-        count: of different pictures.
+        names: a name that stands there twice gives its image twice.
+        count: of different images.
         on_error: is told why one cannot be read.
     """
     chunk: list[tuple[str, Image.Image]] = []
@@ -159,7 +159,7 @@ def open_images(
 
 
 def open_image(name: str) -> Image.Image:
-    """One picture.
+    """One image.
 
     Raises:
         OSError, ValueError: with its name, if it cannot be read.

@@ -198,7 +198,7 @@ def as_text(facts: dict[str, Any]) -> str:
             text += f"activations {as_size(parts['estimated_activations'])}"
         lines.append(text)
     if "tasks" in facts:
-        lines.append(f"  (estimated for one picture at a time and a prompt of {PROMPT_TOKENS} tokens)")
+        lines.append(f"  (estimated for one image at a time and a prompt of {PROMPT_TOKENS} tokens)")
     if "placement" in facts:
         limits, *rows_of_dtypes = facts["placement"].items()
         lines += ["", f'Weights by device_map="auto" with at most {say_sizes(limits[1])}']

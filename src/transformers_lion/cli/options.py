@@ -50,9 +50,9 @@ Output = Annotated[
 ]
 Draw = Annotated[
     Path | None,
-    typer.Option("--draw", help="Also draw the answers: a file for one picture, a folder for several."),
+    typer.Option("--draw", help="Also draw the answers: a file for one image, a folder for several."),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pictures, and questions, at a time.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images, and questions, at a time.")]
 NumBeams = Annotated[int | None, typer.Option("--num-beams", min=1, help="Of the search.", show_default="the model's")]
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer.", show_default="the model's")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What every picture is asked.
+    """What every image is asked.
 
     Attributes:
         text: the model's question; `None` for its own captioning prompt.
@@ -34,7 +34,7 @@ class Question:
 
 
 class Answering(Job):
-    """Asks each picture some questions.
+    """Asks each image some questions.
 
     Args:
         name: of what `Question.about` is, in records.
@@ -68,7 +68,7 @@ class Answering(Job):
             note(f"{settings.model} holds no tagger, so that prompts have no tag sentence; see --tags and --tagger.")
 
     def run(self, pictures: Opened) -> list[Outcome]:
-        """Ask about some pictures."""
+        """Ask about some images."""
         from ..inference import Request
 
         tags, tag_source = self.settings.tags, self.settings.tag_source
@@ -88,7 +88,7 @@ class Answering(Job):
         ]
 
     def outcome(self, picture: Image.Image, requests: "Sequence[Request]", answers: "Sequence[Answer]") -> Outcome:
-        """The results of one picture."""
+        """The results of one image."""
         rows = []
         for question, request, answer in zip(self.questions, requests, answers, strict=True):
             about = {} if question.about is None else {self.name: question.about}
@@ -97,7 +97,7 @@ class Answering(Job):
         return Outcome(rows, partial(self.draw, picture, answers))
 
     def draw(self, picture: Image.Image, answers: "Sequence[Answer]") -> Image.Image:
-        """A picture with its boxes, or else with its answers below."""
+        """An image with its boxes, or else with its answers below."""
         from ..grounding.drawing import draw_entities
 
         entities = [
@@ -153,7 +153,7 @@ def answer_all(job: Answering, images: Sequence[str], debug: bool) -> None:
 
 @expand_settings
 def caption(images: Images, settings: Settings, debug: Debug = False) -> None:
-    """Describe each picture in a short sentence."""
+    """Describe each image in a short sentence."""
     answer_all(Answering(settings, [Question()]), images, debug)
 
 
@@ -161,12 +161,12 @@ def caption(images: Images, settings: Settings, debug: Debug = False) -> None:
 def ask(
     images: Images,
     questions: Annotated[
-        list[str], typer.Option("--question", "-q", help="One for all pictures; may be given several times.")
+        list[str], typer.Option("--question", "-q", help="One for all images; may be given several times.")
     ],
     settings: Settings,
     debug: Debug = False,
 ) -> None:
-    """Answer questions about each picture."""
+    """Answer questions about each image."""
     check_texts("--question", questions)
     answer_all(Answering(settings, [Question(text, text) for text in questions], "question"), images, debug)
 
@@ -181,7 +181,7 @@ def locate(
     scores: Annotated[bool, typer.Option("--scores", help="Also how sure the model was of each box, 0 to 1.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Find things in each picture: boxes x1,y1,x2,y2 in its pixels."""
+    """Find things in each image: boxes x1,y1,x2,y2 in its pixels."""
     from ..inference import LOCATE_QUESTION
 
     check_texts("--phrase", phrases)

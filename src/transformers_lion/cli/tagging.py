@@ -22,7 +22,7 @@ TopK = Annotated[int | None, typer.Option("--top", min=1, help="At most so many 
 
 
 class Tagging:
-    """Tags pictures."""
+    """Tags images."""
 
     def __init__(self, model: str | None, device: str | None, options: dict[str, Any]):
         self.model = model
@@ -35,13 +35,13 @@ class Tagging:
         self.tagger = load_tagger(self.model, self.device)
 
     def run(self, pictures: Opened) -> list[Outcome]:
-        """Tag some pictures."""
+        """Tag some images."""
         images = [picture for _, picture in pictures]
         found = self.tagger.tag(images, batch_size=len(images), show_progress=False, **self.options)
         return [self.outcome(picture, tagged) for picture, tagged in zip(images, found, strict=True)]
 
     def outcome(self, picture: Any, tagged: "TaggedImage") -> Outcome:
-        """The results of one picture."""
+        """The results of one image."""
         names = ", ".join(tagged.names or [])
         record = {
             "tags": tagged.names,
@@ -70,6 +70,6 @@ def tag(
     device: Device = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Name what is in each picture."""
+    """Name what is in each image."""
     job = Tagging(model, device, {"threshold": threshold, "top_k": top_k, "sort_by_score": top_k is not None})
     run_action(lambda: run_job(job, images, batch_size, as_json, output, draw), debug)

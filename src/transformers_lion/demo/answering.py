@@ -1,4 +1,4 @@
-"""What the page does with the model: a picture is seen once, then asked, and answers come word by word.
+"""What the page does with the model: an image is seen once, then asked, and answers come word by word.
 
 Nothing is kept here: a `Seen` belongs to who asks, so that any number of people may use one `Lion`.
 """
@@ -46,11 +46,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture that the model has seen.
+    """An image that the model has seen.
 
     Attributes:
         shown: as it is on the page.
-        size: (width, height) of the picture as it was sent.
+        size: (width, height) of the image as it was sent.
         features: of it alone.
         tags: the tagger's; `None` without a tagger.
         seconds: that tagging and encoding took.
@@ -72,7 +72,7 @@ class Question:
     Attributes:
         about: the user's words, or the box as text; for lists.
         text: the model's question.
-        box: of a question about a region, in pixels of the picture as it was sent.
+        box: of a question about a region, in pixels of the image as it was sent.
     """
 
     task: Task
@@ -113,11 +113,11 @@ class Progress:
 
 @torch.no_grad()
 def see(lion: Lion, picture: Image.Image) -> Seen:
-    """Tag and encode a picture.
+    """Tag and encode an image.
 
     Args:
         lion: the model.
-        picture: RGB and upright.
+        image: RGB and upright.
     """
     start = time.perf_counter()
     tags = None if lion.tagger is None else lion.tag(picture)
@@ -130,19 +130,19 @@ def make_question(lion: Lion, seen: Seen, task: Task, about: str) -> Question:
 
     Args:
         lion: knows its prompt for captions.
-        seen: the picture, for boxes.
+        seen: the image, for boxes.
         task: what to do.
         about: a question, a phrase, or a box, "x1, y1, x2, y2" in pixels; of no use for captions.
 
     Raises:
-        ValueError: if the words are none, too many, or no box in the picture.
+        ValueError: if the words are none, too many, or no box in the image.
     """
     words = " ".join(about.split())
     if task == "caption":
         return Question(task, "", lion.processor.caption_prompt)
     if not words:
         missing = {"ask": "Type a question first.", "locate": "Type what to find first.",
-                   "region": "Choose a region first: click two corners on the picture."}  # fmt: skip
+                   "region": "Choose a region first: click two corners on the image."}  # fmt: skip
         raise ValueError(missing[task])
     if len(words) > MAX_CHARACTERS:
         raise ValueError(f"This text has {len(words)} characters; at most {MAX_CHARACTERS} are taken.")
@@ -192,18 +192,18 @@ def longest_answer(lion: Lion) -> int:
 def answer(
     lion: Lion, seen: Seen, question: Question, tags: Sequence[str] | None, options: Options
 ) -> Iterator[Progress]:
-    """Ask a picture that was seen; it is not encoded again.
+    """Ask an image that was seen; it is not encoded again.
 
     Args:
         lion: the model.
-        seen: the picture.
+        seen: the image.
         question: about it.
         tags: of the prompt; `None` for no tag sentence.
         options: of generation.
 
     Yields:
         The answer so far, at least twice a second; in the end with the `Answer`, whose boxes are in pixels of the
-        picture as it was sent. Who closes the iterator stops the model.
+        image as it was sent. Who closes the iterator stops the model.
     """
     start = time.perf_counter()
     inputs = lion.processor(
@@ -304,6 +304,6 @@ class StoppedByUser(StoppingCriteria):
 
 
 def with_answer(seen: Seen, question: Question, progress: Progress) -> Seen:
-    """The picture with one more answered question."""
+    """The image with one more answered question."""
     asked = Asked(question.task, question.about, progress.text, progress.seconds)
     return replace(seen, asked=(*seen.asked, asked))

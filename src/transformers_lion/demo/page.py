@@ -46,7 +46,7 @@ ASK_FIRST = "Choose an image first."
 BROKEN = "Something went wrong in the demo. See its log for details."
 CSS = """
 .gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
-#picture img { cursor: crosshair; }
+#image img { cursor: crosshair; }
 #status p { margin: 0; }
 #answer textarea { font-size: 1.15em; }
 #examples .caption-label { display: none; }

@@ -22,7 +22,7 @@ MAX_FOLDER_SIZE = 1_000_000_000
 """Bytes on the disk of all that was sent and is shown; the oldest files make room for new ones. It is more than those
 who wait can have sent."""
 SESSIONS = 200
-"""Users whose pictures are kept at a time; those of others are forgotten, the oldest first."""
+"""Users whose images are kept at a time; those of others are forgotten, the oldest first."""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
 MONOSPACE = ["ui-monospace", "Consolas", "Liberation Mono", "monospace"]
 EXAMPLE = "The model here is the package's small example, which knows coloured shapes and nothing else."
@@ -145,7 +145,7 @@ def refuse_downloads() -> None:
     from gradio import processing_utils
 
     async def refuse(url: str, *args: Any, **kwargs: Any) -> str:
-        raise ValueError(f"Pictures have to be sent; {url[:200]!r} is not fetched.")
+        raise ValueError(f"Images have to be sent; {url[:200]!r} is not fetched.")
 
     processing_utils.async_ssrf_protected_download = refuse
 
@@ -178,7 +178,7 @@ def examples_of(model: str | None, folder: Path | None) -> Examples:
 
     Args:
         model: folder or repository; `None` for the example checkpoint.
-        folder: with pictures, if there is one.
+        folder: with images, if there is one.
     """
     if folder is not None:
         return from_folder(folder)

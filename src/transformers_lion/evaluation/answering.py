@@ -1,6 +1,6 @@
 """A batch of examples -> predictions, by a model.
 
-A picture that cannot be read costs its own examples their answers, and no others.
+An image that cannot be read costs its own examples their answers, and no others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ def rank_candidates(
 
 
 def open_images(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    """The pictures of some files, and for those that cannot be read the reason, by their names."""
+    """The images of some files, and for those that cannot be read the reason, by their names."""
     pictures: dict[str, Image.Image] = {}
     reasons: dict[str, str] = {}
     for name in dict.fromkeys(names):
@@ -85,7 +85,7 @@ def open_images(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.Ima
 
 
 def open_image(name: str, folder: Path) -> Image.Image:
-    """The picture of a file in a folder, of a URL, or within a Parquet file.
+    """The image of a file in a folder, of a URL, or within a Parquet file.
 
     Raises:
         ValueError: if it cannot be read; the message names it.
@@ -99,11 +99,11 @@ def open_image(name: str, folder: Path) -> Image.Image:
 
 
 def compare_sizes(example: Example, picture: Image.Image) -> str:
-    """What is wrong with the size that the data give an image; "" where its picture has it, or is resized.
+    """What is wrong with the size that the data give an image; "" where its image has it, or is resized.
 
     Args:
         example: of whose references the size is a part.
-        picture: upright, as the model sees it.
+        image: upright, as the model sees it.
     """
     if example.image_size is None:
         return ""
@@ -111,8 +111,8 @@ def compare_sizes(example: Example, picture: Image.Image) -> str:
     if abs(width * own_height - height * own_width) <= max(width, height, own_width, own_height):  # rounded to pixels
         return ""
     turned = example.image_size == picture.size[::-1]
-    reason = "its EXIF orientation turns it, and boxes have to be those of the upright picture" if turned else (
-        "boxes in pixels have to be those of this picture, or of it resized"
+    reason = "its EXIF orientation turns it, and boxes have to be those of the upright image" if turned else (
+        "boxes in pixels have to be those of this image, or of it resized"
     )  # fmt: skip
     return (
         f"Image {example.image} is {own_width} x {own_height} pixels upright, but the data give {width} x {height}: "

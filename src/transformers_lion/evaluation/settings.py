@@ -74,7 +74,7 @@ class EvaluationSettings:
 
     @property
     def image_folder(self) -> Path:
-        """Where the pictures are."""
+        """Where the images are."""
         return self.images or (self.data if self.data.is_dir() else self.data.parent)
 
     @property
@@ -211,7 +211,7 @@ def list_model_files(folder: Path) -> Iterator[Path]:
 
 
 def hash_examples(examples: Sequence[Example]) -> str:
-    """A hash of all that answers depend on. References are not in it: they change when a picture is repaired."""
+    """A hash of all that answers depend on. References are not in it: they change when an image is repaired."""
     digest = hashlib.sha256()
     for example in examples:
         fields = {name: getattr(example, name) for name in ASKED}

@@ -1,4 +1,4 @@
-"""A picture's address on the web -> the bytes of its file, or an error that says what the server answered.
+"""An image's address on the web -> the bytes of its file, or an error that says what the server answered.
 
 What the server says is looked at before anything is decoded: its status, the type of what it sends, and the size.
 """
@@ -10,14 +10,14 @@ from urllib.parse import urlsplit, urlunsplit
 from huggingface_hub.utils import httpx  # whichever of its two packages is installed
 
 TIMEOUT = 30.0
-"""Seconds for a download, wherever pictures are opened."""
+"""Seconds for a download, wherever images are opened."""
 MAX_BYTES = 100_000_000
 """Of a downloaded file. A JPEG file of 50 megapixels has some 20 million."""
 MAX_REDIRECTS = 5
 
 REFUSED_KINDS = ("audio", "font", "message", "model", "multipart", "text", "video")
 REFUSED_TYPES = ("json", "xml", "html", "javascript", "pdf", "zip", "gzip")
-"""Content types that are no picture's. Servers send pictures as `image/...`, as `application/octet-stream`, without a
+"""Content types that are no image's. Servers send images as `image/...`, as `application/octet-stream`, without a
 type, and under a few odd names, so that only what is surely something else is refused."""
 
 AGENT = {"User-Agent": "transformers-lion", "Accept": "image/*,*/*;q=0.5"}
@@ -36,7 +36,7 @@ def download(url: str, timeout: float | None = TIMEOUT) -> bytes:
         timeout: in seconds, for the connection, for each wait for data, and for the whole download; `None` for none.
 
     Raises:
-        ValueError: if the server answers with another status than 2xx, sends something that is no picture or is larger
+        ValueError: if the server answers with another status than 2xx, sends something that is not an image or is larger
             than `MAX_BYTES`, takes too long, or redirects more than `MAX_REDIRECTS` times.
         httpx.HTTPError: if there is no connection.
     """
@@ -55,14 +55,14 @@ def download(url: str, timeout: float | None = TIMEOUT) -> bytes:
 
 
 def _check_answer(response: httpx.Response, url: str) -> None:
-    """Raise `ValueError` if what a server begins to send cannot be a picture, or is too large."""
+    """Raise `ValueError` if what a server begins to send cannot be an image, or is too large."""
     moved = "" if str(response.url) == url else f" (after a redirect to {public_url(str(response.url))})"
     if not response.is_success:
         raise ValueError(f"the server answered with HTTP status {_name_status(response.status_code)}{moved}")
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     kind, _, subtype = content_type.partition("/")
     if kind in REFUSED_KINDS or (kind == "application" and subtype.rpartition("+")[2] in REFUSED_TYPES):
-        raise ValueError(f"the server sent {content_type}, which is not a picture{moved}")
+        raise ValueError(f"the server sent {content_type}, which is not an image{moved}")
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > MAX_BYTES:
         raise ValueError(f"the file has {int(length):,} bytes; at most {MAX_BYTES:,} are downloaded{moved}")

@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 
 ImageSource = str | os.PathLike | bytes | bytearray | memoryview | Mapping | Image.Image | np.ndarray | torch.Tensor
 """One image: a path, a URL, a data URI, base64 text, the bytes of an image file, `{"bytes", "path"}` as `datasets`
-stores images, a picture, or an array (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4."""
+stores images, an image, or an array (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4."""
 
 Taken = TypeVar("Taken")
 
@@ -46,7 +46,7 @@ BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
 
 
 def load_rgb_images(images: Any, timeout: float | None = TIMEOUT) -> list[Image.Image]:
-    """All images of a nested list, a batched array or a single image, as upright RGB pictures.
+    """All images of a nested list, a batched array or a single image, as upright RGB images.
 
     Args:
         images: an `ImageSource`, a (nested) list of them, a one-dimensional array of them, or an array of pixels with a
@@ -54,7 +54,7 @@ def load_rgb_images(images: Any, timeout: float | None = TIMEOUT) -> list[Image.
         timeout: of each download, in seconds; `None` for none.
 
     Raises:
-        ValueError: if there is no image, or one cannot be read; the message names it.
+        ValueError: if there is not an image, or one cannot be read; the message names it.
     """
     pictures = [to_rgb(image, timeout) for image in flatten(images)]
     if not pictures:
@@ -72,7 +72,7 @@ def is_batch(images: Any) -> bool:
 
 
 def _is_list_array(images: np.ndarray | torch.Tensor) -> bool:
-    """Whether an array holds paths, pictures or other objects instead of pixels."""
+    """Whether an array holds paths, images or other objects instead of pixels."""
     return isinstance(images, np.ndarray) and images.dtype.kind in "OUS" and images.ndim > 0
 
 
@@ -88,7 +88,7 @@ def flatten(images: Any) -> Iterator[ImageSource]:
 
 
 def _from_objects(array: np.ndarray) -> Any:
-    """What an array of objects holds: pixels, as NumPy stores pictures of one size in it, or else a list."""
+    """What an array of objects holds: pixels, as NumPy stores images of one size in it, or else a list."""
     first = array.flat[0] if array.size else None
     return np.array(array.tolist()) if isinstance(first, int | float | np.number) else list(array)
 
@@ -101,7 +101,7 @@ def image_key(image: Any) -> Hashable:
 
 
 def warn_of_grey_batch(images: Any, count: int) -> None:
-    """Warn where one array is read as one picture for several texts, though it may be as many grey pictures.
+    """Warn where one array is read as one image for several texts, though it may be as many grey images.
 
     Args:
         images: that come with the texts.
@@ -110,8 +110,8 @@ def warn_of_grey_batch(images: Any, count: int) -> None:
     shape = tuple(images.shape) if isinstance(images, np.ndarray | torch.Tensor) else ()
     if len(shape) == 3 and count > 1 and shape[0] == count and count in CHANNELS:
         logger.warning(
-            f"The array of shape {shape} is read as one picture of {count} channels, which serves all {count} texts. "
-            f"{count} grey pictures have the shape ({count}, 1, {shape[1]}, {shape[2]}), or are a list."
+            f"The array of shape {shape} is read as one image of {count} channels, which serves all {count} texts. "
+            f"{count} grey images have the shape ({count}, 1, {shape[1]}, {shape[2]}), or are a list."
         )
 
 
@@ -119,9 +119,9 @@ def warn_of_grey_batch(images: Any, count: int) -> None:
 
 
 def to_rgb(image: ImageSource, timeout: float | None = TIMEOUT) -> Image.Image:
-    """One image as an upright RGB picture of 8 bits a channel.
+    """One image as an upright RGB image of 8 bits a channel.
 
-    Pictures are turned as their EXIF data say; those of 16 bits and of floats keep their tones; transparency is dropped
+    Images are turned as their EXIF data say; those of 16 bits and of floats keep their tones; transparency is dropped
     and colour profiles are ignored, as in the reference code. A damaged EXIF block is ignored.
 
     Args:
@@ -129,7 +129,7 @@ def to_rgb(image: ImageSource, timeout: float | None = TIMEOUT) -> Image.Image:
         timeout: of a download, in seconds; `None` for none.
 
     Returns:
-        The picture; `image` itself, if it is one already.
+        The image; `image` itself, if it is one already.
 
     Raises:
         ValueError: if it cannot be read.
@@ -166,7 +166,7 @@ def find_size(image_size: Any) -> tuple[int, int] | None:
 
 
 def read(image: ImageSource, timeout: float | None, take: Callable[[Image.Image], Taken]) -> Taken:
-    """What `take` makes of an image's picture; errors name the image."""
+    """What `take` makes of an image's image; errors name the image."""
     try:
         picture = open_image(image, timeout)
         if picture is image:
@@ -190,7 +190,7 @@ def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
     if isinstance(image, bytes | bytearray | memoryview):
         return open_file(io.BytesIO(image))
     if not isinstance(image, str | os.PathLike):
-        raise ValueError("expected a path, a URL, base64 text, the bytes of a file, a picture or an array.")
+        raise ValueError("expected a path, a URL, base64 text, the bytes of a file, an image or an array.")
     source = os.fspath(image)
     if os.path.isfile(source):
         return open_file(source)
@@ -216,7 +216,7 @@ def _stored_image(image: Mapping[str, Any]) -> Any:
     found = next((image[key] for key in ("bytes", "path") if image.get(key) is not None), None)
     if found is None:
         keys = ", ".join(map(repr, image)) or "nothing"
-        raise ValueError(f'expected a path or a picture, or a mapping with "bytes" or "path", but this one has {keys}.')
+        raise ValueError(f'expected a path or an image, or a mapping with "bytes" or "path", but this one has {keys}.')
     return found
 
 
@@ -233,7 +233,7 @@ def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image
         formats: names of the only formats that are tried, without plug-ins; all that there are by default.
 
     Raises:
-        UnidentifiedImageError: if it is no picture.
+        UnidentifiedImageError: if it is not an image.
     """
     try:
         return Image.open(file) if formats is None else Image.open(file, formats=formats)
@@ -286,7 +286,7 @@ def is_data_uri(text: str) -> bool:
 
 
 def is_base64(text: str) -> bool:
-    """Whether `text` is long enough, and made of the right characters, to be a picture in base64."""
+    """Whether `text` is long enough, and made of the right characters, to be an image in base64."""
     return len(text) > 64 and BASE64.fullmatch(text) is not None
 
 
@@ -295,7 +295,7 @@ def _open_base64(text: str) -> Image.Image:
     try:
         return open_file(io.BytesIO(_decode_text(text)))
     except (UnidentifiedImageError, ValueError) as error:
-        raise ValueError("there is no such file, and as base64 text it is not a picture.") from error
+        raise ValueError("there is no such file, and as base64 text it is not an image.") from error
 
 
 def _decode_text(text: str) -> bytes:

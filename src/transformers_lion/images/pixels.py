@@ -1,4 +1,4 @@
-"""Pixels of any picture or array -> upright, RGB, 8 bits a channel; and the size that this has.
+"""Pixels of any image or array -> upright, RGB, 8 bits a channel; and the size that this has.
 
 Added to Pillow is what its own conversions lose: tones of 16 bits and of floats, whose range they clip.
 """
@@ -22,7 +22,7 @@ SIDEWAYS = (5, 6, 7, 8)
 """Orientations that swap width and height."""
 
 DEEP_FORMATS = ("PNG", "PPM", "JPEG2000")
-"""Formats whose grey pictures of more than 8 bits are of 16, also where Pillow holds them in integers of 32."""
+"""Formats whose grey images of more than 8 bits are of 16, also where Pillow holds them in integers of 32."""
 
 CHANNELS = (1, 3, 4)
 ROUNDING = 1e-3
@@ -30,7 +30,7 @@ ROUNDING = 1e-3
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """A picture turned, of 8 bits a channel and RGB, without a copy where it is so already."""
+    """An image turned, of 8 bits a channel and RGB, without a copy where it is so already."""
     picture.load()
     turn = TURNS.get(_read_orientation(picture))
     rgb = _to_eight_bits(picture)
@@ -48,7 +48,7 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 
 
 def measure(picture: Image.Image) -> tuple[int, int]:
-    """The (width, height) of a picture when it is turned."""
+    """The (width, height) of an image when it is turned."""
     if picture.format == "TIFF":  # which Pillow turns by itself when it decodes
         picture.load()
     width, height = picture.size
@@ -56,7 +56,7 @@ def measure(picture: Image.Image) -> tuple[int, int]:
 
 
 def _read_orientation(picture: Image.Image) -> int:
-    """The orientation of a picture's EXIF or XMP data; 1, upright, if there are none or they are damaged."""
+    """The orientation of an image's EXIF or XMP data; 1, upright, if there are none or they are damaged."""
     try:
         found = picture.getexif().get(ORIENTATION, 1)
     except Exception:  # Pillow raises many kinds for blocks that are none
@@ -65,7 +65,7 @@ def _read_orientation(picture: Image.Image) -> int:
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Bring a picture of 16 or 32 bits a channel to 8; Pillow's own conversion would clip it to white."""
+    """Bring an image of 16 or 32 bits a channel to 8; Pillow's own conversion would clip it to white."""
     if not picture.mode.startswith(("I", "F")):
         return picture
     array = np.asarray(picture)
@@ -83,12 +83,12 @@ def as_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def array_to_picture(array: np.ndarray) -> Image.Image:
-    """(H, W), (H, W, C) or (C, H, W), C of 1, 3 or 4, as a picture of 8 bits a channel.
+    """(H, W), (H, W, C) or (C, H, W), C of 1, 3 or 4, as an image of 8 bits a channel.
 
     Unsigned integers of 16 bits, in either byte order, are tones from 0 to 65535, whatever the largest one is.
 
     Raises:
-        ValueError: if the shape is no picture's, or values are neither 0..255, nor 0..65535 integers, nor 0..1 floats.
+        ValueError: if the shape is not an image's, or values are neither 0..255, nor 0..65535 integers, nor 0..1 floats.
     """
     array = _channels_last(array)
     is_float = array.dtype.kind == "f"
@@ -111,16 +111,16 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     """An array of pixels as (H, W) or (H, W, C). Where both ends may be the channels, the first is.
 
     Raises:
-        ValueError: if it is no picture.
+        ValueError: if it is not an image.
     """
     if array.ndim not in (2, 3) or array.size == 0 or array.dtype.kind not in "buif":
-        raise ValueError(f"an array of shape {array.shape} and type {array.dtype} is no picture.")
+        raise ValueError(f"an array of shape {array.shape} and type {array.dtype} is not an image.")
     if array.ndim == 3:
         if array.shape[0] in CHANNELS:
             array = np.moveaxis(array, 0, -1)
         elif array.shape[-1] not in CHANNELS:
             raise ValueError(
-                f"an array of shape {array.shape} is no picture of 1, 3 or 4 channels. Several grey pictures have the "
+                f"an array of shape {array.shape} is not an image of 1, 3 or 4 channels. Several grey images have the "
                 "shape (N, 1, H, W), or are a list."
             )
         if array.shape[-1] == 1:

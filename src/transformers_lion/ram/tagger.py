@@ -1,6 +1,6 @@
-"""Tagging pictures: the model and its image processor in one object, in batches, each picture once.
+"""Tagging images: the model and its image processor in one object, in batches, each image once.
 
-`tagger(images)` gives the names alone; `tagger.tag(images)` gives scores too, and the reason where a picture could not
+`tagger(images)` gives the names alone; `tagger.tag(images)` gives scores too, and the reason where an image could not
 be read.
 """
 
@@ -46,7 +46,7 @@ class TaggedImage:
 
 @dataclass
 class Pending:
-    """A picture that waits for its batch, and where it stands in the list."""
+    """An image that waits for its batch, and where it stands in the list."""
 
     pixel_values: torch.Tensor
     positions: list[int] = field(default_factory=list)
@@ -60,8 +60,8 @@ class ImageTagger:
         image_processor: its image processor.
         batch_size: images in a forward pass.
         tag_cache_dir: folder where tags are kept across runs; in memory only by default.
-        tag_cache_size: pictures whose tags stay in memory, where the least recently used are forgotten; 0 for none.
-            What a folder holds is found there again, at some 0.2 KB of memory for each picture.
+        tag_cache_size: images whose tags stay in memory, where the least recently used are forgotten; 0 for none.
+            What a folder holds is found there again, at some 0.2 KB of memory for each image.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class ImageTagger:
     ) -> list[TaggedImage]:
         """Tag images.
 
-        A picture that cannot be read does not stop the others: it is named in a warning and in its result. Pictures of
+        An image that cannot be read does not stop the others: it is named in a warning and in its result. Images of
         the same content are tagged once.
 
         Args:
@@ -207,7 +207,7 @@ class TaggingJob:
             self.run_batch()
 
     def run_batch(self) -> None:
-        """Send the waiting pictures through the model."""
+        """Send the waiting images through the model."""
         model = self.tagger.model
         pixel_values = torch.cat([pending.pixel_values for pending in self.pending.values()])
         outputs = model(pixel_values=pixel_values.to(model.device))

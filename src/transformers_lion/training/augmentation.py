@@ -1,6 +1,6 @@
-"""Random crops and mirror images of training pictures, where they leave question and answer true.
+"""Random crops and mirror images of training images, where they leave question and answer true.
 
-Source: LION's reference code, which crops (`RandomResizedCrop`, scale 0.5 to 1) and flips every picture. It does so to
+Source: LION's reference code, which crops (`RandomResizedCrop`, scale 0.5 to 1) and flips every image. It does so to
 region-level ones too, without moving their boxes; here these stay as they are.
 """
 
@@ -23,17 +23,17 @@ CROP_ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """How pictures are changed.
+    """How images are changed.
 
-    Region-level pictures and such with boxes in their texts are left as they are, and pictures with words for sides
+    Region-level images and such with boxes in their texts are left as they are, and images with words for sides
     ("left", "right") in question, answer or tags are not flipped. Only English words are known, and letters in a
-    picture are not: for tasks that read text, and for other languages, set `flip_probability=0`.
+    image are not: for tasks that read text, and for other languages, set `flip_probability=0`.
 
     Attributes:
-        scale: least and largest part of the picture's area that a crop keeps.
+        scale: least and largest part of the image's area that a crop keeps.
         ratio: least and largest ratio of a crop's width to its height.
         flip_probability: of a mirror image.
-        seed: the same seed, epoch and record give the same picture, in whichever process.
+        seed: the same seed, epoch and record give the same image, in whichever process.
     """
 
     scale: tuple[float, float] = (0.5, 1.0)
@@ -50,13 +50,13 @@ class ImageAugmentation:
             raise ValueError(f"flip_probability is {self.flip_probability}, but must be from 0 to 1.")
 
     def __call__(self, picture: Image.Image, records: Iterable[Record], identity: str, epoch: int) -> Image.Image:
-        """The picture, changed as far as all its questions allow.
+        """The image, changed as far as all its questions allow.
 
         Args:
-            picture: in RGB.
+            image: in RGB.
             records: all that ask about it.
             identity: what tells it from others.
-            epoch: for another change of the same picture.
+            epoch: for another change of the same image.
         """
         records = list(records)
         if not all(_may_crop(record) for record in records):
@@ -67,7 +67,7 @@ class ImageAugmentation:
         return ImageOps.mirror(picture) if flip and all(_may_flip(record) for record in records) else picture
 
     def crop_box(self, size: tuple[int, int], generator: random.Random) -> tuple[int, int, int, int]:
-        """Left, top, right and lower edge of a random crop of a picture of `size`, the whole if none is found."""
+        """Left, top, right and lower edge of a random crop of an image of `size`, the whole if none is found."""
         width, height = size
         for _ in range(CROP_ATTEMPTS):
             area = width * height * generator.uniform(*self.scale)
@@ -80,13 +80,13 @@ class ImageAugmentation:
 
 
 def _may_crop(record: Record) -> bool:
-    """Whether a record is about no region of its picture."""
+    """Whether a record is about no region of its image."""
     texts = (*record.questions, *record.answers)
     return "region_level" not in record.task_types and not any(extract_entities(text)[1] for text in texts)
 
 
 def _may_flip(record: Record) -> bool:
-    """Whether a record is about no side of its picture."""
+    """Whether a record is about no side of its image."""
     return not any(SIDES.search(text) for text in (*record.questions, *record.answers, *(record.tags or ())))
 
 

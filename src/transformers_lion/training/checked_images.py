@@ -1,4 +1,4 @@
-"""Which pictures are known to open: each is decoded once, however many records ask about it, and however often.
+"""Which images are known to open: each is decoded once, however many records ask about it, and however often.
 
 A file on the disk is known again by its path, size and time of change, and if it opened, also in later runs where a
 `path` is given. A URL, the bytes of a file, and what did not open are known in this process only.
@@ -13,11 +13,11 @@ from typing import Any
 from .records import RecordError, is_remote, open_image
 
 Outcome = tuple[str, str] | None
-"""The kind and message of a `RecordError`, `None` for a picture that opens."""
+"""The kind and message of a `RecordError`, `None` for an image that opens."""
 
 
 class CheckedImages:
-    """Opens pictures to their last pixel, and remembers what came of it.
+    """Opens images to their last pixel, and remembers what came of it.
 
     Several processes may write one file.
 
@@ -36,7 +36,7 @@ class CheckedImages:
                     self._read(line)
 
     def check(self, image: Any) -> None:
-        """Open a picture unless it is known.
+        """Open an image unless it is known.
 
         Args:
             image: as in `Record`.
@@ -81,7 +81,7 @@ class CheckedImages:
 
 
 def _key_of(image: Any) -> tuple[Any, ...] | None:
-    """What a picture is known again by: (path, size, time), (address,) or (digest,); `None` for anything else."""
+    """What an image is known again by: (path, size, time), (address,) or (digest,); `None` for anything else."""
     if isinstance(image, bytes):
         return (hashlib.blake2b(image, digest_size=16).hexdigest(),)
     if not isinstance(image, str):

@@ -29,7 +29,7 @@ Tagger = Callable[[Any], Sequence[Sequence[str] | None]]
 
 @dataclass
 class SharedImage:
-    """A picture, and the records that ask about it."""
+    """An image, and the records that ask about it."""
 
     picture: Image.Image
     records: list[Record] = field(default_factory=list)
@@ -59,7 +59,7 @@ class LionDataCollator:
         tag_source: "data" takes the tags of the records, "tagger" those of the tagger instead, "none" leaves the tag
             sentence out. If it is not set, the tags of a record that has some, otherwise the tagger's if there is one.
         tagger: most often an `ImageTagger`; on a GPU it needs `num_workers=0`.
-        augmentation: how image-level pictures are changed; not at all by default. Tags are those of the whole picture.
+        augmentation: how image-level images are changed; not at all by default. Tags are those of the whole image.
         share_images: put an image that several records of a batch name into the batch once. (One record with several
             `questions` always has its image once.)
         on_error: what happens to a record that cannot be used, most often because its image cannot be read: "raise"
@@ -149,7 +149,7 @@ class LionDataCollator:
         return {**batch, **pixels}  # what has B rows comes first: the Trainer counts samples there
 
     def _open(self, raws: Sequence[Any]) -> tuple[list[SharedImage], list[tuple[int, Record]]]:
-        """The pictures of good records, and these records in their order, each with the index of its picture.
+        """The images of good records, and these records in their order, each with the index of its image.
 
         Raises:
             ValueError: if there are none.
@@ -180,7 +180,7 @@ class LionDataCollator:
         return images, rows
 
     def _open_one(self, record: Record, images: list[SharedImage]) -> int | RecordError:
-        """Add the picture of a record to `images`; its index, or why there is none."""
+        """Add the image of a record to `images`; its index, or why there is none."""
         try:
             images.append(SharedImage(open_image(record.image, self.timeout)))
         except RecordError as error:
@@ -199,7 +199,7 @@ class LionDataCollator:
         ]
 
     def _augment(self, image: SharedImage) -> Image.Image:
-        """The picture that the model gets."""
+        """The image that the model gets."""
         if self.augmentation is None:
             return image.picture
         return self.augmentation(image.picture, image.records, image.identity, self.epoch)

@@ -1,4 +1,4 @@
-"""A picture of a training's curves, from the Trainer's log."""
+"""An image of a training's curves, from the Trainer's log."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def draw_curves(log: Sequence[dict[str, Any]], path: str | os.PathLike, title: s
 
     Args:
         log: `trainer.state.log_history`.
-        path: of the picture; its suffix says the format.
+        path: of the image; its suffix says the format.
         title: above it.
     """
     metrics = sorted({name for entry in log for name in entry if name.startswith("eval_")}.difference(NOT_METRICS))

@@ -109,7 +109,7 @@ class RecordChecker:
         Args:
             source: its name.
             records: with theirs.
-            slim: forget pictures that are embedded; the rows then have no image.
+            slim: forget images that are embedded; the rows then have no image.
 
         Raises:
             ValueError: if there are no records, or none that can be used.
@@ -158,16 +158,16 @@ def load_records(
             one.
         streaming: read files while training, instead of all now. (JSON Lines files are read line by line.)
         num_shards: parts of a stream of files; so many DataLoader workers, times ranks, find work.
-        check_images: "exists" looks whether files are there, "decode" also opens every picture, `None` does neither. A
-            picture that cannot be read is then found by the collator, which applies the same policy.
+        check_images: "exists" looks whether files are there, "decode" also opens every image, `None` does neither. A
+            image that cannot be read is then found by the collator, which applies the same policy.
         categories: the task type of each category, if only these are allowed.
         on_error: what happens to a record that cannot be used: "raise" stops at the first, "skip" leaves it out. Both
             report it. A file that cannot be read at all, such as a JSON list with a syntax error, always stops.
         report: gets the names, reasons and counts of bad records, at once, or from a stream while it is read, whichever
             process reads it. By default they are only logged.
-        timeout: of a download, in seconds, where pictures are opened.
-        checked_images: a file that notes which pictures "decode" has opened, so that a later call opens only new and
-            changed ones. Within a call each picture is opened once, however many records name it.
+        timeout: of a download, in seconds, where images are opened.
+        checked_images: a file that notes which images "decode" has opened, so that a later call opens only new and
+            changed ones. Within a call each image is opened once, however many records name it.
 
     Returns:
         A dataset with the columns `FEATURES`.
@@ -311,7 +311,7 @@ def generate_rows(shards: list[tuple[Path, int, int]], checker: RecordChecker) -
 def load_table(table: Dataset, checker: RecordChecker) -> Dataset:
     """A dataset of records from one that has their fields as columns.
 
-    Where all pictures are embedded in one column they are not copied.
+    Where all images are embedded in one column they are not copied.
     """
     if not set(IMAGE_NAMES).intersection(table.column_names):
         raise ValueError(f"The dataset has no column {' or '.join(IMAGE_NAMES)}, but {', '.join(table.column_names)}.")
@@ -338,7 +338,7 @@ def load_table(table: Dataset, checker: RecordChecker) -> Dataset:
 
 
 def may_embed(feature: Any) -> bool:
-    """Whether a column may hold the bytes of pictures."""
+    """Whether a column may hold the bytes of images."""
     return isinstance(feature, Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
@@ -367,7 +367,7 @@ def is_good(row: dict[str, Any]) -> bool:
 
 
 def without_decoding(table: Any) -> Any:
-    """A dataset whose pictures come as files, so that it is ours to find those that cannot be read."""
+    """A dataset whose images come as files, so that it is ours to find those that cannot be read."""
     for name, feature in (table.features or {}).items():
         if isinstance(feature, Image) and name in IMAGE_NAMES:
             table = table.cast_column(name, IMAGE)

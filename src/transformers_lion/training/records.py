@@ -49,7 +49,7 @@ BOX = re.compile(r"\[((?:[^\[\],]*,){3}[^\[\],]*)\]")
 """Four things in brackets, as LION writes a box."""
 
 BEYOND = 0.005
-"""So far over the edge of the picture a box may be, by rounding."""
+"""So far over the edge of the image a box may be, by rounding."""
 
 
 class RecordError(ValueError):
@@ -65,7 +65,7 @@ class Record:
     """An image with its questions, most often one.
 
     Attributes:
-        image: a path, a URL, base64 text, the bytes of an image file, a picture, an array or a tensor.
+        image: a path, a URL, base64 text, the bytes of an image file, an image, an array or a tensor.
         questions, answers, task_types: one entry for each question.
         tags: names, `None` where the record has none.
         source: what the record is called in a report.
@@ -172,7 +172,7 @@ def read_image(raw: Mapping, image_folder: str | os.PathLike | None) -> Any:
         if isinstance(value, bytes | Image.Image | np.ndarray | torch.Tensor):
             return value
         if not isinstance(value, str | os.PathLike):
-            raise RecordError(f"{name} is {describe(value)}, not a path, a URL or a picture")
+            raise RecordError(f"{name} is {describe(value)}, not a path, a URL or an image")
         check_encodable(name, os.fspath(value))
         return resolve(os.fspath(value), image_folder)
     raise RecordError(f"it has no image: {', '.join(IMAGE_NAMES)} are missing or empty", "no image")
@@ -337,7 +337,7 @@ def check_file(image: Any) -> None:
 
 
 def open_image(image: Any, timeout: float | None = TIMEOUT) -> Image.Image:
-    """The image of a record as an upright RGB picture, read to its last pixel.
+    """The image of a record as an upright RGB image, read to its last pixel.
 
     Args:
         image: as in `Record`.
@@ -363,7 +363,7 @@ def make_row(record: Record) -> dict[str, Any]:
     One question stands in `question`, `answer` and `task_type`; several in `questions`, `answers` and `task_types`.
 
     Raises:
-        RecordError: if its image is a picture that cannot be read.
+        RecordError: if its image is an image that cannot be read.
     """
     several = len(record.questions) > 1
     texts = {
@@ -381,7 +381,7 @@ def make_row(record: Record) -> dict[str, Any]:
 
 
 def store_image(image: Any) -> dict[str, Any]:
-    """An image as `datasets.Image` stores it; pictures and arrays become PNG files of their RGB pixels."""
+    """An image as `datasets.Image` stores it; images and arrays become PNG files of their RGB pixels."""
     if isinstance(image, str):
         return {"path": image, "bytes": None}
     if not isinstance(image, bytes):

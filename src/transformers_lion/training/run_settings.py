@@ -71,7 +71,7 @@ class StageSettings:
         tag_source: "data" for the tags of the records, "tagger" for those of the `tagger` instead, "none" for no tag
             sentence; if it is not set, the tags of a record that has some, otherwise the tagger's if there is one.
         tagger: a tagger's folder.
-        augment: crop and mirror image-level pictures.
+        augment: crop and mirror image-level images.
         on_error: whether a record that cannot be used stops the run, or is left out and reported.
         save_steps: steps from checkpoint to checkpoint.
         trainable_only: whether checkpoints hold only what is trained.

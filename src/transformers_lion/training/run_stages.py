@@ -41,7 +41,7 @@ from .stages import Stage, apply_stage, get_stage
 LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
 
 IMAGES = "images.jsonl"
-"""In the output folder, for all stages: which pictures are known to open; see `CheckedImages`."""
+"""In the output folder, for all stages: which images are known to open; see `CheckedImages`."""
 
 Say = Callable[[str], None]
 """Where messages go."""
