@@ -90,6 +90,16 @@ def test_logits_are_those_of_the_plain_blocks_with_and_without_a_cache(counter: 
         rest = fast(**inputs, encoder_outputs=encoded, decoder_input_ids=ids[:, 2:], past_key_values=cache)
         without = plain(**inputs, decoder_input_ids=ids)
         assert counter.calls == 2
+        # other tasks from here on
+        swapped = {**inputs, "encoder_outputs": encoded, "task_type_ids": 1 - inputs["task_type_ids"]}
+        found, others = (
+            model(
+                **swapped,
+                decoder_input_ids=ids[:, 2:],
+                past_key_values=cache_of(model(**inputs, decoder_input_ids=ids[:, :2])),
+            )
+            for model in (fast, plain)
+        )
         # the plain blocks go on with the same cache
         cache.crop(-1)
         grown = fast(
@@ -98,6 +108,8 @@ def test_logits_are_those_of_the_plain_blocks_with_and_without_a_cache(counter: 
         )  # fmt: skip
     assert whole.loss == pytest.approx(float(expected.loss), rel=1e-5)
     assert torch.allclose(whole.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found.logits, others.logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found.logits, rest.logits, rtol=1e-2, atol=1e-2)
     assert torch.allclose(rest.logits, without.logits[:, 2:], rtol=1e-4, atol=1e-4)
     assert torch.allclose(grown.logits, without.logits[:, -1:], rtol=1e-4, atol=1e-4)
     assert len(grown.decoder_hidden_states) == 3

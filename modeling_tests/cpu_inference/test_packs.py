@@ -71,6 +71,6 @@ def test_float32_weights_are_rounded_on_request_only() -> None:
     assert isinstance(rounded, Float16Pack)
     assert 1e-5 < output_error(rounded, weight, None) < 1e-3
     assert is_same(rounded.unpack(), weight)
-    almost = weight.bfloat16().float()
-    almost[2, 3] = 0.051  # one number, but not a small one
+    almost = weight.bfloat16().float().repeat(2, 1)
+    almost[2, 3] = 0.051  # one number of 1,920, but not a small one
     assert isinstance(make_pack([almost], None, "auto"), Float32Pack)
