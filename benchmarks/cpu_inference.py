@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from .speed.sides import InstructBlipSide, LionSide, Side
 
 XL_TEXT = {"vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_heads": 32}
 SIZES = {
-    "full": Size(vision={}, qformer={}, aggregator={}, text={**XL_TEXT, "num_layers": 24}, num_query_tokens=32, ram={}),
+    "full": Size(vision={"hidden_size": 1408}, qformer={}, aggregator={}, text={**XL_TEXT, "num_layers": 24}, num_query_tokens=32, ram={}),
     "quarter": Size(
-        vision={"num_hidden_layers": 10},
+        vision={"hidden_size": 1408, "num_hidden_layers": 10},
         qformer={"num_hidden_layers": 3},
         aggregator={"vision_feature_layers": [9, 6]},
         text={**XL_TEXT, "num_layers": 6},
@@ -110,25 +111,25 @@ def measure(name: str, size: Size, folder: Path, repeats: int, threads: int) -> 
     side, inputs = make_side(name, size, folder), make_inputs(size)
     results: dict[str, Any] = {"load": time.perf_counter() - start, "loaded_gb": peak_memory()}
     with torch.no_grad():
-        results["image"] = fastest(lambda: side.encode(inputs), repeats)
+        results["image"], _ = fastest(lambda: side.encode(inputs), repeats)
         for beams in (1, BEAMS):
             kind = "greedy" if beams == 1 else f"{beams} beams"
-            ids = side.answer(inputs, beams, NEW_TOKENS)
-            results[f"ids, {kind}"] = ids.tolist()
-            results[f"answer, {kind}"] = fastest(lambda b=beams: side.answer(inputs, b, NEW_TOKENS), repeats)  # type: ignore[misc]
-            short = fastest(lambda b=beams: side.answer(inputs, b, 2), repeats)  # type: ignore[misc]
-            results[f"token, {kind}"] = (results[f"answer, {kind}"] - short) / (NEW_TOKENS - 2)
+            short, _ = fastest(partial(side.answer, inputs, beams, 2), repeats)
+            seconds, ids = fastest(partial(side.answer, inputs, beams, NEW_TOKENS), repeats)
+            results[f"answer, {kind}"], results[f"ids, {kind}"] = seconds, ids.tolist()
+            results[f"token, {kind}"] = (seconds - short) / (NEW_TOKENS - 2)
         results["peak_gb"] = peak_memory()
     return results
 
 
-def fastest(call: Callable[[], Any], repeats: int) -> float:
-    seconds = []
+def fastest(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Seconds of the fastest call, and what it returned."""
+    seconds, result = [], None
     for _ in range(repeats):
         start = time.perf_counter()
-        call()
+        result = call()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(seconds), result
 
 
 def peak_memory() -> float:
