@@ -32,7 +32,14 @@ from .speed.sides import InstructBlipSide, LionSide, Side
 
 XL_TEXT = {"vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_heads": 32}
 SIZES = {
-    "full": Size(vision={"hidden_size": 1408}, qformer={}, aggregator={}, text={**XL_TEXT, "num_layers": 24}, num_query_tokens=32, ram={}),
+    "full": Size(
+        vision={"hidden_size": 1408},
+        qformer={},
+        aggregator={},
+        text={**XL_TEXT, "num_layers": 24},
+        num_query_tokens=32,
+        ram={},
+    ),
     "quarter": Size(
         vision={"hidden_size": 1408, "num_hidden_layers": 10},
         qformer={"num_hidden_layers": 3},
