@@ -48,7 +48,7 @@ common-suite: $(VENV)/.ready
 
 # about 25 minutes on two cores that do nothing else; `make bench BENCH_OPTIONS=--quick` is a smoke
 bench: $(VENV)/.ready
-	$(BIN) -m benchmarks.speed --page docs/performance.md $(BENCH_OPTIONS)
+	$(BIN) -m benchmarks.speed $(BENCH_OPTIONS)
 
 docs: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --strict

@@ -63,6 +63,7 @@ SIDES = {
     "plain": "LION in float32",
     "exact": "LION in float32, optimized (weights='float32')",
     "packed": "LION from bfloat16, optimized (float16 packs)",
+    "bfloat16": "LION in bfloat16, as loaded",
     "instructblip": "InstructBLIP in float32",
 }
 
@@ -103,9 +104,9 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Ten
 def make_side(name: str, size: Size, folder: Path) -> Side:
     if name == "instructblip":
         return InstructBlipSide(build_instructblip(size))
-    dtype = torch.bfloat16 if name == "packed" else torch.float32
+    dtype = torch.bfloat16 if name in ("packed", "bfloat16") else torch.float32
     model = LionForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-    if name != "plain":
+    if name in ("exact", "packed"):
         # by name, so that processors with units for bfloat16 can measure it too
         optimize_for_inference(model, weights="float16" if name == "packed" else "float32")
     return LionSide(model)

@@ -61,7 +61,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--clock", choices=CLOCKS, default="wall", help="processor: CPU time, for one thread on a busy machine"
     )
     parser.add_argument("--output", type=Path, help=f"default: {RESULTS}, or {SMOKE} for a quick run")
-    parser.add_argument("--page", type=Path, help="page whose tables are replaced; ignored for a quick run")
     parser.add_argument("--tables", action="store_true", help="only regenerate tables and plots")
     parser.add_argument("--peak", nargs=2, metavar=("SIDE", "TASK"), help=f"measure one peak in this process: {TASKS}")
     return parser.parse_args(arguments)
@@ -73,11 +72,9 @@ def read_settings(options: argparse.Namespace) -> Settings:
     return Settings(size=options.size, threads=options.threads, clock=options.clock, **fields)
 
 
-def write(results: Results, page: Path | None, changed: Collection[str]) -> None:
+def write(results: Results, changed: Collection[str]) -> None:
     """Write the tables of all sections, and the plots that show a changed one."""
     results.write()
-    if page:
-        results.update_page(page)
     rows = [row for row in results.rows(*DRAWN) if row.unit == "s"]
     if rows and not set(DRAWN).isdisjoint(changed):
         plot_bars(rows, results.folder / "answers.png")
@@ -85,7 +82,7 @@ def write(results: Results, page: Path | None, changed: Collection[str]) -> None
         plot_growth(results.sections["growth"]["rows"], results.folder / "growth.png")
 
 
-def run(settings: Settings, names: Sequence[str], results: Results, page: Path | None = None) -> None:
+def run(settings: Settings, names: Sequence[str], results: Results) -> None:
     """Measure sections, and write each one when it is done.
 
     Raises:
@@ -101,7 +98,7 @@ def run(settings: Settings, names: Sequence[str], results: Results, page: Path |
             continue
         taken = time.perf_counter() - start
         results.put(name, settings, taken, content)
-        write(results, page, [name])
+        write(results, [name])
         print(f"{HEADINGS[name]}: {taken / 60:.1f} minutes", flush=True)
     if failed:
         raise SystemExit("\n".join(failed))
@@ -117,11 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(measure_here(settings, *options.peak)))
         return
     results = Results(options.output or (SMOKE if options.quick else RESULTS))
-    page = None if options.quick else options.page
     if options.tables:
-        write(results, page, list(SECTIONS))
+        write(results, list(SECTIONS))
     else:
-        run(settings, options.only or tuple(SECTIONS), results, page)
+        run(settings, options.only or tuple(SECTIONS), results)
     print(f"\n{results.markdown()}")
 
 

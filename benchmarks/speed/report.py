@@ -15,7 +15,6 @@ from .measures import Row, Settings, median, ratio
 from .targets import check
 
 NAMES = {"lion": "LION", "instructblip": "InstructBLIP", "composed": "composed as the reference"}
-BEGIN, END = "<!-- results of benchmarks/speed -->", "<!-- end of results -->"
 HEADINGS = {
     "load": "Loading",
     "encode": "From pixels to the language model",
@@ -91,18 +90,6 @@ class Results:
         if len(lines) == 1:
             return f"{next(iter(lines))}."
         return "\n".join(f"- {', '.join(names)}: {line}." for line, names in lines.items())
-
-    def update_page(self, page: Path) -> None:
-        """Insert the tables between the markers of a page.
-
-        Raises:
-            ValueError: If the page does not have both markers.
-        """
-        text = page.read_text()
-        if text.count(BEGIN) != 1 or text.count(END) != 1:
-            raise ValueError(f"{page} must contain the markers {BEGIN} and {END} exactly once.")
-        before, after = text.split(BEGIN)[0], text.split(END)[1]
-        page.write_text(f"{before}{BEGIN}\n{self.markdown()}{END}{after}")
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:

@@ -22,7 +22,7 @@ from benchmarks.speed.floors import prefill_products, step_bytes, vision_product
 from benchmarks.speed.measures import Row, Settings, fit_line  # noqa: E402
 from benchmarks.speed.memory import measure_here  # noqa: E402
 from benchmarks.speed.models import TINY, lion_config, make_inputs, make_labels  # noqa: E402
-from benchmarks.speed.report import BEGIN, END, HEADINGS, Results  # noqa: E402
+from benchmarks.speed.report import HEADINGS, Results  # noqa: E402
 from benchmarks.speed.sections import Bench, answers, training_step  # noqa: E402
 from benchmarks.speed.sides import build_sides, first_token  # noqa: E402
 from benchmarks.speed.targets import Target  # noqa: E402
@@ -114,9 +114,9 @@ def test_an_interrupted_run_keeps_its_results(tmp_path: Path, monkeypatch: pytes
     assert HEADINGS["encode"] in (tmp_path / "speed.md").read_text()
 
 
-def test_the_page_shows_the_stored_results() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text()
-    assert page.split(BEGIN)[1].split(END)[0].strip() == Results(ROOT / command.RESULTS).markdown().strip()
+def test_the_tables_show_the_stored_results() -> None:
+    results = Results(ROOT / command.RESULTS)
+    assert (results.folder / "speed.md").read_text() == f"# Speed and memory\n\n{results.markdown()}"
 
 
 def test_a_section_with_differing_sides_is_dropped_and_the_run_fails(
@@ -129,12 +129,6 @@ def test_a_section_with_differing_sides_is_dropped_and_the_run_fails(
     with pytest.raises(SystemExit, match="ids"):
         command.main([*COMMAND, "--only", "answers", "encode", "--output", str(tmp_path)])
     assert list(json.loads((tmp_path / "speed.json").read_text())) == ["encode"]
-
-
-def test_a_page_without_markers_for_results_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "page.md").write_text("# Page\n")
-    with pytest.raises(ValueError, match="must contain the markers"):
-        Results(tmp_path).update_page(tmp_path / "page.md")
 
 
 @torch.no_grad()
