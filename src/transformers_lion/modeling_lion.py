@@ -32,7 +32,7 @@ from transformers.models.instructblip.modeling_instructblip import (
     InstructBlipVisionModel,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .compatibility import CACHE_NAMES, one_cache, with_cache_name
@@ -197,6 +197,17 @@ class LionVisionModelOutput(BaseModelOutput):
     Attributes:
         last_hidden_state: (B, P, V), behind the last norm.
         feature_maps: (B, P, V) of each block that was asked for, before any norm, in the order of asking.
+    """
+
+    feature_maps: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class LionVisionStates(ModelOutput):
+    """All that LION reads of a frozen vision tower: the outputs of some of its blocks, before anything that trains.
+
+    Attributes:
+        feature_maps: (B, P, V) of each block in `LionModel.vision_state_layers`, before any norm.
     """
 
     feature_maps: tuple[torch.Tensor, ...] | None = None
@@ -398,12 +409,59 @@ class LionModel(LionPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
+        return self._aggregate(vision_outputs, output_hidden_states=output_hidden_states, **kwargs)
+
+    @property
+    def vision_state_layers(self) -> tuple[int, ...]:
+        """Zero-based indices of the vision tower's blocks whose outputs `get_vision_states` returns."""
+        taps = self.config.aggregator_config.vision_feature_layers if self.config.uses_aggregator else ()
+        return tuple(dict.fromkeys([*taps, self.config.vision_config.num_hidden_layers - 1]))
+
+    def get_vision_states(self, pixel_values: torch.Tensor) -> LionVisionStates:
+        """Compute the part of `get_image_features` that no stage of the training changes.
+
+        Args:
+            pixel_values: (B, 3, H, W), preprocessed.
+
+        Returns:
+            States that `forward` takes as `image_features=`. They can be kept as long as the vision tower is frozen.
+        """
+        outputs = self.vision_model(
+            pixel_values=pixel_values, feature_layers=self.vision_state_layers, return_dict=True
+        )
+        return LionVisionStates(feature_maps=outputs.feature_maps)
+
+    def complete_image_features(
+        self, states: LionVisionStates, output_hidden_states: bool | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> LionImageFeatures:
+        """Compute the part of `get_image_features` that remains after `get_vision_states`.
+
+        Args:
+            states: from `get_vision_states`.
+            output_hidden_states: keep the states of every layer of the aggregator.
+            **kwargs: options of transformers.
+
+        Raises:
+            ValueError: if `states` does not have one feature map for each of `vision_state_layers`.
+        """
+        layers, maps = self.vision_state_layers, states.feature_maps or ()
+        if len(layers) != len(maps):
+            raise ValueError(f"There are {len(maps)} feature_maps for the {len(layers)} blocks {layers}.")
+        found, last = dict(zip(layers, maps, strict=True)), self.config.vision_config.num_hidden_layers - 1
+        taps = self.config.aggregator_config.vision_feature_layers if self.config.uses_aggregator else ()
+        vision_outputs = LionVisionModelOutput(
+            last_hidden_state=self.vision_model.post_layernorm(found[last]),
+            feature_maps=tuple(found[layer] for layer in taps),
+        )
+        return self._aggregate(vision_outputs, output_hidden_states=output_hidden_states, **kwargs)
+
+    def _aggregate(self, vision_outputs: LionVisionModelOutput, **kwargs: Any) -> LionImageFeatures:
+        """The image features of the vision tower's outputs: with the aggregator's, projected."""
         aggregator_outputs = projected = None
         if self.config.uses_aggregator:
+            assert vision_outputs.feature_maps is not None
             start, *depths = vision_outputs.feature_maps
-            aggregator_outputs = self.aggregator(
-                start, tuple(depths), output_hidden_states=output_hidden_states, return_dict=True, **kwargs
-            )
+            aggregator_outputs = self.aggregator(start, tuple(depths), return_dict=True, **kwargs)
             projected = self.aggregator_projection(aggregator_outputs.last_hidden_state)
         return LionImageFeatures(
             last_hidden_state=vision_outputs.last_hidden_state,
@@ -473,7 +531,7 @@ class LionModel(LionPreTrainedModel):
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         task_type_ids: torch.Tensor | None = None,
-        image_features: LionImageFeatures | None = None,
+        image_features: LionImageFeatures | LionVisionStates | None = None,
         image_indices: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
@@ -487,7 +545,7 @@ class LionModel(LionPreTrainedModel):
             attention_mask: (B, T), of the prompt alone: visual positions are always attended to.
             qformer_input_ids, qformer_attention_mask: (B, T'), the question alone, for the Q-Former.
             task_type_ids: (B,), 0 region level, 1 image level; needed where there are two adapters.
-            image_features: from `get_image_features`, instead of `pixel_values`.
+            image_features: from `get_image_features` or `get_vision_states`, instead of `pixel_values`.
             image_indices: (B,), for each prompt the row of its image in `pixel_values` or `image_features`, so that an
                 image with several questions is encoded once; left out, images and prompts stand row for row.
             inputs_embeds: (B, T, D), instead of `input_ids`; `embed_text` makes them, with the soft prompt.
@@ -505,6 +563,8 @@ class LionModel(LionPreTrainedModel):
             raise ValueError("Give exactly one of pixel_values and image_features (from `get_image_features`).")
         if image_features is None:
             image_features = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        elif isinstance(image_features, LionVisionStates):
+            image_features = self.complete_image_features(image_features, **kwargs)
         image_features = image_features.match(inputs_embeds.shape[0], image_indices)
         visual_features, qformer_outputs = self._project_images(
             image_features, qformer_input_ids, qformer_attention_mask, **kwargs
@@ -574,7 +634,7 @@ class LionModel(LionPreTrainedModel):
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         task_type_ids: torch.Tensor | None = None,
-        image_features: LionImageFeatures | None = None,
+        image_features: LionImageFeatures | LionVisionStates | None = None,
         image_indices: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
@@ -670,7 +730,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         task_type_ids: torch.Tensor | None = None,
-        image_features: LionImageFeatures | None = None,
+        image_features: LionImageFeatures | LionVisionStates | None = None,
         image_indices: torch.Tensor | None = None,
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
@@ -746,7 +806,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
         qformer_input_ids: torch.Tensor | None = None,
         qformer_attention_mask: torch.Tensor | None = None,
         task_type_ids: torch.Tensor | None = None,
-        image_features: LionImageFeatures | None = None,
+        image_features: LionImageFeatures | LionVisionStates | None = None,
         image_indices: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
@@ -920,4 +980,5 @@ __all__ = [
     "LionPreTrainedModel",
     "LionSeq2SeqLMOutput",
     "LionVisionModel",
+    "LionVisionStates",
 ]

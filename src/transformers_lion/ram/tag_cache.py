@@ -75,7 +75,7 @@ class TagCache:
         with self._lock:
             if weights != self._weights:
                 self._weights, self._sections = weights, {}
-                self._digest = _digest_weights(model) if self.directory else ""
+                self._digest = digest_weights(model.state_dict()) if self.directory else ""
             text = json.dumps([self._digest, settings], sort_keys=True, default=str)
             name = hashlib.sha256(text.encode()).hexdigest()[:32]
             if name not in self._sections:
@@ -219,12 +219,12 @@ def digest_image(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def _digest_weights(model: nn.Module) -> str:
-    """Compute a digest of all weights and buffers, which is the same in all processes."""
+def digest_weights(state: Mapping[str, torch.Tensor]) -> str:
+    """Compute a digest of weights and buffers, which is the same in all processes."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -250,4 +250,4 @@ def sample(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1)[:: max(1, tensor.numel() // SAMPLES)]
 
 
-__all__ = ["KEPT", "TagCache", "Tags", "digest_image"]
+__all__ = ["KEPT", "TagCache", "Tags", "digest_image", "digest_weights"]

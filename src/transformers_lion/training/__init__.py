@@ -8,6 +8,7 @@ try:
     from .augmentation import ImageAugmentation
     from .collator import CollatorEpochCallback, LionDataCollator
     from .data import load_records, mix_datasets
+    from .feature_cache import FeatureCache
     from .optimizer import parameter_groups
     from .precision import train_in_float32
     from .recipe import make_trainer, training_arguments
@@ -29,6 +30,7 @@ __all__ = [
     "STAGES",
     "AnswerMetrics",
     "CollatorEpochCallback",
+    "FeatureCache",
     "ImageAugmentation",
     "LionDataCollator",
     "RecordError",

@@ -354,6 +354,11 @@ def _is_zero3_shard(parameter: torch.Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def is_whole(parameter: torch.Tensor) -> bool:
+    """Whether a process holds all values of a parameter: it is not sharded by FSDP2 or ZeRO-3, nor offloaded."""
+    return not (is_shard(parameter) or _is_zero3_shard(parameter) or parameter.is_meta)
+
+
 def _gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of a model that ZeRO-3 holds in pieces, in the first process; empty in the others."""
     from deepspeed.runtime.zero import GatheredParameters

@@ -10,6 +10,7 @@ import yaml
 from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration_lion import LionConfig
+from .feature_cache import check_not_augmented
 from .resuming import last_checkpoint
 from .run_settings import RunSettings, StageSettings
 from .stages import STAGES, check_fits, get_stage
@@ -31,6 +32,8 @@ def check_run(settings: RunSettings) -> list[tuple[str, ...]]:
     _check_reporters(settings.report_to)
     origins = [_origin_of(settings, index) for index in range(len(settings.stages))]
     for stage, origin in zip(settings.stages, origins, strict=True):
+        if settings.feature_cache is not None:
+            check_not_augmented(stage.augment, f"Stage {stage.name}: ")
         _check_inputs(settings, stage, origin)
         _check_unchanged(settings, stage, origin)
     return origins

@@ -20,7 +20,8 @@ from .answer_metrics import AnswerMetrics
 from .callbacks import CheckpointLogCallback, TrainableCheckpointCallback
 from .collator import CollatorEpochCallback, LionDataCollator
 from .data import FEATURES
-from .distributed import FsdpCallback, PreparedModelCallback, ProcessCheckCallback
+from .distributed import FsdpCallback, PreparedModelCallback, ProcessCheckCallback, fsdp_is_requested
+from .feature_cache import FeatureCache, check_not_augmented, check_tower
 from .optimizer import parameter_groups
 from .precision import train_in_float32
 from .quantised import check_gradients_pass
@@ -96,6 +97,7 @@ def make_trainer(
     stage: str | int | Stage | None = None,
     trainable_only: bool = False,
     aggregator_lr_multiplier: float = 1.0,
+    feature_cache: str | os.PathLike | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> LionTrainer:
     """A Trainer with the recipe's optimizer, collator, figures and callbacks.
@@ -110,12 +112,20 @@ def make_trainer(
         stage: to be noted down in `trainable_only` checkpoints.
         trainable_only: write checkpoints of what is trained alone; see `TrainableCheckpointCallback`.
         aggregator_lr_multiplier: see `parameter_groups`.
+        feature_cache: folder that keeps the frozen vision tower's outputs, so that later epochs do not run it; see
+            `FeatureCache`. Evaluations do not use it.
         callbacks: further ones.
 
     Raises:
-        ValueError: if nothing is trained, or the model is quantised so that no gradients pass through it.
+        ValueError: if nothing is trained, or the model is quantised so that no gradients pass through it; if there is
+            a feature cache, but the vision tower is trained or sharded, or images are augmented.
     """
     collator = LionDataCollator(processor) if collator is None else collator
+    if feature_cache is not None:
+        check_not_augmented(collator.augmentation is not None)
+        check_tower(model)
+        if fsdp_is_requested(arguments):
+            raise ValueError("feature_cache needs the whole vision tower in each process, but fsdp shards it.")
     train_in_float32(model)
     check_gradients_pass(model, is_tower_frozen=not any(map(is_towers, trained_names(model))))
     parameter_groups(model, arguments.learning_rate)  # fails early if nothing trains
@@ -144,6 +154,7 @@ def make_trainer(
         compute_metrics=metrics,
         callbacks=[*own, *callbacks],
         aggregator_lr_multiplier=aggregator_lr_multiplier,
+        feature_cache=None if feature_cache is None else FeatureCache(feature_cache),
     )
     if "use_cache" not in noted:  # the Trainer notes it here, where LION does not read it, and it would be saved
         vars(model.config).pop("use_cache", None)

@@ -126,6 +126,7 @@ class RunSettings:
         model: the folder that stages begin with.
         seed: of new parts, of the data's order and of dropout.
         num_workers: processes that load images, on each device.
+        feature_cache: a folder that keeps the frozen vision tower's outputs, so that later epochs do not run it.
         report_to: "tensorboard", "wandb" and others that the Trainer knows.
     """
 
@@ -134,6 +135,7 @@ class RunSettings:
     model: str | None = None
     seed: int = 0
     num_workers: int = 0
+    feature_cache: str | None = None
     report_to: list[str] = field(default_factory=list)
 
 

@@ -30,6 +30,7 @@ from .collator import LionDataCollator
 from .curves import draw_curves
 from .data import CheckImages, load_records, mix_datasets
 from .distributed import check_processes, find_lion, fsdp_is_requested, gather_model
+from .feature_cache import FeatureCache
 from .preflight import MODEL, SETTINGS, as_list, check_run, folder_of, noted_settings
 from .recipe import make_trainer, training_arguments
 from .report import RecordReport
@@ -110,6 +111,8 @@ def run_stage(
         seed=settings.seed,
     )
     evaluation = [_load_source(source, stage, kind, report, pictures, say) for source in stage.evaluation]
+    if settings.feature_cache is not None:
+        say(FeatureCache(settings.feature_cache).describe(model, len(data)))
     trainer = make_trainer(
         model,
         processor,
@@ -120,6 +123,7 @@ def run_stage(
         stage=kind,
         trainable_only=stage.trainable_only,
         aggregator_lr_multiplier=stage.aggregator_lr_multiplier,
+        feature_cache=settings.feature_cache,
     )
     train(trainer)
     tagger = _find_tagger_folder(origin, stage)

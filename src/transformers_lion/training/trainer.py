@@ -17,6 +17,7 @@ from transformers import Seq2SeqTrainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..processing_lion import LionProcessor
+from .feature_cache import FeatureCache
 from .optimizer import build_optimizer
 
 DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
@@ -32,13 +33,17 @@ class LionTrainer(Seq2SeqTrainer):
 
     Args:
         aggregator_lr_multiplier: see `parameter_groups`.
+        feature_cache: of the frozen vision tower's outputs, for training steps; not for evaluations.
         **options: of `Seq2SeqTrainer`.
     """
 
     optimizer: torch.optim.Optimizer | None
 
-    def __init__(self, *, aggregator_lr_multiplier: float = 1.0, **options: Any):
+    def __init__(
+        self, *, aggregator_lr_multiplier: float = 1.0, feature_cache: FeatureCache | None = None, **options: Any
+    ):
         super().__init__(**options)
+        self.feature_cache = feature_cache
         self.aggregator_lr_multiplier = aggregator_lr_multiplier
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -51,6 +56,15 @@ class LionTrainer(Seq2SeqTrainer):
             chosen = self.model if model is None else model
             self.optimizer = build_optimizer(chosen, self.args, self.aggregator_lr_multiplier)
         return self.optimizer
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As of `Seq2SeqTrainer`; with a feature cache, the vision tower runs only for images that are not in it."""
+        if self.feature_cache is not None:
+            with self.accelerator.autocast():
+                inputs = self.feature_cache.apply(self.model, self._prepare_inputs(inputs))
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(
         self,
