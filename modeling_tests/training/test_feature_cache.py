@@ -99,7 +99,7 @@ def model(lion_model: LionForConditionalGeneration) -> LionForConditionalGenerat
 
 def trainer_of(model: Any, processor: LionProcessor, folder: Path, output: Path, **options: Any) -> Any:
     arguments = training_arguments(
-        output, bf16=False, use_cpu=True, disable_tqdm=True, learning_rate=1e-3, num_train_epochs=2, logging_steps=1,
+        output, bf16=True, use_cpu=True, disable_tqdm=True, learning_rate=1e-3, num_train_epochs=2, logging_steps=1,
         save_steps=3, per_device_train_batch_size=2, save_total_limit=1,
     )  # fmt: skip
     return make_trainer(model, processor, arguments, load_records(folder / "a.json"), **options)

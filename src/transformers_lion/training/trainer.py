@@ -63,7 +63,7 @@ class LionTrainer(Seq2SeqTrainer):
         """As of `Seq2SeqTrainer`; with a feature cache, the vision tower runs only for images that are not in it."""
         if self.feature_cache is not None:
             with self.accelerator.autocast():
-                inputs = self.feature_cache.apply(self.model, self._prepare_inputs(inputs))
+                inputs = self.feature_cache.apply(self.model, inputs)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(
