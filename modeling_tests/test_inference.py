@@ -181,7 +181,7 @@ def test_rows_that_ended_are_padded_whoever_gives_the_generation_config(example:
 def test_several_sequences_are_refused_wherever_they_are_asked_for(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
     config = GenerationConfig(num_beams=3, num_return_sequences=2)
     for options in ({"num_return_sequences": 2, "num_beams": 3}, {"generation_config": config}):
-        with pytest.raises(ValueError, match="num_return_sequences is 2, but a request has 1 answer"):
+        with pytest.raises(ValueError, match="num_return_sequences is 2, but must be 1"):
             lion.caption(IMAGES[0], **options)
     monkeypatch.setattr(lion.model.generation_config, "num_return_sequences", 3)
     with pytest.raises(ValueError, match="num_return_sequences is 3"):
@@ -291,7 +291,7 @@ def test_an_image_is_forgotten_after_its_last_request(lion: Lion, monkeypatch: p
 
     def noting(self: Lion, requests: Any, images: Any) -> Any:
         gc.collect()
-        alive.append(sum(type(held) is inference.SeenImage for held in gc.get_objects()))
+        alive.append(sum(type(held) is inference.EncodedImage for held in gc.get_objects()))
         return original(self, requests, images)
 
     monkeypatch.setattr(Lion, "_inputs", noting)
@@ -435,13 +435,13 @@ def test_dtype_and_mode_are_those_asked_for(lion_folder: Path) -> None:
         (lambda lion: lion.caption("lost.png"), "lost.png"),
         (lambda lion: lion.ask(IMAGES, ["a", "b"]), "3 images for 2 questions"),
         (lambda lion: lion.ask(IMAGES[0], 3), "questions must be a string or a list"),
-        (lambda lion: lion.locate(IMAGES[0], " "), "phrases holds a blank text"),
+        (lambda lion: lion.locate(IMAGES[0], " "), "phrases contains a blank string"),
         (lambda lion: lion.describe_region(IMAGES[0], (1, 2, 3)), r"shape \(4,\) or \(N, 4\), but has \(3,\)"),
-        (lambda lion: lion.describe_region(IMAGES[0], [(1, 2, 3, 4), (1, 2)]), "four numbers each"),
-        (lambda lion: lion.describe_region(IMAGES[0], (90, 0, 99, 9)), "no area in an image of 30x40 pixels"),
+        (lambda lion: lion.describe_region(IMAGES[0], [(1, 2, 3, 4), (1, 2)]), "must be a box of four numbers"),
+        (lambda lion: lion.describe_region(IMAGES[0], (90, 0, 99, 9)), "no area inside the image of 30x40 pixels"),
         (lambda lion: lion.describe_region(IMAGES[0], (1, 2, math.nan, 4)), "no area"),
-        (lambda lion: lion.tag(IMAGES[0]), "There is no tagger"),
-        (lambda lion: lion.answer(["a"]), "must hold Request, but holds str"),
+        (lambda lion: lion.tag(IMAGES[0]), "has no tagger"),
+        (lambda lion: lion.answer(["a"]), "must contain `Request` objects, but contains str"),
         (lambda lion: lion.answer([Request(IMAGES[0], None)]), "questions must hold strings"),
         (lambda lion: lion.answer([Request(IMAGES[0], "a", "level")]), "task_type is 'level'"),
         (lambda lion: lion.answer([], batch_size=0), "batch_size is 0"),

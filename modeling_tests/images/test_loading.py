@@ -18,7 +18,7 @@ from transformers_lion.cli.images import open_image as open_by_command
 from transformers_lion.demo.uploads import open_upload
 from transformers_lion.evaluation.answering import open_image as open_in_evaluation
 from transformers_lion.images import find_size, flatten, is_batch, load_rgb_images, loading, upright_size
-from transformers_lion.pipelines import as_item, image_of
+from transformers_lion.pipelines import as_input, find_image
 from transformers_lion.training.records import open_image as open_in_records
 from transformers_lion.training.records import parse_record
 
@@ -68,7 +68,7 @@ def saved(content: bytes, folder: Path) -> str:
 
 
 def in_message(part: dict[str, Any]) -> Image.Image:
-    return to_rgb(image_of([{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]))
+    return to_rgb(find_image([{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]))
 
 
 def data_uri(content: bytes) -> str:
@@ -111,7 +111,7 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
         {"type": "image_url", "image_url": {"url": data_uri(content), "detail": "low"}}
     ),
     "image_url as text": lambda content, folder: in_message({"type": "image_url", "image_url": data_uri(content)}),
-    "pipeline": lambda content, folder: to_rgb(as_item({"bytes": content, "path": None})["image"]),
+    "pipeline": lambda content, folder: to_rgb(as_input({"bytes": content, "path": None})["image"]),
     "record": lambda content, folder: open_in_records(parse_record({**RECORD, "image": saved(content, folder)}).image),
     "record with bytes": lambda content, folder: open_in_records(
         parse_record({**RECORD, "image": {"bytes": content, "path": None}}).image

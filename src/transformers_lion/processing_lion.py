@@ -196,10 +196,10 @@ class LionProcessor(ProcessorMixin):
             texts = self._texts(text, len(data["pixel_values"]) if batched else None)
             warn_of_grey_batch(images, len(texts))
             data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
-            tasks = per_sample("task_type", task_type or "image_level", len(texts))
+            tasks = broadcast("task_type", task_type or "image_level", len(texts))
             data["task_type_ids"] = [task_type_id(task) for task in tasks]
             if text_target is not None:
-                answers = per_sample("text_target", text_target, len(texts))
+                answers = broadcast("text_target", text_target, len(texts))
                 check_strings("text_target", answers)
                 data["labels"] = self._labels(answers)
         return BatchFeature(data, tensor_type=return_tensors)
@@ -259,7 +259,7 @@ class LionProcessor(ProcessorMixin):
         limit = (max_length or self.max_prompt_length) if training or truncation else None
         if len(texts) == 1 and isinstance(tags, list | tuple) and all(isinstance(tag, str) for tag in tags):
             tags = [list(tags)]  # the names of the one sample's tags
-        names = per_sample("tags", tags, len(texts))
+        names = broadcast("tags", tags, len(texts))
         for row in names:
             check_tags(row)
             if row is not None and not isinstance(row, str):
@@ -400,7 +400,7 @@ def check_tokenizers(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreT
         )
 
 
-def per_sample(name: str, value: Any, count: int) -> list[Any]:
+def broadcast(name: str, value: Any, count: int) -> list[Any]:
     """`value` for each of `count` samples: a list has one entry for each, anything else is the same for all.
 
     Raises:

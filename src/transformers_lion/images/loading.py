@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from .downloads import TIMEOUT, download, is_url, public_url
-from .pixels import CHANNELS, array_to_picture, as_array, measure, upright_rgb
+from .pixels import CHANNELS, array_to_image, as_array, measure, upright_rgb
 
 logger = logging.get_logger(__name__)
 
@@ -186,7 +186,7 @@ def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray | torch.Tensor):
-        return array_to_picture(as_array(image))
+        return array_to_image(as_array(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return open_file(io.BytesIO(image))
     if not isinstance(image, str | os.PathLike):

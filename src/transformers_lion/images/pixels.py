@@ -71,7 +71,7 @@ def _to_eight_bits(picture: Image.Image) -> Image.Image:
     array = np.asarray(picture)
     if picture.mode == "I" and picture.format in DEEP_FORMATS and array.min() >= 0 and array.max() <= 65535:
         array = array.astype(np.uint16)
-    return array_to_picture(array)
+    return array_to_image(array)
 
 
 def as_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -82,7 +82,7 @@ def as_array(image: np.ndarray | torch.Tensor) -> np.ndarray:
     return image.float().numpy() if image.dtype == torch.bfloat16 else image.numpy()
 
 
-def array_to_picture(array: np.ndarray) -> Image.Image:
+def array_to_image(array: np.ndarray) -> Image.Image:
     """(H, W), (H, W, C) or (C, H, W), C of 1, 3 or 4, as an image of 8 bits a channel.
 
     Unsigned integers of 16 bits, in either byte order, are tones from 0 to 65535, whatever the largest one is.
@@ -128,4 +128,4 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     return array
 
 
-__all__ = ["array_to_picture", "as_array", "measure", "upright_rgb"]
+__all__ = ["array_to_image", "as_array", "measure", "upright_rgb"]
