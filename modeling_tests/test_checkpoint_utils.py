@@ -51,7 +51,7 @@ def test_transformers_own_loading_is_right_offline_or_refused(cached: Path, monk
     load = ProcessorMixin.from_pretrained.__func__  # type: ignore[attr-defined]
     assert load(LionProcessor, REPO).qformer_tokenizer.cls_token == "[CLS]"
     (cached / "qformer_tokenizer" / "config.json").unlink()
-    with pytest.raises(ValueError, match="but the Q-Former reads BERT's word pieces"):
+    with pytest.raises(ValueError, match="but the Q-Former needs BERT's WordPiece"):
         load(LionProcessor, REPO)
 
 

@@ -196,7 +196,7 @@ def test_questions_and_tags_may_come_from_tables(lion: Lion) -> None:
     assert lion.ask(IMAGES[:2], table["question"].to_numpy(), **SHORT) == expected
     requests = [Request(IMAGES[0], row.question, tags=row.tags) for row in table.itertuples()]
     assert [found.tags for found in lion.answer(requests, **SHORT)] == [["dog"], None]
-    with pytest.raises(ValueError, match="questions must hold strings, but holds no value at position 1"):
+    with pytest.raises(ValueError, match="questions must contain only strings, .* a missing value at position 1"):
         lion.ask(IMAGES[:2], ["a", float("nan")])
 
 
@@ -442,7 +442,7 @@ def test_dtype_and_mode_are_those_asked_for(lion_folder: Path) -> None:
         (lambda lion: lion.describe_region(IMAGES[0], (1, 2, math.nan, 4)), "no area"),
         (lambda lion: lion.tag(IMAGES[0]), "has no tagger"),
         (lambda lion: lion.answer(["a"]), "must contain `Request` objects, but contains str"),
-        (lambda lion: lion.answer([Request(IMAGES[0], None)]), "questions must hold strings"),
+        (lambda lion: lion.answer([Request(IMAGES[0], None)]), "questions must contain only strings"),
         (lambda lion: lion.answer([Request(IMAGES[0], "a", "level")]), "task_type is 'level'"),
         (lambda lion: lion.answer([], batch_size=0), "batch_size is 0"),
         (lambda lion: lion.answer([], num_return_sequences=2), "num_return_sequences is 2"),

@@ -84,7 +84,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another tokenizer for the Q-Former": (
         lambda folder: shutil.copy(folder / "tokenizer.json", folder / "qformer_tokenizer"),
-        "but the Q-Former reads BERT's word pieces",
+        "but the Q-Former needs BERT's WordPiece",
     ),
     "no settings of generation": (
         lambda folder: (folder / "generation_config.json").unlink(),

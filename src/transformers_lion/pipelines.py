@@ -20,7 +20,7 @@ from .checkpoint_utils import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, l
 from .columns import to_plain, unread_fields
 from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_of_grey_batch
 from .modeling_utils import check_finite
-from .processing_lion import check_strings, broadcast
+from .processing_lion import broadcast, check_strings
 from .ram import ImageTagger
 from .tag_source import Tags, TagSource, as_names, check_tags, resolve_tag_source
 
@@ -351,7 +351,7 @@ def drop_none(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate_arguments(pipe: Pipeline, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the call combined with those of the pipeline, which transformers before 5.20 does not do."""
+    """Merge the options of the call with those of the pipeline, as transformers 5.20 and later do."""
     generate_kwargs = prefer_max_length(generate_kwargs)
     if hasattr(pipe, "_prepare_generate_kwargs"):
         return pipe._prepare_generate_kwargs(generate_kwargs)
