@@ -4,7 +4,7 @@ LION as a whole decides in Python how often the decoder runs, so that it is expo
 language model's encoder, and the decoder. Each takes any number of samples and, where there are texts, any length.
 
 Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, E encoder positions, L decoder positions,
-V vision width, D language-model width.
+V vision width, D language model width.
 """
 
 from typing import Any

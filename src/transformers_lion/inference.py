@@ -4,7 +4,7 @@
 and encodes an image once, no matter how many requests refer to it, because nothing before the Q-Former depends on the
 question (LION, arXiv:2311.11860, section 3).
 
-Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D language-model width.
+Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D language model width.
 """
 
 import copy

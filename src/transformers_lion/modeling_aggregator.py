@@ -3,7 +3,7 @@
 Source: LION (arXiv:2311.11860), section 3.2, "Vision Aggregator". The sub-layers are the post-norm BERT ones that
 transformers has for InstructBLIP's Q-Former; nothing here is masked, so no position is causal.
 
-Shape letters: B batch, P patches and CLS, V vision width, D language-model width.
+Shape letters: B batch, P patches and CLS, V vision width, D language model width.
 """
 
 import torch
