@@ -151,7 +151,7 @@ def test_broken_files_are_named(picture: Image.Image, tmp_path: Path) -> None:
         (np.full((4, 4), np.nan), "nan"),
         (np.zeros(4, np.uint8), "shape"),
         (3, "expected a path"),
-        ({"url": "a.png"}, "expected a path"),
+        ({"url": "a.png"}, "expected a mapping"),
     ],
 )
 def test_what_is_no_image_is_refused(image: Any, words: str) -> None:

@@ -196,7 +196,7 @@ def test_questions_and_tags_may_come_from_tables(lion: Lion) -> None:
     assert lion.ask(IMAGES[:2], table["question"].to_numpy(), **SHORT) == expected
     requests = [Request(IMAGES[0], row.question, tags=row.tags) for row in table.itertuples()]
     assert [found.tags for found in lion.answer(requests, **SHORT)] == [["dog"], None]
-    with pytest.raises(ValueError, match="questions must contain only strings, .* a missing value at position 1"):
+    with pytest.raises(ValueError, match=r"questions must contain only strings, .* a missing value at position 1"):
         lion.ask(IMAGES[:2], ["a", float("nan")])
 
 

@@ -500,13 +500,13 @@ def without(*names: str) -> dict[str, Any]:
     [
         (without("task_type_ids"), ["task_type_ids is missing"]),
         ({**tiny_inputs(), "task_type_ids": torch.tensor([0, 1])}, ["(2,)", "4 prompts"]),
-        ({**tiny_inputs(), "task_type_ids": torch.tensor([0, 1, 2, 0])}, ["has 2", "0 to 1"]),
+        ({**tiny_inputs(), "task_type_ids": torch.tensor([0, 1, 2, 0])}, ["contains 2", "0 to 1"]),
         ({**tiny_inputs(), "pixel_values": torch.randn(3, 3, 28, 28)}, ["3 images for 4 prompts"]),
         ({**tiny_inputs(), "task_type_ids": torch.ones(4)}, ["integer tensor", "float32"]),
         ({**tiny_inputs(), "task_type_ids": [0, 1, 0, 1]}, ["integer tensor", "list"]),
         ({**tiny_inputs(), "attention_mask": torch.ones(4, 3)}, ["(4, 3)", "(4, 7)"]),
         ({**tiny_inputs(), "qformer_input_ids": torch.ones(3, 4).long()}, ["3 questions, but there are 4 samples"]),
-        ({**tiny_inputs(), "qformer_input_ids": torch.ones(4, 33).long()}, ["33 tokens", "32 at most"]),
+        ({**tiny_inputs(), "qformer_input_ids": torch.ones(4, 33).long()}, ["33 tokens", "at most 32"]),
         ({**tiny_inputs(), "pixel_values": torch.randn(4, 3, 28, 42)}, ["28x42", "28x28"]),
         (without("pixel_values"), ["exactly one of pixel_values and image_features"]),
         (without("input_ids"), ["exactly one of input_ids and inputs_embeds"]),
@@ -552,7 +552,9 @@ def test_padding_behind_the_end_leaves_a_given_beginning_alone() -> None:
 
 
 def test_a_vocabulary_without_the_soft_prompts_marker_is_refused() -> None:
-    with pytest.raises(ValueError, match=f"vocabulary of 50 has no soft_prompt_token_id {SOFT_PROMPT}"):
+    with pytest.raises(
+        ValueError, match=rf"new_num_tokens is 50, but must be greater than soft_prompt_token_id \({SOFT_PROMPT}\)"
+    ):
         tiny_model().resize_token_embeddings(50)
     assert tiny_model(use_soft_prompt=False).resize_token_embeddings(50).num_embeddings == 50
 

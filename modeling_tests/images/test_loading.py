@@ -297,12 +297,12 @@ def test_several_grey_images_in_one_array_are_refused_by_their_shape() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ({"url": "a.png"}, "expected a path.*'url'"),
-        ({"bytes": None, "path": None}, "expected a path"),
+        ({"url": "a.png"}, "expected a mapping.*'url'"),
+        ({"bytes": None, "path": None}, "expected a mapping"),
         (b"This is not an image.", "Image bytes is not an image"),
         ("data:image/png;base64,!!!", "base64"),
         ("data:text/html,<b>no</b>", "not an image"),
-        ("A" * 100, "no such file, and as base64 text it is not an image"),
+        ("A" * 100, "no such file, and it is not a base64-encoded image"),
         (".", "folder"),
     ],
 )

@@ -25,7 +25,7 @@ from .columns import to_plain
 from .example import example_checkpoint
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels
-from .images import flatten, image_key, is_batch, is_url, to_rgb, upright_size, warn_of_grey_batch
+from .images import flatten, image_key, is_batch, is_url, to_rgb, upright_size, warn_about_gray_batch
 from .modeling_lion import (
     LionEncoderOutput,
     LionForConditionalGeneration,
@@ -769,7 +769,7 @@ def pair(images: Any, name: str, values: list[Any], is_one: bool) -> tuple[list[
         ValueError: If the numbers of images and values differ.
     """
     if not is_batch(images):
-        warn_of_grey_batch(images, len(values))
+        warn_about_gray_batch(images, len(values))
         return [images] * len(values), values, is_one
     sources = list(flatten(images))
     if is_one:

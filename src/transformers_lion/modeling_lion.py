@@ -899,7 +899,7 @@ def to_encoder_output(encoder_outputs: Any, attention_mask: torch.Tensor | None)
 
 
 def find_setting(name: str, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]) -> Any:
-    """Resolve a generation setting like `generate`: the argument if there is one, otherwise the first config's value."""
+    """Resolve a generation setting like `generate`: from the argument, otherwise from the first config that sets it."""
     if name in arguments:
         return arguments[name]
     return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)

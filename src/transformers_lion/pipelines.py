@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .checkpoint_utils import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, local_folder
 from .columns import to_plain, unread_fields
-from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_of_grey_batch
+from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_about_gray_batch
 from .modeling_utils import check_finite
 from .processing_lion import broadcast, check_strings
 from .ram import ImageTagger
@@ -168,7 +168,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         if not isinstance(images, list | tuple):
             if not isinstance(columns["text"], list):
                 return self._run({**drop_none(columns), **as_input(images)}, kwargs)
-            warn_of_grey_batch(images, len(columns["text"]))
+            warn_about_gray_batch(images, len(columns["text"]))
             images = [images] * len(columns["text"])  # several questions about one image
         if not images:
             raise ValueError("images is empty.")

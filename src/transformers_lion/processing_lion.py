@@ -21,7 +21,7 @@ from .checkpoint_utils import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, c
 from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
-from .images import ImageSource, find_size, is_batch, warn_of_grey_batch
+from .images import ImageSource, find_size, is_batch, warn_about_gray_batch
 from .plain_text import PlainTextTokenizer
 from .tag_source import Tags, check_tags
 
@@ -205,7 +205,7 @@ class LionProcessor(ProcessorMixin):
             data.update(self.image_processor(images, **images_kwargs))
         if text is not None:
             texts = self._texts(text, len(data["pixel_values"]) if batched else None)
-            warn_of_grey_batch(images, len(texts))
+            warn_about_gray_batch(images, len(texts))
             data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
             tasks = broadcast("task_type", task_type or "image_level", len(texts))
             data["task_type_ids"] = [task_type_id(task) for task in tasks]
