@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration, LionModel
-from transformers_lion.compatibility import cache_of, enable_activation_checkpointing
+from transformers_lion.compatibility import get_cache, enable_activation_checkpointing
 from transformers_lion.modeling_lion import pad_after_end
 
 GENERATE = {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -309,7 +309,7 @@ def test_decoding_step_by_step_through_forward_gives_the_generated_ids() -> None
             attention_mask=inputs["attention_mask"],
             task_type_ids=inputs["task_type_ids"],
             encoder_outputs=(outputs.encoder_last_hidden_state,),
-            cache=cache_of(outputs),
+            cache=get_cache(outputs),
             decoder_input_ids=ids[:, -1:],
             use_cache=True,
         )

@@ -60,7 +60,7 @@ def move(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (lambda folder: shutil.rmtree(folder), "couldn't connect|cannot be loaded|No such file"),
-    "no configuration": (lambda folder: (folder / "config.json").unlink(), "lion: there is no model in this folder"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "lion: this folder has no config.json"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "lion/config.json: this is not JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected an object, not list"),
     "another model": (lambda folder: edit(folder / "config.json", model_type="bert"), "a model of type 'bert', not 'l"),
@@ -68,9 +68,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "processor_config.json: No such file"),
     "a broken processor": (lambda folder: (folder / "processor_config.json").write_text("[]"), "expected an object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "lion/model.safetensors: No such file"),
-    "half of the weights": (shorten, "model.safetensors: this is not a whole safetensors file: .*not fully covered"),
-    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "not a whole safetensors file"),
-    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "not a whole safetensors file"),
+    "half of the weights": (shorten, "model.safetensors: damaged or incomplete safetensors file: .*not fully covered"),
+    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "damaged or incomplete safetensors file"),
+    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "damaged or incomplete safetensors file"),
     "a missing tensor": (drop, "its weights are not those of its config.json: soft_prompt.weight is missing"),
     "another size": (lambda folder: edit(folder / "config.json", num_query_tokens=9), r"has shape \(.*\), not \(9, "),
     "a missing shard": (move, "lion/model-1.safetensors: No such file"),

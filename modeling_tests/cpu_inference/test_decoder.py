@@ -9,7 +9,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration
-from transformers_lion.compatibility import cache_of
+from transformers_lion.compatibility import get_cache
 from transformers_lion.cpu_inference import optimize_for_inference
 from transformers_lion.cpu_inference.cache import RoomyCache, RoomyLayer
 from transformers_lion.cpu_inference.decoder import InferenceDecoder
@@ -94,7 +94,7 @@ def test_logits_are_those_of_the_plain_blocks_with_and_without_a_cache(counter: 
         counter.calls = 0
         whole = fast(**inputs, labels=tiny_labels())
         first = fast(**inputs, decoder_input_ids=ids[:, :2])
-        cache = cache_of(first)
+        cache = get_cache(first)
         encoded = (first.encoder_last_hidden_state,)
         rest = fast(**inputs, encoder_outputs=encoded, decoder_input_ids=ids[:, 2:], past_key_values=cache)
         without = plain(**inputs, decoder_input_ids=ids)

@@ -314,7 +314,7 @@ def test_what_is_no_image_is_named(image: Any, words: str) -> None:
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_image_that_is_upright_rgb_is_not_copied() -> None:
+def test_an_image_that_is_upright_rgb_is_not_copied() -> None:
     picture = Image.fromarray(COLORS)
     assert to_rgb(picture) is picture
     opened = Image.open(io.BytesIO(IMAGES["8 bits"][0]))

@@ -35,7 +35,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .compatibility import CACHE_NAMES, one_cache, with_cache_name
+from .compatibility import CACHE_NAMES, resolve_cache, rename_cache
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .modeling_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
@@ -657,7 +657,7 @@ class LionModel(LionPreTrainedModel):
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             decoder_inputs_embeds=decoder_inputs_embeds,
-            cache=one_cache(past_key_values, cache),
+            cache=resolve_cache(past_key_values, cache),
             use_cache=use_cache,
             task_type_ids=task_type_ids,
             return_dict=True,
@@ -760,7 +760,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             decoder_inputs_embeds=decoder_inputs_embeds,
-            cache=one_cache(past_key_values, cache),
+            cache=resolve_cache(past_key_values, cache),
             use_cache=use_cache,
             task_type_ids=task_type_ids,
             labels=labels,
@@ -837,7 +837,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
             attention_mask=encoded.attention_mask,
             task_type_ids=task_type_ids,
             generation_config=generation_config,
-            **with_cache_name(generate_kwargs),
+            **rename_cache(generate_kwargs),
         )
         prompt = generate_kwargs.get("decoder_input_ids")
         ends = {

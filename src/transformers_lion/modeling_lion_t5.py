@@ -40,7 +40,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compatibility import CACHE_NAME, CACHE_NAMES, cache_of, one_cache
+from .compatibility import CACHE_NAME, CACHE_NAMES, get_cache, resolve_cache
 from .configuration_lion import LionT5Config
 from .modeling_utils import BasePreTrainedModel
 
@@ -514,7 +514,7 @@ class LionT5Stack(LionT5PreTrainedModel):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        cache = self._choose_cache(one_cache(past_key_values, cache), use_cache)
+        cache = self._choose_cache(resolve_cache(past_key_values, cache), use_cache)
         own_mask, encoder_mask = self._make_masks(
             inputs_embeds, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
         )
@@ -646,7 +646,7 @@ class LionT5Model(LionT5PreTrainedModel):
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             inputs_embeds=decoder_inputs_embeds,
-            cache=one_cache(past_key_values, cache),
+            cache=resolve_cache(past_key_values, cache),
             encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=attention_mask,
             use_cache=use_cache,
@@ -662,7 +662,7 @@ class LionT5Model(LionT5PreTrainedModel):
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
             encoder_attentions=encoded.attentions,
-            **{CACHE_NAME: cache_of(outputs)},
+            **{CACHE_NAME: get_cache(outputs)},
         )
 
 
@@ -781,7 +781,7 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
     def _shares_encoder(self, model_kwargs: dict[str, Any]) -> bool:
         """Whether beams can share the encoder states, which a cache passed by the caller prevents."""
         is_shareable = self.decoder.config._attn_implementation in SHARING_IMPLEMENTATIONS
-        return is_shareable and cache_of(model_kwargs) is None
+        return is_shareable and get_cache(model_kwargs) is None
 
     def _prepare_cache_for_generation(
         self,
@@ -792,11 +792,11 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
         max_cache_length: int,
     ) -> None:
         """Prepare the cache, with `SharedCrossCache` unless the caller passed one."""
-        is_own = cache_of(model_kwargs) is None
+        is_own = get_cache(model_kwargs) is None
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = cache_of(model_kwargs)
+        cache = get_cache(model_kwargs)
         if is_own and isinstance(cache, EncoderDecoderCache):
             model_kwargs[CACHE_NAME] = SharedCrossCache(cache.self_attention_cache, cache.cross_attention_cache)
 

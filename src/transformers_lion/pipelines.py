@@ -148,7 +148,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         text = resolve_aliases({"text": text, **{name: kwargs.pop(name, None) for name in ("question", "prompt")}})
         if is_conversation(text) or is_conversation(images):
             if text is not None and images is not None:
-                raise ValueError("Pass either messages, which include the images, or images with text, but not both.")
+                raise ValueError("Pass either messages or images with text, not both. Messages include their images.")
             images, text = images if text is None else text, None
             if is_message(images[0]):
                 return self._run(as_input(images), kwargs)

@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerNorm
 
-from ..compatibility import CACHE_NAME, one_cache
+from ..compatibility import CACHE_NAME, resolve_cache
 from ..modeling_lion_t5 import LionAdapterMixture, LionT5Stack, SharedCrossCache
 from .cache import RoomyCache
 from .linear import PackedLinear
@@ -147,7 +147,7 @@ class InferenceDecoder(nn.Module):
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
         """As `LionT5Stack.forward`."""
-        cache = one_cache(past_key_values, cache)
+        cache = resolve_cache(past_key_values, cache)
         if (
             (input_ids is None) != (inputs_embeds is None)
             and encoder_hidden_states is not None

@@ -25,8 +25,8 @@ from .pixels import CHANNELS, array_to_image, as_array, measure, upright_rgb
 logger = logging.get_logger(__name__)
 
 ImageSource = str | os.PathLike | bytes | bytearray | memoryview | Mapping | Image.Image | np.ndarray | torch.Tensor
-"""One image: a path, a URL, a data URI, a base64 string, the bytes of an image file, a `{"bytes", "path"}` dictionary as
-in `datasets`, a PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W) where C is 1, 3 or 4."""
+"""One image: a path, a URL, a data URI, a base64 string, the bytes of an image file, a `{"bytes", "path"}` dictionary
+as in `datasets`, a PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W) where C is 1, 3 or 4."""
 
 Taken = TypeVar("Taken")
 
@@ -247,7 +247,7 @@ def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image
 
 
 def _without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
-    """Remove EXIF chunks with a wrong checksum from a PNG file, which Pillow refuses. Return `None` if there are none."""
+    """Remove EXIF chunks with a wrong checksum, which Pillow rejects, from a PNG file. `None` if there are none."""
     with io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else Path(file).open("rb") as stream:
         if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
             return None
