@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForImageTextToText
 
 from factories import NO_DROPOUT, SOFT_PROMPT, row_of, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration, LionModel
-from transformers_lion.compatibility import get_cache, enable_activation_checkpointing
+from transformers_lion.compatibility import enable_activation_checkpointing, get_cache
 from transformers_lion.modeling_lion import pad_after_end
 
 GENERATE = {"max_new_tokens": 6, "min_new_tokens": 6}

@@ -14,10 +14,10 @@ from factories import tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import modeling_lion_t5
 from transformers_lion.compatibility import (
     CACHE_NAME,
-    get_cache,
     enable_activation_checkpointing,
-    resolve_cache,
+    get_cache,
     rename_cache,
+    resolve_cache,
 )
 from transformers_lion.modeling_lion_t5 import (
     LionAdapterMixture,

@@ -69,9 +69,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a broken processor": (lambda folder: (folder / "processor_config.json").write_text("[]"), "expected an object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "lion/model.safetensors: No such file"),
     "half of the weights": (shorten, "model.safetensors: damaged or incomplete safetensors file: .*not fully covered"),
-    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "damaged or incomplete safetensors file"),
-    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "damaged or incomplete safetensors file"),
-    "a missing tensor": (drop, "its weights are not those of its config.json: soft_prompt.weight is missing"),
+    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "incomplete safetensors file"),
+    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "incomplete safetensors file"),
+    "a missing tensor": (drop, "the weights do not match config.json: soft_prompt.weight is missing"),
     "another size": (lambda folder: edit(folder / "config.json", num_query_tokens=9), r"has shape \(.*\), not \(9, "),
     "a missing shard": (move, "lion/model-1.safetensors: No such file"),
     "no tokenizer": (
@@ -94,7 +94,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a million layers": (lambda folder: edit_part(folder, num_layers=10**6), "num_layers is 1000000, but must be"),
     "a weight that is no number": (
         lambda folder: change(folder, "soft_prompt.weight", float("nan")),
-        "lion: this cannot be loaded: .*weights are not finite, in soft_prompt.weight",
+        "lion: this cannot be loaded: .*soft_prompt.weight contains infinite values or NaN",
     ),
 }  # fmt: skip
 

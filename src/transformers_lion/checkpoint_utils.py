@@ -256,7 +256,7 @@ def compare(folder: Path, model: torch.nn.Module, stored: Mapping[str, StoredTen
     ]
     if problems:
         more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise ValueError(f"{folder}: its weights are not those of its config.json: {'; '.join(problems[:2])}{more}.")
+        raise ValueError(f"{folder}: the weights do not match config.json: {'; '.join(problems[:2])}{more}.")
 
 
 __all__ = [

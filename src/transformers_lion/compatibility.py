@@ -55,8 +55,8 @@ def enable_activation_checkpointing(model: PreTrainedModel, use_reentrant: bool 
 __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
-    "get_cache",
     "enable_activation_checkpointing",
-    "resolve_cache",
+    "get_cache",
     "rename_cache",
+    "resolve_cache",
 ]

@@ -35,7 +35,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .compatibility import CACHE_NAMES, resolve_cache, rename_cache
+from .compatibility import CACHE_NAMES, rename_cache, resolve_cache
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .modeling_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
