@@ -51,7 +51,7 @@ class ExportPart(nn.Module):
 
 
 class ImagePart(ExportPart):
-    """Vision tower and aggregator: pixels (B, 3, H, W) -> features for the Q-Former (B, P, V) and the text (B, P, D)."""
+    """Vision tower and aggregator: pixels (B, 3, H, W) -> Q-Former input (B, P, V) and projected features (B, P, D)."""
 
     input_names = ("pixel_values",)
     output_names = ("last_hidden_state", "pooler_output")
