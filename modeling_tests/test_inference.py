@@ -295,8 +295,8 @@ def test_an_image_is_forgotten_after_its_last_request(lion: Lion, monkeypatch: p
         return original(self, requests, images)
 
     monkeypatch.setattr(Lion, "_inputs", noting)
-    pictures = [Image.new("RGB", (8, 8), (30 * index, 0, 0)) for index in range(8)]
-    lion.answer([Request(picture, text) for text in ("a", "b") for picture in pictures], batch_size=2, **SHORT)
+    sources = [Image.new("RGB", (8, 8), (30 * index, 0, 0)) for index in range(8)]
+    lion.answer([Request(source, text) for text in ("a", "b") for source in sources], batch_size=2, **SHORT)
     assert len(alive) == 8
     assert max(alive) <= 2
 
@@ -341,12 +341,12 @@ def test_likelihood_chooses_what_the_example_answers(example: Lion) -> None:
 
 def test_one_gives_one_and_lists_give_lists(lion: Lion) -> None:
     a, b, _ = IMAGES
-    both = [lion.caption(picture, **SHORT) for picture in (a, b)]
+    both = [lion.caption(rgb_image, **SHORT) for rgb_image in (a, b)]
     assert isinstance(both[0], str)
     assert lion.caption([a, b], **SHORT) == both
     assert lion.caption([a], **SHORT) == both[:1]
     texts = [QUESTION, "What is it?"]
-    answers = [[lion.ask(picture, text, **SHORT) for text in texts] for picture in (a, b)]
+    answers = [[lion.ask(rgb_image, text, **SHORT) for text in texts] for rgb_image in (a, b)]
     assert lion.ask(a, texts, **SHORT) == answers[0]
     assert lion.ask([a, b], texts[0], **SHORT) == [answers[0][0], answers[1][0]]
     assert lion.ask([a, b], texts, **SHORT) == [answers[0][0], answers[1][1]]
@@ -536,8 +536,8 @@ def test_bytes_and_stored_images_are_images(lion: Lion, tmp_path: Path) -> None:
 def test_images_of_a_batch_are_in_memory_one_at_a_time(
     lion: Lion, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for index, picture in enumerate(IMAGES):
-        picture.save(tmp_path / f"{index}.png")
+    for index, rgb_image in enumerate(IMAGES):
+        rgb_image.save(tmp_path / f"{index}.png")
     alive: list[weakref.ref] = []
     counts: list[int] = []
     to_rgb = inference.to_rgb
@@ -545,9 +545,9 @@ def test_images_of_a_batch_are_in_memory_one_at_a_time(
     def open_and_count(image: Any) -> Image.Image:
         gc.collect()
         counts.append(sum(ref() is not None for ref in alive))
-        picture = to_rgb(image)
-        alive.append(weakref.ref(picture))
-        return picture
+        rgb_image = to_rgb(image)
+        alive.append(weakref.ref(rgb_image))
+        return rgb_image
 
     monkeypatch.setattr(inference, "to_rgb", open_and_count)
     Lion(lion.model, lion.processor, example_tagger).caption(sorted(tmp_path.glob("*.png")), **SHORT)

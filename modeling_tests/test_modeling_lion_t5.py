@@ -167,7 +167,7 @@ def test_a_cache_is_taken_under_its_old_and_its_new_name(name: str) -> None:
 
 def test_a_cache_under_both_names_is_refused() -> None:
     cache = DynamicCache()
-    with pytest.raises(ValueError, match="two names of the same argument"):
+    with pytest.raises(ValueError, match="names for the same argument"):
         resolve_cache(cache, cache)
     assert rename_cache({"cache": cache, "num_beams": 2}) == {CACHE_NAME: cache, "num_beams": 2}
     assert rename_cache({"past_key_values": cache}) == {CACHE_NAME: cache}

@@ -76,13 +76,13 @@ def test_a_list_gives_each_image_its_own_answer(pipe: Pipeline, batch_size: int)
 
 def test_several_sequences_stay_beside_their_image(pipe: Pipeline) -> None:
     options = {"num_beams": 4, "num_return_sequences": 2, **SHORT}
-    alone = [pipe(picture, **options) for picture in IMAGES]
+    alone = [pipe(image, **options) for image in IMAGES]
     assert [len(answers) for answers in alone] == [2, 2, 2]
     assert pipe(IMAGES, batch_size=2, **options) == alone
     assert pipe(IMAGES, batch_size=2, generate_kwargs=options) == alone
 
 
-class Pictures(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 3
 
@@ -93,16 +93,16 @@ class Pictures(torch.utils.data.Dataset):
 def test_generators_and_data_sets_are_read_item_by_item(pipe: Pipeline) -> None:
     seen: list[int] = []
 
-    def pictures() -> Iterator[Image.Image]:
-        for index, picture in enumerate(IMAGES):
+    def generate_images() -> Iterator[Image.Image]:
+        for index, image in enumerate(IMAGES):
             seen.append(index)
-            yield picture
+            yield image
 
-    results = pipe(pictures(), text=QUESTIONS[0], **SHORT)
+    results = pipe(generate_images(), text=QUESTIONS[0], **SHORT)
     assert next(iter(results)) == answer(pipe, 0, QUESTIONS[0])
     assert len(seen) < 3
     expected = [answer(pipe, index, QUESTIONS[index]) for index in range(3)]
-    assert list(pipe(Pictures(), batch_size=2, **SHORT)) == expected
+    assert list(pipe(ImageDataset(), batch_size=2, **SHORT)) == expected
 
 
 def test_rows_of_a_datasets_data_set_are_read(pipe: Pipeline) -> None:

@@ -127,7 +127,7 @@ def test_each_breakage_is_found(
 ) -> None:
     breakage(monkeypatch)
     found = run_checks()
-    assert (" ends in " in found[name]) == (breakage is fail)
+    assert (" raised " in found[name]) == (breakage is fail)
 
 
 def test_generate_checks_once_where_a_package_is_newer_than_tested(
