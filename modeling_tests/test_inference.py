@@ -505,7 +505,7 @@ def test_an_image_that_cannot_be_read_stops_a_call_unless_it_may_be_skipped(lion
 
 @pytest.mark.parametrize("box", [(0.062, 0.156, 0.44, 0.537), (0, 0, 1, 1)])
 def test_fractions_in_the_place_of_pixels_are_an_error(lion: Lion, box: tuple) -> None:
-    with pytest.raises(ValueError, match="30x40 pixels may be fractions"):
+    with pytest.raises(ValueError, match="30x40 pixels looks like fractions"):
         lion.describe_region(IMAGES[0], box)
 
 

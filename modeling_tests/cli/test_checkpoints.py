@@ -64,7 +64,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "lion/config.json: this is not JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected an object, not list"),
     "another model": (lambda folder: edit(folder / "config.json", model_type="bert"), "a model of type 'bert', not 'l"),
-    "a wrong value": (lambda folder: edit(folder / "config.json", num_query_tokens="x"), "config.json: it is not val"),
+    "a wrong value": (lambda folder: edit(folder / "config.json", num_query_tokens="x"), "invalid configuration"),
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "processor_config.json: No such file"),
     "a broken processor": (lambda folder: (folder / "processor_config.json").write_text("[]"), "expected an object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "lion/model.safetensors: No such file"),
