@@ -46,14 +46,14 @@ def pixels_of(image: Any) -> np.ndarray:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def rgb_image() -> Image.Image:
     return wave_image(20, 30)
 
 
-def test_all_ways_to_give_an_image_give_the_same_pixels(picture: Image.Image, tmp_path: Path) -> None:
-    picture.save(tmp_path / "a.png")
-    array, buffer = np.asarray(picture), io.BytesIO()
-    picture.save(buffer, "png")
+def test_all_ways_to_give_an_image_give_the_same_pixels(rgb_image: Image.Image, tmp_path: Path) -> None:
+    rgb_image.save(tmp_path / "a.png")
+    array, buffer = np.asarray(rgb_image), io.BytesIO()
+    rgb_image.save(buffer, "png")
     text = base64.b64encode(buffer.getvalue()).decode()
     ways = {
         "path": tmp_path / "a.png",
@@ -70,16 +70,16 @@ def test_all_ways_to_give_an_image_give_the_same_pixels(picture: Image.Image, tm
         assert np.array_equal(pixels_of(image), array), name
 
 
-def test_the_exif_orientation_is_applied(picture: Image.Image, tmp_path: Path) -> None:
+def test_the_exif_orientation_is_applied(rgb_image: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
-    picture.save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(pixels_of(tmp_path / "a.png"), np.rot90(np.asarray(picture), k=-1))
+    rgb_image.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(pixels_of(tmp_path / "a.png"), np.rot90(np.asarray(rgb_image), k=-1))
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK", "L", "1", "YCbCr"])
-def test_images_of_any_mode_become_rgb(mode: str, picture: Image.Image) -> None:
-    converted = picture.convert("L").convert("LA") if mode == "LA" else picture.convert(mode)
+def test_images_of_any_mode_become_rgb(mode: str, rgb_image: Image.Image) -> None:
+    converted = rgb_image.convert("L").convert("LA") if mode == "LA" else rgb_image.convert(mode)
     assert np.array_equal(pixels_of(converted), np.asarray(converted.convert("RGB")))
 
 
@@ -116,17 +116,17 @@ def test_tensors_of_any_float_dtype_and_with_gradients_are_read(dtype: torch.dty
     assert (pixels_of(tensor) == 128).all()
 
 
-def test_batched_and_nested_images_are_flattened_in_order(picture: Image.Image) -> None:
-    other = picture.rotate(180)
-    batch = np.stack([np.asarray(picture), np.asarray(other)])
-    for images in ([picture, other], [[picture], [other]], batch, torch.from_numpy(batch)):
+def test_batched_and_nested_images_are_flattened_in_order(rgb_image: Image.Image) -> None:
+    other = rgb_image.rotate(180)
+    batch = np.stack([np.asarray(rgb_image), np.asarray(other)])
+    for images in ([rgb_image, other], [[rgb_image], [other]], batch, torch.from_numpy(batch)):
         first, second = load_rgb_images(images)
         assert np.array_equal(np.asarray(first), batch[0])
         assert np.array_equal(np.asarray(second), batch[1])
 
 
-def test_broken_files_are_named(picture: Image.Image, tmp_path: Path) -> None:
-    picture.resize((300, 300)).save(tmp_path / "cut.jpg")
+def test_broken_files_are_named(rgb_image: Image.Image, tmp_path: Path) -> None:
+    rgb_image.resize((300, 300)).save(tmp_path / "cut.jpg")
     whole = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("no image")
@@ -138,7 +138,7 @@ def test_broken_files_are_named(picture: Image.Image, tmp_path: Path) -> None:
         "missing.png": "no such file",
     }.items():
         with pytest.raises(ValueError, match=words) as error:
-            LionImageProcessor(size=SMALL)([picture, str(tmp_path / name)])
+            LionImageProcessor(size=SMALL)([rgb_image, str(tmp_path / name)])
         assert name in str(error.value)
 
 
@@ -151,7 +151,7 @@ def test_broken_files_are_named(picture: Image.Image, tmp_path: Path) -> None:
         (np.full((4, 4), np.nan), "nan"),
         (np.zeros(4, np.uint8), "shape"),
         (3, "expected a path"),
-        ({"url": "a.png"}, "expected a path"),
+        ({"url": "a.png"}, "expected a mapping"),
     ],
 )
 def test_what_is_no_image_is_refused(image: Any, words: str) -> None:
@@ -159,14 +159,14 @@ def test_what_is_no_image_is_refused(image: Any, words: str) -> None:
         load_rgb_images(image)
 
 
-def test_the_processor_loads_through_the_auto_class(tmp_path: Path, picture: Image.Image) -> None:
+def test_the_processor_loads_through_the_auto_class(tmp_path: Path, rgb_image: Image.Image) -> None:
     processor = LionImageProcessor(size=SMALL, image_mean=[0.1, 0.2, 0.3])
     processor.save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(loaded) is LionImageProcessor
     assert loaded.to_dict() == processor.to_dict()
-    expected = processor(picture, return_tensors="pt")["pixel_values"]
-    assert torch.equal(loaded(picture, return_tensors="pt")["pixel_values"], expected)
+    expected = processor(rgb_image, return_tensors="pt")["pixel_values"]
+    assert torch.equal(loaded(rgb_image, return_tensors="pt")["pixel_values"], expected)
 
 
 def test_pixels_that_are_already_scaled_are_left_alone() -> None:

@@ -181,7 +181,7 @@ def test_rows_that_ended_are_padded_whoever_gives_the_generation_config(example:
 def test_several_sequences_are_refused_wherever_they_are_asked_for(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
     config = GenerationConfig(num_beams=3, num_return_sequences=2)
     for options in ({"num_return_sequences": 2, "num_beams": 3}, {"generation_config": config}):
-        with pytest.raises(ValueError, match="num_return_sequences is 2, but a request has 1 answer"):
+        with pytest.raises(ValueError, match="num_return_sequences is 2, but must be 1"):
             lion.caption(IMAGES[0], **options)
     monkeypatch.setattr(lion.model.generation_config, "num_return_sequences", 3)
     with pytest.raises(ValueError, match="num_return_sequences is 3"):
@@ -196,7 +196,7 @@ def test_questions_and_tags_may_come_from_tables(lion: Lion) -> None:
     assert lion.ask(IMAGES[:2], table["question"].to_numpy(), **SHORT) == expected
     requests = [Request(IMAGES[0], row.question, tags=row.tags) for row in table.itertuples()]
     assert [found.tags for found in lion.answer(requests, **SHORT)] == [["dog"], None]
-    with pytest.raises(ValueError, match="questions must hold strings, but holds no value at position 1"):
+    with pytest.raises(ValueError, match=r"questions must contain only strings, .* a missing value at position 1"):
         lion.ask(IMAGES[:2], ["a", float("nan")])
 
 
@@ -291,12 +291,12 @@ def test_an_image_is_forgotten_after_its_last_request(lion: Lion, monkeypatch: p
 
     def noting(self: Lion, requests: Any, images: Any) -> Any:
         gc.collect()
-        alive.append(sum(type(held) is inference.SeenImage for held in gc.get_objects()))
+        alive.append(sum(type(held) is inference.EncodedImage for held in gc.get_objects()))
         return original(self, requests, images)
 
     monkeypatch.setattr(Lion, "_inputs", noting)
-    pictures = [Image.new("RGB", (8, 8), (30 * index, 0, 0)) for index in range(8)]
-    lion.answer([Request(picture, text) for text in ("a", "b") for picture in pictures], batch_size=2, **SHORT)
+    sources = [Image.new("RGB", (8, 8), (30 * index, 0, 0)) for index in range(8)]
+    lion.answer([Request(source, text) for text in ("a", "b") for source in sources], batch_size=2, **SHORT)
     assert len(alive) == 8
     assert max(alive) <= 2
 
@@ -341,12 +341,12 @@ def test_likelihood_chooses_what_the_example_answers(example: Lion) -> None:
 
 def test_one_gives_one_and_lists_give_lists(lion: Lion) -> None:
     a, b, _ = IMAGES
-    both = [lion.caption(picture, **SHORT) for picture in (a, b)]
+    both = [lion.caption(rgb_image, **SHORT) for rgb_image in (a, b)]
     assert isinstance(both[0], str)
     assert lion.caption([a, b], **SHORT) == both
     assert lion.caption([a], **SHORT) == both[:1]
     texts = [QUESTION, "What is it?"]
-    answers = [[lion.ask(picture, text, **SHORT) for text in texts] for picture in (a, b)]
+    answers = [[lion.ask(rgb_image, text, **SHORT) for text in texts] for rgb_image in (a, b)]
     assert lion.ask(a, texts, **SHORT) == answers[0]
     assert lion.ask([a, b], texts[0], **SHORT) == [answers[0][0], answers[1][0]]
     assert lion.ask([a, b], texts, **SHORT) == [answers[0][0], answers[1][1]]
@@ -435,14 +435,14 @@ def test_dtype_and_mode_are_those_asked_for(lion_folder: Path) -> None:
         (lambda lion: lion.caption("lost.png"), "lost.png"),
         (lambda lion: lion.ask(IMAGES, ["a", "b"]), "3 images for 2 questions"),
         (lambda lion: lion.ask(IMAGES[0], 3), "questions must be a string or a list"),
-        (lambda lion: lion.locate(IMAGES[0], " "), "phrases holds a blank text"),
+        (lambda lion: lion.locate(IMAGES[0], " "), "phrases contains a blank string"),
         (lambda lion: lion.describe_region(IMAGES[0], (1, 2, 3)), r"shape \(4,\) or \(N, 4\), but has \(3,\)"),
-        (lambda lion: lion.describe_region(IMAGES[0], [(1, 2, 3, 4), (1, 2)]), "four numbers each"),
-        (lambda lion: lion.describe_region(IMAGES[0], (90, 0, 99, 9)), "no area in an image of 30x40 pixels"),
+        (lambda lion: lion.describe_region(IMAGES[0], [(1, 2, 3, 4), (1, 2)]), "must be a box of four numbers"),
+        (lambda lion: lion.describe_region(IMAGES[0], (90, 0, 99, 9)), "no area inside the image of 30x40 pixels"),
         (lambda lion: lion.describe_region(IMAGES[0], (1, 2, math.nan, 4)), "no area"),
-        (lambda lion: lion.tag(IMAGES[0]), "There is no tagger"),
-        (lambda lion: lion.answer(["a"]), "must hold Request, but holds str"),
-        (lambda lion: lion.answer([Request(IMAGES[0], None)]), "questions must hold strings"),
+        (lambda lion: lion.tag(IMAGES[0]), "has no tagger"),
+        (lambda lion: lion.answer(["a"]), "must contain `Request` objects, but contains str"),
+        (lambda lion: lion.answer([Request(IMAGES[0], None)]), "questions must contain only strings"),
         (lambda lion: lion.answer([Request(IMAGES[0], "a", "level")]), "task_type is 'level'"),
         (lambda lion: lion.answer([], batch_size=0), "batch_size is 0"),
         (lambda lion: lion.answer([], num_return_sequences=2), "num_return_sequences is 2"),
@@ -505,7 +505,7 @@ def test_an_image_that_cannot_be_read_stops_a_call_unless_it_may_be_skipped(lion
 
 @pytest.mark.parametrize("box", [(0.062, 0.156, 0.44, 0.537), (0, 0, 1, 1)])
 def test_fractions_in_the_place_of_pixels_are_an_error(lion: Lion, box: tuple) -> None:
-    with pytest.raises(ValueError, match="30x40 pixels may be fractions"):
+    with pytest.raises(ValueError, match="30x40 pixels looks like fractions"):
         lion.describe_region(IMAGES[0], box)
 
 
@@ -536,8 +536,8 @@ def test_bytes_and_stored_images_are_images(lion: Lion, tmp_path: Path) -> None:
 def test_images_of_a_batch_are_in_memory_one_at_a_time(
     lion: Lion, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for index, picture in enumerate(IMAGES):
-        picture.save(tmp_path / f"{index}.png")
+    for index, rgb_image in enumerate(IMAGES):
+        rgb_image.save(tmp_path / f"{index}.png")
     alive: list[weakref.ref] = []
     counts: list[int] = []
     to_rgb = inference.to_rgb
@@ -545,9 +545,9 @@ def test_images_of_a_batch_are_in_memory_one_at_a_time(
     def open_and_count(image: Any) -> Image.Image:
         gc.collect()
         counts.append(sum(ref() is not None for ref in alive))
-        picture = to_rgb(image)
-        alive.append(weakref.ref(picture))
-        return picture
+        rgb_image = to_rgb(image)
+        alive.append(weakref.ref(rgb_image))
+        return rgb_image
 
     monkeypatch.setattr(inference, "to_rgb", open_and_count)
     Lion(lion.model, lion.processor, example_tagger).caption(sorted(tmp_path.glob("*.png")), **SHORT)

@@ -14,10 +14,10 @@ from factories import tiny_config, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import modeling_lion_t5
 from transformers_lion.compatibility import (
     CACHE_NAME,
-    cache_of,
     enable_activation_checkpointing,
-    one_cache,
-    with_cache_name,
+    get_cache,
+    rename_cache,
+    resolve_cache,
 )
 from transformers_lion.modeling_lion_t5 import (
     LionAdapterMixture,
@@ -154,10 +154,10 @@ def test_a_cache_is_taken_under_its_old_and_its_new_name(name: str) -> None:
         start = model(**inputs, decoder_input_ids=ANSWER[:, :-1], use_cache=True)
         step = model(
             **inputs, encoder_outputs=(start.encoder_last_hidden_state,), decoder_input_ids=ANSWER[:, -1:],
-            use_cache=True, **{name: cache_of(start)},
+            use_cache=True, **{name: get_cache(start)},
         )  # fmt: skip
     assert torch.allclose(step.logits, whole, atol=1e-5)
-    assert cache_of(step) is cache_of(start)
+    assert get_cache(step) is get_cache(start)
     given = EncoderDecoderCache(DynamicCache(), DynamicCache())
     assert torch.equal(
         model.generate(**inputs, max_new_tokens=4, **{name: given}), model.generate(**inputs, max_new_tokens=4)
@@ -167,10 +167,10 @@ def test_a_cache_is_taken_under_its_old_and_its_new_name(name: str) -> None:
 
 def test_a_cache_under_both_names_is_refused() -> None:
     cache = DynamicCache()
-    with pytest.raises(ValueError, match="two names of the same argument"):
-        one_cache(cache, cache)
-    assert with_cache_name({"cache": cache, "num_beams": 2}) == {CACHE_NAME: cache, "num_beams": 2}
-    assert with_cache_name({"past_key_values": cache}) == {CACHE_NAME: cache}
+    with pytest.raises(ValueError, match="names for the same argument"):
+        resolve_cache(cache, cache)
+    assert rename_cache({"cache": cache, "num_beams": 2}) == {CACHE_NAME: cache, "num_beams": 2}
+    assert rename_cache({"past_key_values": cache}) == {CACHE_NAME: cache}
 
 
 def test_training_with_activation_checkpointing_keeps_no_cache_and_has_the_same_gradients() -> None:
@@ -181,7 +181,7 @@ def test_training_with_activation_checkpointing_keeps_no_cache_and_has_the_same_
             enable_activation_checkpointing(model.language_model)
         model.language_model.train()
         outputs = model(**tiny_inputs(), labels=tiny_labels(), use_cache=True)
-        assert (cache_of(outputs) is None) == checkpointing
+        assert (get_cache(outputs) is None) == checkpointing
         outputs.loss.backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
     plain, checkpointed = gradients
@@ -266,7 +266,7 @@ def test_beams_that_share_the_encoder_generate_what_repeated_ones_do(
 def test_keys_and_values_of_the_encoder_are_kept_once_for_all_beams() -> None:
     model = tiny_model()
     outputs = model.generate(**tiny_inputs(2), max_new_tokens=4, num_beams=5, return_dict_in_generate=True)
-    cache = cache_of(outputs)
+    cache = get_cache(outputs)
     assert isinstance(cache, SharedCrossCache)
     assert {len(layer.keys) for layer in cache.cross_attention_cache.layers} == {2}
     assert {len(layer.keys) for layer in cache.self_attention_cache.layers} == {10}

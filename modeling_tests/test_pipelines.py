@@ -76,13 +76,13 @@ def test_a_list_gives_each_image_its_own_answer(pipe: Pipeline, batch_size: int)
 
 def test_several_sequences_stay_beside_their_image(pipe: Pipeline) -> None:
     options = {"num_beams": 4, "num_return_sequences": 2, **SHORT}
-    alone = [pipe(picture, **options) for picture in IMAGES]
+    alone = [pipe(image, **options) for image in IMAGES]
     assert [len(answers) for answers in alone] == [2, 2, 2]
     assert pipe(IMAGES, batch_size=2, **options) == alone
     assert pipe(IMAGES, batch_size=2, generate_kwargs=options) == alone
 
 
-class Pictures(torch.utils.data.Dataset):
+class ImageDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 3
 
@@ -93,16 +93,16 @@ class Pictures(torch.utils.data.Dataset):
 def test_generators_and_data_sets_are_read_item_by_item(pipe: Pipeline) -> None:
     seen: list[int] = []
 
-    def pictures() -> Iterator[Image.Image]:
-        for index, picture in enumerate(IMAGES):
+    def generate_images() -> Iterator[Image.Image]:
+        for index, image in enumerate(IMAGES):
             seen.append(index)
-            yield picture
+            yield image
 
-    results = pipe(pictures(), text=QUESTIONS[0], **SHORT)
+    results = pipe(generate_images(), text=QUESTIONS[0], **SHORT)
     assert next(iter(results)) == answer(pipe, 0, QUESTIONS[0])
     assert len(seen) < 3
     expected = [answer(pipe, index, QUESTIONS[index]) for index in range(3)]
-    assert list(pipe(Pictures(), batch_size=2, **SHORT)) == expected
+    assert list(pipe(ImageDataset(), batch_size=2, **SHORT)) == expected
 
 
 def test_rows_of_a_datasets_data_set_are_read(pipe: Pipeline) -> None:
@@ -171,7 +171,7 @@ def test_columns_of_tables_are_lists(pipe: Pipeline) -> None:
     assert list(pipe(iter(IMAGES), text=(text for text in QUESTIONS), tags=tags, batch_size=2, **SHORT)) == expected
 
 
-@pytest.mark.parametrize(("count", "words"), [(2, "3 entries, but there are 2 images"), (4, "4 images or more")])
+@pytest.mark.parametrize(("count", "words"), [(2, "3 entries, but there are 2 images"), (4, "at least 4 images")])
 def test_a_generator_with_another_number_of_questions_is_refused(pipe: Pipeline, count: int, words: str) -> None:
     results = pipe((IMAGES[0] for _ in range(count)), text=QUESTIONS, **SHORT)
     with pytest.raises(ValueError, match=words):
@@ -223,23 +223,23 @@ def test_generate_may_return_its_own_output_class(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
-        ([{"images": IMAGES[:2]}], {}, "2 images; LION takes 1"),
-        ([], {}, "needs an image"),
+        ([{"images": IMAGES[:2]}], {}, "2 images, but LION accepts one"),
+        ([], {}, "requires an image"),
         ([[]], {}, "empty"),
         ([IMAGES], {"text": QUESTIONS[:2]}, "text has 2 entries for 3 samples"),
         ([IMAGES], {"tags": ["dog"]}, "tags has 1 entries for 3 samples"),
-        ([{"picture": IMAGES[0]}], {}, "'image', which is not read; the keys are image"),
-        ([{"text": "a"}], {}, "no image; its keys are text"),
-        ([{"image": IMAGES[0], "hint": "a"}], {}, "'hint', which is not read"),
-        ([{"image": IMAGES[0], "text": "a", "question": "b"}], {}, "one of text and question"),
-        ([IMAGES[0]], {"text": "a", "prompt": "b"}, "one of text and prompt"),
+        ([{"picture": IMAGES[0]}], {}, "Unknown keys 'picture' in an input"),
+        ([{"text": "a"}], {}, "no image\\. Its keys are text"),
+        ([{"image": IMAGES[0], "hint": "a"}], {}, "Unknown keys 'hint'"),
+        ([{"image": IMAGES[0], "text": "a", "question": "b"}], {}, "only one of text and question"),
+        ([IMAGES[0]], {"text": "a", "prompt": "b"}, "only one of text and prompt"),
         ([{"image": IMAGES[0], "text": float("nan")}], {}, "text is nan"),
-        ([IMAGES], {"text": ["a", None, "b"]}, "no value at position 1"),
-        ([IMAGES], {"text": pandas.Series(["a", np.nan, "b"])}, "no value at position 1"),
+        ([IMAGES], {"text": ["a", None, "b"]}, "a missing value at position 1"),
+        ([IMAGES], {"text": pandas.Series(["a", np.nan, "b"])}, "a missing value at position 1"),
         ([[{"role": "user", "content": [{"type": "video", "video": "a"}]}]], {}, "text and image, not .*video"),
         ([IMAGES[0]], {"task_type": "pixel_level"}, "'pixel_level'"),
-        ([IMAGES[0]], {"num_beams": 2, "generate_kwargs": {"num_beams": 3}}, "num_beams is given twice"),
-        ([[{"role": "user", "content": [{"type": "text", "text": "a"}]}]], {}, "0 images; LION takes 1"),
+        ([IMAGES[0]], {"num_beams": 2, "generate_kwargs": {"num_beams": 3}}, "num_beams is passed twice"),
+        ([[{"role": "user", "content": [{"type": "text", "text": "a"}]}]], {}, "0 images, but LION accepts one"),
         ([messages(0)], {"text": "a"}, "either messages or images"),
         (["missing.png"], {}, "missing.png"),
     ],

@@ -151,7 +151,7 @@ def test_one_question_serves_all_images_and_one_image_all_questions(lion_process
         ({"images": IMAGE, "tags": "dog"}, ["tags", "text"]),
         ({"text": 5}, ["text", "int"]),
         ({"text": QUESTION, "tags": 5}, ["tags", "int"]),
-        ({"text": [QUESTION] * 2, "text_target": ["x", None]}, ["text_target", "no value at position 1"]),
+        ({"text": [QUESTION] * 2, "text_target": ["x", None]}, ["text_target", "a missing value at position 1"]),
     ],
 )
 def test_input_that_does_not_fit_is_refused_with_both_numbers(

@@ -360,10 +360,10 @@ def blips_image_processor_keeps_pillows_pixels() -> None:
     import numpy as np
     from PIL import Image
 
-    picture = Image.radial_gradient("L").convert("RGB").resize((31, 17))
+    image = Image.radial_gradient("L").convert("RGB").resize((31, 17))
     processor = BlipImageProcessorPil(size={"height": 8, "width": 8})
-    pixels = processor.preprocess(picture, return_tensors="pt")["pixel_values"][0]
-    expected = np.asarray(picture.resize((8, 8), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    pixels = processor.preprocess(image, return_tensors="pt")["pixel_values"][0]
+    expected = np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     expected = (expected - np.array(processor.image_mean)) / np.array(processor.image_std)
     assert torch.allclose(pixels.permute(1, 2, 0).double(), torch.from_numpy(expected), atol=1e-5)
 

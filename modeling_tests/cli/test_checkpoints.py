@@ -60,18 +60,18 @@ def move(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (lambda folder: shutil.rmtree(folder), "couldn't connect|cannot be loaded|No such file"),
-    "no configuration": (lambda folder: (folder / "config.json").unlink(), "lion: there is no model in this folder"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "lion: this folder has no config.json"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "lion/config.json: this is not JSON"),
     "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json: expected an object, not list"),
     "another model": (lambda folder: edit(folder / "config.json", model_type="bert"), "a model of type 'bert', not 'l"),
-    "a wrong value": (lambda folder: edit(folder / "config.json", num_query_tokens="x"), "config.json: it is not val"),
+    "a wrong value": (lambda folder: edit(folder / "config.json", num_query_tokens="x"), "invalid configuration"),
     "no processor": (lambda folder: (folder / "processor_config.json").unlink(), "processor_config.json: No such file"),
     "a broken processor": (lambda folder: (folder / "processor_config.json").write_text("[]"), "expected an object"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "lion/model.safetensors: No such file"),
-    "half of the weights": (shorten, "model.safetensors: this is not a whole safetensors file: .*not fully covered"),
-    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "not a whole safetensors file"),
-    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "not a whole safetensors file"),
-    "a missing tensor": (drop, "its weights are not those of its config.json: soft_prompt.weight is missing"),
+    "half of the weights": (shorten, "model.safetensors: damaged or incomplete safetensors file: .*not fully covered"),
+    "garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 99), "incomplete safetensors file"),
+    "empty weights": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "incomplete safetensors file"),
+    "a missing tensor": (drop, "the weights do not match config.json: soft_prompt.weight is missing"),
     "another size": (lambda folder: edit(folder / "config.json", num_query_tokens=9), r"has shape \(.*\), not \(9, "),
     "a missing shard": (move, "lion/model-1.safetensors: No such file"),
     "no tokenizer": (
@@ -84,7 +84,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another tokenizer for the Q-Former": (
         lambda folder: shutil.copy(folder / "tokenizer.json", folder / "qformer_tokenizer"),
-        "but the Q-Former reads BERT's word pieces",
+        "but the Q-Former needs BERT's WordPiece",
     ),
     "no settings of generation": (
         lambda folder: (folder / "generation_config.json").unlink(),
@@ -94,7 +94,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a million layers": (lambda folder: edit_part(folder, num_layers=10**6), "num_layers is 1000000, but must be"),
     "a weight that is no number": (
         lambda folder: change(folder, "soft_prompt.weight", float("nan")),
-        "lion: this cannot be loaded: .*weights are not finite, in soft_prompt.weight",
+        "lion: this cannot be loaded: .*soft_prompt.weight contains infinite values or NaN",
     ),
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ def test_the_doctor_names_what_is_broken_and_fails(monkeypatch: pytest.MonkeyPat
     ran = lion("doctor", "--json")
     facts = json.loads("\n".join(ran.lines))
     assert ran.code == 1
-    assert facts["checks"]["steps"] == "generated tokens are not those of a forward pass"
+    assert facts["checks"]["steps"] == "generated tokens differ from those of a forward pass"
     assert facts["checks"]["tagger"] == ""
 
 

@@ -9,9 +9,9 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 from transformers_lion import LionForConditionalGeneration
-from transformers_lion.compatibility import cache_of
+from transformers_lion.compatibility import get_cache
 from transformers_lion.cpu_inference import optimize_for_inference
-from transformers_lion.cpu_inference.cache import RoomyCache, RoomyLayer
+from transformers_lion.cpu_inference.cache import PreallocatedCache, PreallocatedLayer
 from transformers_lion.cpu_inference.decoder import InferenceDecoder
 from transformers_lion.modeling_lion_t5 import LionT5Block
 
@@ -81,7 +81,7 @@ def continue_with_other_tasks(model: Any, encoded: tuple[torch.Tensor], ids: tor
     tasks = torch.tensor([0, 1, 0, 1])
     first = model(encoder_outputs=encoded, decoder_input_ids=ids[:, :2], task_type_ids=tasks)
     return model(
-        encoder_outputs=encoded, decoder_input_ids=ids[:, 2:], task_type_ids=1 - tasks, past_key_values=cache_of(first)
+        encoder_outputs=encoded, decoder_input_ids=ids[:, 2:], task_type_ids=1 - tasks, past_key_values=get_cache(first)
     ).logits
 
 
@@ -94,7 +94,7 @@ def test_logits_are_those_of_the_plain_blocks_with_and_without_a_cache(counter: 
         counter.calls = 0
         whole = fast(**inputs, labels=tiny_labels())
         first = fast(**inputs, decoder_input_ids=ids[:, :2])
-        cache = cache_of(first)
+        cache = get_cache(first)
         encoded = (first.encoder_last_hidden_state,)
         rest = fast(**inputs, encoder_outputs=encoded, decoder_input_ids=ids[:, 2:], past_key_values=cache)
         without = plain(**inputs, decoder_input_ids=ids)
@@ -161,7 +161,7 @@ def test_threads_with_different_tasks_do_not_meet() -> None:
 
 def test_a_cache_with_room_does_what_other_caches_do() -> None:
     generator = torch.Generator().manual_seed(0)
-    roomy, other = RoomyLayer(), DynamicCache()
+    roomy, other = PreallocatedLayer(), DynamicCache()
     for length in (3, 1, 40, 1):
         states = torch.randn(2, 2, 3, length, 4, generator=generator)
         found, expected = roomy.update(*states), other.update(*states, 0)
@@ -188,5 +188,5 @@ def test_caches_of_the_default_kind_are_taken_over_when_empty() -> None:
     used.self_attention_cache.update(*torch.zeros(2, 4, 4, 1, 8), 0)
     with torch.no_grad():
         model(**inputs, decoder_input_ids=PROMPT, past_key_values=empty)
-    assert isinstance(empty.self_attention_cache, RoomyCache)
+    assert isinstance(empty.self_attention_cache, PreallocatedCache)
     assert type(used.self_attention_cache) is DynamicCache

@@ -56,7 +56,7 @@ def test_numbers_that_float16_does_not_hold_are_found() -> None:
     assert pack.num_lost == 10
     assert is_same(pack.unpack(), weight)
     weight[5] = 2.0**-35
-    with pytest.raises(ValueError, match=r"110 of 10000 numbers .* at most 0\.1%"):
+    with pytest.raises(ValueError, match=r"110 of .* 10000 values; at most 0\.1%"):
         Float16Pack([weight], None)
     assert isinstance(make_pack([weight], None, "auto"), Float32Pack)
     weight[0, 0] = float("inf")

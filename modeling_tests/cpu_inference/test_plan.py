@@ -38,7 +38,7 @@ def test_each_processor_gets_what_is_fast_on_it(monkeypatch: pytest.MonkeyPatch)
         assert "\n" not in str(found)
     model = model.to(torch.bfloat16)
     assert inference_plan(model, "float32", AVX512_BF16).weights == "float32"  # asked for
-    with pytest.raises(ValueError, match="fbgemm"):
+    with pytest.raises(ValueError, match="FBGEMM"):
         inference_plan(model, "float16", NO_FBGEMM)
     with pytest.raises(ValueError, match=r"weights='int8'.*'auto', 'float32', 'float16'"):
         inference_plan(model, "int8")

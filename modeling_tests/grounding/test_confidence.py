@@ -106,7 +106,7 @@ def test_the_processor_fills_in_the_scores_of_generated_boxes(lion_processor: Li
 
 
 def test_scores_must_match_the_ids(lion_processor: LionProcessor) -> None:
-    with pytest.raises(ValueError, match="scores are of 1 sequences of ids, but outputs are 1 texts"):
+    with pytest.raises(ValueError, match="scores are for 1 sequences of ids, but outputs are 1 texts"):
         lion_processor.post_process_grounded_object_detection(["a"], scores=torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="scores are of 2 sequences of ids, but outputs are 1 sequences"):
+    with pytest.raises(ValueError, match="scores are for 2 sequences of ids, but outputs are 1 sequences"):
         lion_processor.post_process_grounded_object_detection(torch.zeros(1, 3).long(), scores=torch.zeros(2, 3))

@@ -29,7 +29,7 @@ def png(array: np.ndarray) -> bytes:
 
 IMAGE = png(PIXELS)
 ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
-    "/picture.png": (200, {"Content-Type": "image/png"}, IMAGE),
+    "/image.png": (200, {"Content-Type": "image/png"}, IMAGE),
     "/deep.png": (200, {"Content-Type": "image/png"}, png(DEEP)),
     "/binary": (200, {"Content-Type": "application/octet-stream"}, IMAGE),
     "/untyped": (200, {}, IMAGE),
@@ -39,8 +39,8 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/page.png": (200, {"Content-Type": "text/html; charset=utf-8"}, IMAGE),
     "/data.png": (200, {"Content-Type": "application/problem+json"}, b"{}"),
     "/announced.png": (200, {"Content-Type": "image/png", "Content-Length": "1000000000000"}, IMAGE),
-    "/no-picture.png": (200, {"Content-Type": "image/png"}, b"This is not an image."),
-    "/moved.png": (302, {"Location": "/picture.png"}, b""),
+    "/no-image.png": (200, {"Content-Type": "image/png"}, b"This is not an image."),
+    "/moved.png": (302, {"Location": "/image.png"}, b""),
     "/moved-away.png": (302, {"Location": "/missing.png"}, b""),
     "/loop.png": (302, {"Location": "/loop.png"}, b""),
     "/elsewhere.png": (302, {"Location": "file:///etc/passwd"}, b""),
@@ -91,7 +91,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("path", ["/picture.png", "/binary", "/untyped", "/moved.png"])
+@pytest.mark.parametrize("path", ["/image.png", "/binary", "/untyped", "/moved.png"])
 def test_a_image_is_downloaded(path: str, server: str) -> None:
     assert np.array_equal(np.asarray(to_rgb(server + path)), PIXELS)
 
@@ -106,8 +106,8 @@ REFUSED = {
     "/broken.png": r"HTTP status 500 \(Internal Server Error\)",
     "/page.png": "sent text/html, which is not an image",
     "/data.png": r"sent application/problem\+json",
-    "/announced.png": "1,000,000,000,000 bytes; at most 100,000,000",
-    "/no-picture.png": "not an image in a known format",
+    "/announced.png": "1,000,000,000,000 bytes, but the limit is 100,000,000",
+    "/no-image.png": "not an image in a known format",
     "/moved-away.png": r"404 \(Not Found\) \(after a redirect to http://127.0.0.1:\d+/missing.png\)",
     "/loop.png": f"redirects more than {MAX_REDIRECTS} times",
     "/elsewhere.png": "cannot be read",
@@ -134,7 +134,7 @@ ENTRANCES: dict[str, Callable[[str], Any]] = {
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
 def test_a_placeholder_that_comes_with_404_is_taken_by_no_entrance(entrance: str, server: str) -> None:
-    ENTRANCES[entrance](f"{server}/picture.png")
+    ENTRANCES[entrance](f"{server}/image.png")
     with pytest.raises(ValueError, match=r"/missing.png.* 404 \(Not Found\)"):
         ENTRANCES[entrance](f"{server}/missing.png")
 
@@ -158,7 +158,7 @@ def test_passwords_in_addresses_are_in_no_message(server: str) -> None:
 
 def test_others_are_answered_where_one_download_fails(server: str, lion_model: Any, lion_processor: Any) -> None:
     lion = Lion(lion_model, lion_processor)
-    names = [f"{server}/picture.png", f"{server}/missing.png", "nowhere.png", f"{server}/page.png"]
+    names = [f"{server}/image.png", f"{server}/missing.png", "nowhere.png", f"{server}/page.png"]
     found = lion.caption(names, on_error="skip", max_new_tokens=4)
     assert found[0] == lion.caption(PIXELS, max_new_tokens=4)
     assert found[1:] == [None] * 3

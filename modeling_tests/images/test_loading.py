@@ -18,7 +18,7 @@ from transformers_lion.cli.images import open_image as open_by_command
 from transformers_lion.demo.uploads import open_upload
 from transformers_lion.evaluation.answering import open_image as open_in_evaluation
 from transformers_lion.images import find_size, flatten, is_batch, load_rgb_images, loading, upright_size
-from transformers_lion.pipelines import as_item, image_of
+from transformers_lion.pipelines import as_input, find_image
 from transformers_lion.training.records import open_image as open_in_records
 from transformers_lion.training.records import parse_record
 
@@ -33,9 +33,9 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
-def content_of(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def content_of(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -62,13 +62,13 @@ def as_text(content: bytes) -> str:
 
 
 def saved(content: bytes, folder: Path) -> str:
-    path = folder / "picture"
+    path = folder / "image"
     path.write_bytes(content)
     return str(path)
 
 
 def in_message(part: dict[str, Any]) -> Image.Image:
-    return to_rgb(image_of([{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]))
+    return to_rgb(find_image([{"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}]))
 
 
 def data_uri(content: bytes) -> str:
@@ -76,9 +76,9 @@ def data_uri(content: bytes) -> str:
 
 
 def decoded(content: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(content))
-    picture.load()
-    return picture
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
 
 
 def by_gradio(content: bytes, folder: Path) -> Image.Image:
@@ -92,7 +92,7 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
     "memory": lambda content, folder: to_rgb(memoryview(content)),
     "stored image": lambda content, folder: to_rgb({"bytes": content, "path": "elsewhere.png"}),
     "stored path": lambda content, folder: to_rgb({"bytes": None, "path": saved(content, folder)}),
-    "picture": lambda content, folder: to_rgb(Image.open(io.BytesIO(content))),
+    "image": lambda content, folder: to_rgb(Image.open(io.BytesIO(content))),
     "image that was decoded": lambda content, folder: to_rgb(decoded(content)),
     "base64": lambda content, folder: to_rgb(as_text(content)),
     "base64 in lines": lambda content, folder: to_rgb(base64.encodebytes(content).decode()),
@@ -111,7 +111,7 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
         {"type": "image_url", "image_url": {"url": data_uri(content), "detail": "low"}}
     ),
     "image_url as text": lambda content, folder: in_message({"type": "image_url", "image_url": data_uri(content)}),
-    "pipeline": lambda content, folder: to_rgb(as_item({"bytes": content, "path": None})["image"]),
+    "pipeline": lambda content, folder: to_rgb(as_input({"bytes": content, "path": None})["image"]),
     "record": lambda content, folder: open_in_records(parse_record({**RECORD, "image": saved(content, folder)}).image),
     "record with bytes": lambda content, folder: open_in_records(
         parse_record({**RECORD, "image": {"bytes": content, "path": None}}).image
@@ -128,9 +128,9 @@ ENTRANCES: dict[str, Callable[[bytes, Path], Image.Image]] = {
 
 
 @pytest.mark.parametrize("entrance", ENTRANCES)
-@pytest.mark.parametrize("picture", IMAGES)
-def test_every_entrance_gives_the_same_upright_pixels(picture: str, entrance: str, tmp_path: Path) -> None:
-    content, pixels = IMAGES[picture]
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_entrance_gives_the_same_upright_pixels(name: str, entrance: str, tmp_path: Path) -> None:
+    content, pixels = IMAGES[name]
     expected = np.stack([pixels] * 3, -1) if pixels.ndim == 2 else pixels
     found = ENTRANCES[entrance](content, tmp_path)
     assert found.mode == "RGB"
@@ -138,9 +138,9 @@ def test_every_entrance_gives_the_same_upright_pixels(picture: str, entrance: st
     assert np.array_equal(np.asarray(to_rgb(found)), expected)  # nothing is turned a second time
 
 
-@pytest.mark.parametrize("picture", IMAGES)
-def test_a_image_is_measured_as_it_is_seen(picture: str, tmp_path: Path) -> None:
-    content, pixels = IMAGES[picture]
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_is_measured_as_it_is_seen(name: str, tmp_path: Path) -> None:
+    content, pixels = IMAGES[name]
     size = pixels.shape[1], pixels.shape[0]
     for image in (content, saved(content, tmp_path), Image.open(io.BytesIO(content)), data_uri(content)):
         assert upright_size(image) == find_size(image) == size
@@ -297,12 +297,12 @@ def test_several_grey_images_in_one_array_are_refused_by_their_shape() -> None:
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        ({"url": "a.png"}, "expected a path.*'url'"),
-        ({"bytes": None, "path": None}, "expected a path"),
+        ({"url": "a.png"}, "expected a mapping.*'url'"),
+        ({"bytes": None, "path": None}, "expected a mapping"),
         (b"This is not an image.", "Image bytes is not an image"),
         ("data:image/png;base64,!!!", "base64"),
         ("data:text/html,<b>no</b>", "not an image"),
-        ("A" * 100, "no such file, and as base64 text it is not an image"),
+        ("A" * 100, "no such file, and it is not a base64-encoded image"),
         (".", "folder"),
     ],
 )
@@ -314,26 +314,26 @@ def test_what_is_no_image_is_named(image: Any, words: str) -> None:
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_image_that_is_upright_rgb_is_not_copied() -> None:
-    picture = Image.fromarray(COLORS)
-    assert to_rgb(picture) is picture
+def test_an_image_that_is_upright_rgb_is_not_copied() -> None:
+    image = Image.fromarray(COLORS)
+    assert to_rgb(image) is image
     opened = Image.open(io.BytesIO(IMAGES["8 bits"][0]))
     assert to_rgb(opened) is opened
 
 
-def test_a_image_of_the_users_is_not_changed() -> None:
-    picture = Image.fromarray(COLORS)
-    picture.info["transparency"] = (0, 0, 0)
-    drawn = draw_boxes(picture, [("a dog", (0, 5), [(2, 2, 20, 15)])])
-    assert picture.info == {"transparency": (0, 0, 0)}
-    assert np.array_equal(np.asarray(picture), COLORS)
+def test_an_image_of_the_users_is_not_changed() -> None:
+    image = Image.fromarray(COLORS)
+    image.info["transparency"] = (0, 0, 0)
+    drawn = draw_boxes(image, [("a dog", (0, 5), [(2, 2, 20, 15)])])
+    assert image.info == {"transparency": (0, 0, 0)}
+    assert np.array_equal(np.asarray(image), COLORS)
     assert not np.array_equal(np.asarray(drawn), COLORS)
 
 
 def test_what_comes_out_of_a_file_can_be_sent_to_another_process(tmp_path: Path) -> None:
     for content, _ in IMAGES.values():
-        picture = to_rgb(saved(content, tmp_path))
-        assert pickle.loads(pickle.dumps(picture)).tobytes() == picture.tobytes()
+        image = to_rgb(saved(content, tmp_path))
+        assert pickle.loads(pickle.dumps(image)).tobytes() == image.tobytes()
 
 
 def test_color_profiles_are_kept_for_drawings() -> None:

@@ -40,7 +40,7 @@ def tiny_pixels(batch_size: int = 3, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def picture(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
+def noise_image(seed: int = 0, width: int = 40, height: int = 30) -> Image.Image:
     """An image of noise."""
     pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))

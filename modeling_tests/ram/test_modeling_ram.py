@@ -288,7 +288,7 @@ def test_a_tag_added_with_the_embedding_of_another_scores_as_that_one() -> None:
     [
         (["a", "b"], (1, 12), None, r"\(1, 12\).*\(2, 12\)"),
         (["a"], (1, 7), None, r"\(1, 7\).*\(1, 12\)"),
-        (["red"], (1, 12), None, "'red'.*number 0.*number 5"),
+        (["red"], (1, 12), None, "'red' with ids 0 and 5"),
         (["a"], (1, 12), [0.5, 0.5], "6 tags but 7 thresholds"),
         (["a"], (1, 12), 2.0, "2.0"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from ram.factories import picture, tiny_tagger
+from ram.factories import noise_image, tiny_tagger
 from transformers_lion.ram import ImageTaggingPipeline
 
 
@@ -24,11 +24,11 @@ def test_the_pipelines_tags_are_the_taggers(folder: Path) -> None:
     assert type(pipe) is ImageTaggingPipeline
     tagger = tiny_tagger()
     tagger.model.config.thresholds = pipe.model.config.thresholds
-    pictures = [picture(seed) for seed in range(5)]
-    expected = tagger(pictures)
+    images = [noise_image(seed) for seed in range(5)]
+    expected = tagger(images)
     assert any(expected)
     for batch_size in (1, 2):
-        found = pipe(pictures, batch_size=batch_size)
+        found = pipe(images, batch_size=batch_size)
         assert [[tag["label"] for tag in image] for image in found] == expected
 
 
@@ -36,12 +36,12 @@ def test_arrays_of_images_are_lists_and_bytes_are_images(folder: Path, tmp_path:
     pipe = pipeline("image-tagging", model=str(folder), threshold=0.0)
     paths = [tmp_path / f"{seed}.png" for seed in range(2)]
     for seed, path in enumerate(paths):
-        picture(seed).save(path)
+        noise_image(seed).save(path)
     each = [pipe(str(path)) for path in paths]
     for images in (
         np.array(list(map(str, paths))),
         np.array(paths),
-        np.stack(list(map(picture, (0, 1)))),
+        np.stack(list(map(noise_image, (0, 1)))),
     ):
         assert pipe(images) == pipe(images=images) == each
     assert pipe(paths[0].read_bytes()) == pipe({"bytes": paths[0].read_bytes(), "path": None}) == each[0]
@@ -51,16 +51,16 @@ def test_arrays_of_images_are_lists_and_bytes_are_images(folder: Path, tmp_path:
 
 def test_the_pipeline_takes_a_selection(folder: Path) -> None:
     pipe = pipeline("image-tagging", model=str(folder), threshold=0.0, sort_by_score=True)
-    everything = pipe(picture())
+    everything = pipe(noise_image())
     scores = [tag["score"] for tag in everything]
     assert len(scores) == 5
     assert scores == sorted(scores, reverse=True)
-    assert pipe(picture(), top_k=2) == everything[:2]
-    assert [tag["label"] for tag in pipe(picture(), allow=["red"])] == ["red"]
+    assert pipe(noise_image(), top_k=2) == everything[:2]
+    assert [tag["label"] for tag in pipe(noise_image(), allow=["red"])] == ["red"]
 
 
 def test_the_stock_pipeline_gives_the_best_scores_of_each_tag_by_itself(folder: Path) -> None:
-    everything = pipeline("image-tagging", model=str(folder), threshold=0.0, sort_by_score=True)(picture())
-    stock = pipeline("image-classification", model=str(folder))(picture(), top_k=3)
+    everything = pipeline("image-tagging", model=str(folder), threshold=0.0, sort_by_score=True)(noise_image())
+    stock = pipeline("image-classification", model=str(folder))(noise_image(), top_k=3)
     assert [tag["label"] for tag in stock] == [tag["label"] for tag in everything[:3]]
     assert [tag["score"] for tag in stock] == pytest.approx([tag["score"] for tag in everything[:3]], abs=1e-6)

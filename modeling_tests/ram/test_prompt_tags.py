@@ -9,10 +9,10 @@ import pytest
 from transformers import Pipeline, pipeline
 
 from convert_lion_checkpoint import main as convert
-from ram.factories import picture
+from ram.factories import noise_image
 from transformers_lion import ImageTagger, Lion, LionProcessor, Request
 
-IMAGES = [picture(seed) for seed in range(3)]
+IMAGES = [noise_image(seed) for seed in range(3)]
 QUESTION = "Is there a dog in the image?"
 SHORT = {"max_new_tokens": 6}
 
@@ -97,7 +97,7 @@ def test_the_source_of_tags_is_that_of_the_call_or_of_each_image(
 ) -> None:
     names = tagger.tagger(IMAGES)
     options: dict[str, Any] = {"text": QUESTION, "batch_size": batch_size, "return_tags": True, **SHORT}
-    records = [{"image": picture, "tags": ["dog"] if index else None} for index, picture in enumerate(IMAGES)]
+    records = [{"image": image, "tags": ["dog"] if index else None} for index, image in enumerate(IMAGES)]
 
     def found(inputs: Any, **given: Any) -> list[Any]:
         return [result[0]["tags"] for result in pipe(inputs, **given, **options)]

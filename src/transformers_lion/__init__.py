@@ -1,8 +1,8 @@
 """LION, a multimodal language model with dual-level visual knowledge, for Hugging Face transformers.
 
-Importing the package makes transformers' Auto classes and pipelines know LION; nothing else happens. What it offers is
-imported when it is first asked for (PEP 562), and `deferred_registration` says when LION is registered, so that
-`lion --help` imports neither transformers nor torch.
+Importing the package registers LION with transformers' Auto classes and pipelines. Public names are imported on first
+access (PEP 562) and registration is deferred (see `deferred_registration`), so that `lion --help` imports neither
+transformers nor torch.
 """
 
 import importlib
@@ -90,11 +90,11 @@ MODULES = {
     }.items()
     for name in names
 }
-"""Where each public name is; the imports above tell type checkers the same."""
+"""Module of each public name. Type checkers use the imports above instead."""
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, or a module of the package, imported now."""
+    """Import a public name or a module of the package on first access."""
     if name in MODULES:
         value = getattr(importlib.import_module(f".{MODULES[name]}", __name__), name)
         globals()[name] = value
@@ -105,7 +105,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What the module has, imported or not."""
+    """Return all names of the package, whether imported yet or not."""
     return sorted({*globals(), *MODULES})
 
 

@@ -1,8 +1,8 @@
-"""Folders of checkpoints, local or from the Hub: bring their files here, and check them before weights are loaded.
+"""Downloads checkpoints from the Hub, and checks their files before weights are loaded.
 
-transformers asks the Hub for each file that a checkpoint of any kind may have, one by one. This is slow on a bad
-connection and fails offline: the second tokenizer of a processor is then taken from the wrong folder. So a repository
-is brought to this machine at once and loaded from there; one that is in the cache takes a single request.
+transformers requests each file that any checkpoint might have separately. This is slow on a bad connection. Offline, it
+loads the second tokenizer of a processor from the wrong folder. Therefore a repository is downloaded as a whole and
+loaded from the local folder. If it is cached, a single request is enough.
 """
 
 import json
@@ -23,13 +23,13 @@ from .configuration_lion import LionConfig
 from .ram import RamConfig
 
 TAGGER_FOLDER = "tagger"
-"""Where a checkpoint's folder holds its tagger."""
+"""Subfolder of a checkpoint with its tagger."""
 
 QFORMER_TOKENIZER = "qformer_tokenizer"
-"""Where a processor's folder holds the Q-Former's tokenizer, as transformers names it."""
+"""Subfolder of a processor with the Q-Former tokenizer. transformers defines the name."""
 
 VOCABULARIES = {"": ("tokenizer.json", "spiece.model"), QFORMER_TOKENIZER: ("tokenizer.json", "vocab.txt")}
-"""Files that each tokenizer's vocabulary may be in, by folder."""
+"""Possible vocabulary files of each tokenizer, by subfolder."""
 
 PROCESSOR_FILES = (
     "processor_config.json", "preprocessor_config.json", "chat_template*", "additional_chat_templates/*", "tokenizer*",
@@ -38,10 +38,10 @@ PROCESSOR_FILES = (
 MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 TAGGER_FILES = (f"{TAGGER_FOLDER}/*",)
 TIMEOUT = 10.0
-"""Seconds for the Hub to answer; then what is in the cache is taken."""
+"""Timeout for the Hub in seconds, after which the cache is used."""
 
 HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only")
-"""Options of transformers that say where files come from."""
+"""Options of `from_pretrained` that select the files to load."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AUTO_CLASSES: dict[str, Any] = {
@@ -51,16 +51,17 @@ AUTO_CLASSES: dict[str, Any] = {
 
 
 def local_folder(name: str | os.PathLike, files: Sequence[str], subfolder: str = "", **options: Any) -> str:
-    """The folder with a checkpoint's files.
+    """Return the local folder of a checkpoint, downloading its files if necessary.
 
     Args:
-        name: a folder, or a repository of the Hub.
-        files: patterns of those that are wanted.
-        subfolder: of the repository, in which they are.
-        **options: `HUB_OPTIONS`.
+        name: Local folder or Hub repository.
+        files: Patterns of the files to download.
+        subfolder: Subfolder of the repository that contains the files.
+        **options: Options in `HUB_OPTIONS`.
 
     Returns:
-        The folder; the name as it is if the Hub and the cache have no such repository, for transformers to explain.
+        The local folder. If neither the Hub nor the cache has the repository, `name` is returned unchanged, so that
+        transformers raises its own error.
     """
     source = os.fspath(name)
     if os.path.exists(source):
@@ -70,7 +71,7 @@ def local_folder(name: str | os.PathLike, files: Sequence[str], subfolder: str =
         return _newest_folder(source, patterns, **options)
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
         return source
-    except (HTTPError, OSError, ValueError):  # no Hub to be reached, or no such name
+    except (HTTPError, OSError, ValueError):  # the Hub is unreachable or the name is invalid
         options["local_files_only"] = True
     try:
         return snapshot_download(source, allow_patterns=patterns, **options)
@@ -79,13 +80,13 @@ def local_folder(name: str | os.PathLike, files: Sequence[str], subfolder: str =
 
 
 def _newest_folder(repo: str, patterns: Sequence[str], **options: Any) -> str:
-    """The folder of the cache with a repository's newest files, of which those that are missing are fetched.
+    """Return the cache folder with the newest files of a repository, downloading only missing files.
 
     Raises:
-        HTTPError, OSError, ValueError: if the Hub cannot be reached in time, or refuses.
+        HTTPError, OSError, ValueError: If the Hub does not respond in time or refuses the request.
     """
     if constants.HF_HUB_OFFLINE or options.get("local_files_only"):
-        raise FileNotFoundError(f"{repo} may not be asked for.")
+        raise FileNotFoundError(f"{repo} cannot be requested offline.")
     revision, token = options.get("revision"), options.get("token")
     info = HfApi().model_info(repo, revision=revision, token=token, timeout=TIMEOUT)
     names = filter_repo_objects((file.rfilename for file in info.siblings or ()), allow_patterns=list(patterns))
@@ -97,10 +98,10 @@ def _newest_folder(repo: str, patterns: Sequence[str], **options: Any) -> str:
 
 
 def check_processor_files(folder: str | os.PathLike) -> None:
-    """See that a folder holds all of a processor: transformers goes on without a vocabulary, which has no words then.
+    """Check that a folder has all files of a processor. transformers would silently load an empty vocabulary.
 
     Raises:
-        FileNotFoundError: that names what is missing.
+        FileNotFoundError: If a file is missing. The error names it.
     """
     place = Path(folder)
     _need_file(place / "processor_config.json")
@@ -111,10 +112,10 @@ def check_processor_files(folder: str | os.PathLike) -> None:
 
 
 def check_tagger_files(folder: str | os.PathLike) -> None:
-    """See that a folder holds all of a tagger.
+    """Check that a folder has all files of a tagger.
 
     Raises:
-        FileNotFoundError: that names what is missing.
+        FileNotFoundError: If a file is missing. The error names it.
     """
     place = Path(folder)
     _need_file(place / "config.json")
@@ -124,55 +125,53 @@ def check_tagger_files(folder: str | os.PathLike) -> None:
 
 
 def _need_file(path: Path) -> None:
-    """Raise `FileNotFoundError` if there is no such file."""
     if not path.is_file():
         raise _no_such_file(path)
 
 
 def _no_such_file(path: Path) -> FileNotFoundError:
-    """The system's error for a path."""
     return FileNotFoundError(2, os.strerror(2), str(path))
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as its file's header has it: a shape and a dtype in the format's words, such as "BF16"."""
+    """Shape and dtype of a tensor from a safetensors header. The dtype is spelled as in safetensors, such as "BF16"."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def read_config(folder: Path, model_type: str) -> Any:
-    """The configuration of a folder that holds a model of a type.
+    """Read the configuration of a model of the given type.
 
     Raises:
-        OSError: if there is no such folder or no configuration in it.
-        ValueError: if it is that of another model, or is not valid.
+        OSError: If the folder does not exist.
+        ValueError: If the folder has no configuration, or it is invalid or belongs to another type of model.
     """
     if not folder.is_dir():
         raise NotADirectoryError(20, os.strerror(20), str(folder)) if folder.exists() else _no_such_file(folder)
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(f"{folder}: there is no model in this folder, which has no config.json.")
+        raise ValueError(f"{folder}: this folder has no config.json, so it does not contain a model.")
     found = read_json(file).get("model_type")
     if found != model_type:
         raise ValueError(f"{file}: this is a model of type {found!r}, not {model_type!r}.")
     try:
         return AutoConfig.from_pretrained(folder)
-    except Exception as error:  # whatever a validator raises
-        raise ValueError(f"{file}: it is not valid: {error}") from error
+    except Exception as error:  # validators raise many types of errors
+        raise ValueError(f"{file}: invalid configuration: {error}") from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """An object in a file.
+    """Read a JSON object from a file.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is none.
+        OSError: If the file cannot be read.
+        ValueError: If the file does not contain a JSON object.
     """
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:  # of JSON and of its encoding
+    except ValueError as error:  # also for invalid encodings
         raise ValueError(f"{file}: this is not JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: expected an object, not {type(content).__name__}.")
@@ -180,54 +179,55 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def meta_model(config: Any) -> Any:
-    """The model of a configuration, with shapes but no numbers."""
+    """Create a model on the meta device."""
     with torch.device("meta"):
         return AUTO_CLASSES[config.model_type].from_config(config)
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a folder's safetensors files.
+    """Read the headers of all safetensors files of a checkpoint, including shards.
 
     Raises:
-        OSError: if a file is missing or cannot be read.
-        ValueError: if one is broken.
+        OSError: If a file is missing or cannot be read.
+        ValueError: If a file is damaged.
     """
     index = folder / INDEX
     names = {WEIGHTS}
     if not (folder / WEIGHTS).exists() and index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{index}: it names no files.")
+            raise ValueError(f"{index}: weight_map must be an object with at least one file.")
         names = {str(name) for name in weight_map.values()}
     return {key: tensor for name in sorted(names) for key, tensor in _read_header(folder / name).items()}
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """The tensors of one safetensors file.
+    """Read the header of one safetensors file.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is broken or not complete.
+        OSError: If the file cannot be read.
+        ValueError: If the file is damaged or incomplete.
     """
     _need_file(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not iterable)
             return {name: StoredTensor(tuple(x.get_shape()), x.get_dtype()) for name, x in slices.items()}
     except SafetensorError as error:
-        raise ValueError(f"{file}: this is not a whole safetensors file: {error}.") from error
+        raise ValueError(f"{file}: damaged or incomplete safetensors file: {error}.") from error
 
 
 def check_folder(folder: Path, model_type: str = LionConfig.model_type) -> None:
-    """See whether a folder holds a whole checkpoint, before anything slow is begun.
+    """Check that a folder contains a complete checkpoint, before it is loaded.
 
     Args:
-        folder: of a LION or of a tagger.
-        model_type: which of them.
+        folder: Folder of a LION model or a tagger.
+        model_type: Expected model type.
 
     Raises:
-        OSError: if a file is missing; it names it.
-        ValueError: if something is not right; of what transformers would only warn of too, as of missing weights.
+        OSError: If a file is missing. The error names it.
+        ValueError: If a file is invalid, or weights are missing or have the wrong shape. transformers would only log a
+            warning about missing weights.
     """
     config = read_config(folder, model_type)
     if model_type == LionConfig.model_type:
@@ -242,11 +242,11 @@ def check_folder(folder: Path, model_type: str = LionConfig.model_type) -> None:
     if has_safetensors:
         stored = read_headers(folder)
         if model_type == LionConfig.model_type and getattr(config, "quantization_config", None) is None:
-            compare(folder, meta_model(config), stored)  # a tagger's tensors have other names in its file
+            compare(folder, meta_model(config), stored)  # a tagger's weights are renamed when loaded
 
 
 def compare(folder: Path, model: torch.nn.Module, stored: Mapping[str, StoredTensor]) -> None:
-    """Raise `ValueError` unless stored tensors are a model's."""
+    """Raise `ValueError` unless the stored tensors match the weights of the model."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
     problems = [f"{name} is missing" for name in wanted if name not in stored]
     problems += [
@@ -256,7 +256,7 @@ def compare(folder: Path, model: torch.nn.Module, stored: Mapping[str, StoredTen
     ]
     if problems:
         more = f"; and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise ValueError(f"{folder}: its weights are not those of its config.json: {'; '.join(problems[:2])}{more}.")
+        raise ValueError(f"{folder}: the weights do not match config.json: {'; '.join(problems[:2])}{more}.")
 
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Values from tables and arrays -> plain Python: lists for columns, `None` for empty cells; and fields nobody reads.
+"""Converts table columns and arrays to lists, with `None` for empty cells, and finds unknown fields.
 
-Questions and tags come as lists, and just as often as a column of pandas, numpy, pyarrow or `datasets`, where an empty
-cell is NaN or a value of its own.
+Questions and tags can be lists or columns of pandas, NumPy, PyArrow or `datasets`, where an empty cell is NaN or a
+special value.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 SCALARS = (str, bytes, bytearray, Mapping, set, frozenset)
-"""What can be iterated over, but is one value."""
+"""Iterable types that count as a single value."""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is empty: `None`, NaN, or the value that pandas has for it."""
+    """Whether a cell is empty: `None`, NaN, or a missing value of pandas."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, Real | np.generic) and bool(value != value)
 
 
 def to_plain(value: Any) -> Any:
-    """A column of any kind as a list, its cells likewise; an empty cell as `None`, all else as it is."""
+    """Convert columns to lists, recursively, and empty cells to `None`. Other values are returned unchanged."""
     if is_missing(value):
         return None
     if isinstance(value, SCALARS):
@@ -39,9 +39,9 @@ def to_plain(value: Any) -> Any:
 
 
 def unread_fields(fields: Mapping[Any, Any], read: Collection[Any]) -> list[str]:
-    """Names of fields that hold something and that nobody reads.
+    """Return the names of fields that have a value but are not in `read`.
 
-    Left out are notes, which cannot change an answer: ids (`id`, `image_id`...) and names that begin with "_".
+    Ids (such as `id` or `image_id`) and names that start with "_" are allowed, because they do not affect answers.
     """
     return [
         str(name)

@@ -1,9 +1,8 @@
-"""The names that differ between the supported releases of transformers.
+"""Names that differ between the supported versions of transformers.
 
-The important one is that of the cache. From 5.24 on, the arguments and outputs of models and of `generate` call it
-`cache`; before, they called it `past_key_values`. A name that a release does not know is dropped without an error by
-everything that takes `**kwargs`, so nothing that is handed to transformers writes either of them down: it reads
-`CACHE_NAME`.
+The most important one is that of the cache. Since 5.24, arguments and outputs of models and of `generate` are named
+`cache`; before, they were named `past_key_values`. Functions with `**kwargs` silently ignore an unknown name, so code
+that calls transformers uses `CACHE_NAME` instead of either name.
 """
 
 from dataclasses import fields
@@ -14,41 +13,41 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 CACHE_NAMES = ("past_key_values", "cache")
-"""What the cache was and is called, in the order of the releases."""
+"""Old and new name of the cache."""
 
 CACHE_NAME = next(field.name for field in fields(Seq2SeqLMOutput) if field.name in CACHE_NAMES)
-"""What the installed transformers calls it."""
+"""Name of the cache in the installed version of transformers."""
 
 
-def one_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
-    """The cache that was given under either name.
+def resolve_cache(past_key_values: Cache | None, cache: Cache | None) -> Cache | None:
+    """Return the cache that was passed under either name.
 
     Raises:
-        ValueError: if both names hold one.
+        ValueError: If a cache was passed under both names.
     """
     if past_key_values is not None and cache is not None:
-        raise ValueError("Give the cache once: past_key_values and cache are two names of the same argument.")
+        raise ValueError("Pass only one of past_key_values and cache: they are names for the same argument.")
     return past_key_values if cache is None else cache
 
 
-def with_cache_name(arguments: dict[str, Any]) -> dict[str, Any]:
-    """`arguments` with a cache, if there is one, under the name that the installed transformers knows.
+def rename_cache(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Rename the cache in `arguments`, if there is one, to the name in the installed version of transformers.
 
     Raises:
-        ValueError: if both names hold one.
+        ValueError: If a cache was passed under both names.
     """
     rest = {name: value for name, value in arguments.items() if name not in CACHE_NAMES}
-    cache = one_cache(arguments.get("past_key_values"), arguments.get("cache"))
+    cache = resolve_cache(arguments.get("past_key_values"), arguments.get("cache"))
     return rest if cache is None else {**rest, CACHE_NAME: cache}
 
 
-def cache_of(holder: Any) -> Cache | None:
-    """The cache in the arguments or the output of a model."""
+def get_cache(holder: Any) -> Cache | None:
+    """Return the cache in the arguments or the output of a model."""
     return holder.get(CACHE_NAME) if isinstance(holder, dict) else getattr(holder, CACHE_NAME)
 
 
 def enable_activation_checkpointing(model: PreTrainedModel, use_reentrant: bool = False) -> None:
-    """Compute activations again for the gradients instead of keeping them; transformers calls it so from 5.20 on."""
+    """Enable gradient checkpointing, which transformers renamed to activation checkpointing in 5.20."""
     new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
     getattr(model, new if hasattr(model, new) else old)({"use_reentrant": use_reentrant})
 
@@ -56,8 +55,8 @@ def enable_activation_checkpointing(model: PreTrainedModel, use_reentrant: bool 
 __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
-    "cache_of",
     "enable_activation_checkpointing",
-    "one_cache",
-    "with_cache_name",
+    "get_cache",
+    "rename_cache",
+    "resolve_cache",
 ]

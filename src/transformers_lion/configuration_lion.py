@@ -308,7 +308,7 @@ class LionConfig(PreTrainedConfig):
             self.aggregator_config.attach_to(self.vision_config)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without `auto_map`: what is saved has none of the code that it would lead to."""
+        """Return the fields to save, without `auto_map`, because the code it refers to is not saved."""
         return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def _check(self) -> None:

@@ -1,11 +1,12 @@
-"""Registers LION as soon as transformers is imported; importing this package alone imports neither it nor torch.
+"""Registers LION when transformers is imported. Importing this package imports neither transformers nor torch.
 
-Auto classes and pipelines cannot be used before `import transformers` has returned, and by then LION is registered: a
-finder on `sys.meta_path`, where Python has its hooks for imports, calls `register` when the module's code has run.
-Nothing of transformers is replaced. If transformers is imported already, `register` is called at once.
+A finder on `sys.meta_path`, Python's list of import hooks, calls `register` after transformers has been executed, so
+LION is registered before `import transformers` returns. Nothing in transformers is replaced. If transformers is already
+imported, `register` is called immediately.
 
-Registering costs some seconds: the Auto classes of processors and the pipelines import transformers' models. `lion
---help`, and programs that only ask the package for its version or its example's folder, need none of it.
+Registration takes a few seconds, because the Auto classes for processors and the pipelines import models of
+transformers. Commands such as `lion --help`, and programs that only read the version or the path of the example
+checkpoint, do not need it.
 """
 
 import sys
@@ -20,14 +21,14 @@ PACKAGE = __name__.rpartition(".")[0]
 
 
 def register() -> None:
-    """Register with transformers now."""
+    """Register LION now."""
     from .registration import register
 
     register()
 
 
 def register_with_transformers() -> None:
-    """Register now if transformers is imported, or else as soon as it is."""
+    """Register LION now if transformers is already imported, otherwise when it is imported."""
     if REGISTRY in sys.modules:
         register()
     else:
@@ -35,10 +36,10 @@ def register_with_transformers() -> None:
 
 
 class RegisteringFinder(MetaPathFinder):
-    """Finds nothing by itself; it has what the other finders find call `register` after transformers' import.
+    """Import hook that calls `register` after transformers has been imported. Other finders locate the modules.
 
-    A module of this package may be what imports transformers. It is unfinished then, and `register` needs it, so the
-    call waits for the end of the outermost import of the package's own.
+    If a module of this package imports transformers, that module is not complete yet, but `register` needs it. The call
+    is therefore delayed until the outermost import of the package has finished.
     """
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ class RegisteringFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the next finder finds, if it is transformers or a module of this package."""
+        """Return the spec from the other finders for transformers and modules of this package, otherwise `None`."""
         is_own = fullname.startswith(f"{PACKAGE}.")
         if fullname != REGISTRY and not is_own:
             return None
@@ -60,7 +61,7 @@ class RegisteringFinder(MetaPathFinder):
         return spec
 
     def follow(self, spec: ModuleSpec, is_own: bool) -> None:
-        """Have a module's loader, which no other module has, tell when it runs the module's code."""
+        """Wrap the loader of a module to count running imports and register after the last one."""
         execute = spec.loader.exec_module  # type: ignore[union-attr]
 
         def execute_and_register(module: ModuleType) -> None:
@@ -75,13 +76,13 @@ class RegisteringFinder(MetaPathFinder):
         spec.loader.exec_module = execute_and_register  # type: ignore[union-attr, method-assign]
 
     def count(self, change: int) -> int:
-        """How many modules of the package are being imported, after a change of this number."""
+        """Change the number of package modules that are being imported, and return it."""
         with self.lock:
             self.num_running += change
             return self.num_running
 
     def finish(self) -> None:
-        """Register, and leave the import system."""
+        """Remove this finder and register LION."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         register()

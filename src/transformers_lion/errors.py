@@ -1,8 +1,8 @@
-"""Errors of the package's own; importing them imports nothing else."""
+"""Exceptions of the package. This module imports nothing else."""
 
 
 class SelfCheckError(RuntimeError):
-    """The installed transformers or torch computes something else than the package was tested with."""
+    """The installed transformers or torch gives different results than the tested versions."""
 
 
 __all__ = ["SelfCheckError"]

@@ -1,14 +1,14 @@
-"""The example checkpoint, a small LION in the package, and two images to try it on.
+"""Example checkpoint, a small LION model included in the package, and two images to try it with.
 
-It has all parts of a LION, with 5.2 million parameters at 100 x 100 pixels, and was trained from scratch on scenes of
-coloured shapes. It captions, answers, locates and tags in that world and knows nothing of any other. The repository's
-`examples/small_world` has its training; `docs/example-checkpoint.md` says what it reaches.
+It has all parts of LION, with 5.2 million parameters at 100 x 100 pixels, and was trained from scratch on scenes of
+colored shapes. It captions, answers questions, locates objects and tags images of such scenes only. See
+`examples/small_world` in the repository for its training, and `docs/example-checkpoint.md` for its results.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # Pillow is imported when an image is needed, so that commands start quickly
+if TYPE_CHECKING:  # Pillow is imported only when an image is needed, so that commands start quickly
     from PIL import Image
 
 FOLDER = Path(__file__).parent / "example_checkpoint"
@@ -17,18 +17,18 @@ _SCENE = Path(__file__).parent / "example_images" / "scene.png"
 
 
 def example_checkpoint() -> str:
-    """The folder of the small LION, for `from_pretrained` and `pipeline`, which finds its tagger in `tagger/`.
+    """Return the folder of the example checkpoint, for `from_pretrained` and `pipeline`. It includes a tagger.
 
     Raises:
-        FileNotFoundError: if this installation came without it.
+        FileNotFoundError: If this installation does not include the example checkpoint.
     """
     if not (FOLDER / "config.json").exists():
-        raise FileNotFoundError(f"The example checkpoint is not at {FOLDER}: this installation came without it.")
+        raise FileNotFoundError(f"This installation does not include the example checkpoint, expected at {FOLDER}.")
     return str(FOLDER)
 
 
 def example_image() -> "Image.Image":
-    """A scene of the example checkpoint's world, 400 x 400 pixels, that is not in its training data.
+    """Return a scene of 400 x 400 pixels that is not in the training data of the example checkpoint.
 
     It shows a blue cross and a blue heart.
     """
@@ -39,10 +39,10 @@ def example_image() -> "Image.Image":
 
 
 def sketch(width: int = 640, height: int = 480) -> "Image.Image":
-    """Shapes unlike those of the training data: drawn with a pen on ruled paper, with black outlines, and not square.
+    """Draw an image that is unlike the training data: shapes with black outlines on ruled paper, and not square.
 
     Args:
-        width, height: in pixels.
+        width, height: Size in pixels.
     """
     from PIL import Image, ImageDraw
 

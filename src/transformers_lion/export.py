@@ -1,10 +1,10 @@
-"""The model's four parts as modules of tensors alone, for `torch.export` and ONNX.
+"""Splits the model into four modules with tensor inputs and outputs, for `torch.export` and ONNX.
 
-LION as a whole decides in Python how often the decoder runs, so that it is exported in parts: images, the question, the
-language model's encoder, and the decoder. Each takes any number of samples and, where there are texts, any length.
+Generation is a Python loop over the decoder, so LION is exported in parts: images, questions, the encoder of the
+language model, and its decoder. All parts accept any batch size and text length.
 
 Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, E encoder positions, L decoder positions,
-V vision width, D language-model width.
+V vision width, D language model width.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ from .configuration_lion import LionConfig
 from .modeling_lion import LionForConditionalGeneration, LionImageFeatures
 
 EXAMPLE_SIZES = {"batch": 2, "text": 5, "encoder": 7, "decoder": 3}
-"""Of the inputs that a part is traced with; none is 1, which would be taken for fixed."""
+"""Sizes of the example inputs. None is 1, which `torch.export` would treat as a constant."""
 
 
 class ExportPart(nn.Module):
-    """A part of the model whose inputs and outputs are tensors.
+    """Part of the model with tensors as inputs and outputs.
 
     Attributes:
-        input_names, output_names: in the order of the arguments and results.
+        input_names, output_names: Names of the inputs and outputs, in order.
     """
 
     input_names: tuple[str, ...]
@@ -36,11 +36,11 @@ class ExportPart(nn.Module):
         self.eval()
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
-        """Inputs of the smallest size that the part can be traced with, on the model's device."""
+        """Return small inputs for tracing, on the device of the model."""
         raise NotImplementedError
 
     def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
-        """Which dimensions of each input may have another size, as `torch.export.export` wants it."""
+        """Return the dynamic dimensions of each input, in the format of `torch.export.export`."""
         raise NotImplementedError
 
     def _ids(self, length: str) -> torch.Tensor:
@@ -51,7 +51,7 @@ class ExportPart(nn.Module):
 
 
 class ImagePart(ExportPart):
-    """(B, 3, H, W) pixels -> (B, P, V) for the Q-Former and (B, P, D) of the aggregator; needs both visual branches."""
+    """Vision tower and aggregator: pixels (B, 3, H, W) -> Q-Former input (B, P, V) and projected features (B, P, D)."""
 
     input_names = ("pixel_values",)
     output_names = ("last_hidden_state", "pooler_output")
@@ -73,7 +73,7 @@ class ImagePart(ExportPart):
 
 
 class QuestionPart(ExportPart):
-    """(B, P, V) of the images and the questions' ids and mask (B, T) -> (B, Q, D)."""
+    """Q-Former: image features (B, P, V), token ids and mask of the questions (B, T) -> features (B, Q, D)."""
 
     input_names = ("last_hidden_state", "qformer_input_ids", "qformer_attention_mask")
     output_names = ("query_features",)
@@ -98,7 +98,7 @@ class QuestionPart(ExportPart):
 
 
 class EncoderPart(ExportPart):
-    """Embeddings (B, E, D) of images and text, their mask (B, E) and tasks (B,) -> (B, E, D)."""
+    """Encoder: embeddings of images and text (B, E, D), their mask (B, E) and tasks (B,) -> states (B, E, D)."""
 
     input_names = ("inputs_embeds", "attention_mask", "task_type_ids")
     output_names = ("encoder_hidden_states",)
@@ -124,7 +124,7 @@ class EncoderPart(ExportPart):
 
 
 class DecoderPart(ExportPart):
-    """Answers so far (B, L), (B, E, D) of the encoder, its mask (B, E) and tasks (B,) -> logits (B, L, vocabulary)."""
+    """Decoder: token ids (B, L), encoder states (B, E, D), mask (B, E) and tasks (B,) -> logits (B, L, vocabulary)."""
 
     input_names = ("decoder_input_ids", "encoder_hidden_states", "attention_mask", "task_type_ids")
     output_names = ("logits",)
@@ -157,24 +157,27 @@ class DecoderPart(ExportPart):
 
 
 def num_patches(config: LionConfig) -> int:
-    """P, patches and CLS."""
+    """Return P, the number of patches plus one for CLS."""
     vision = config.vision_config
     return (vision.image_size // vision.patch_size) ** 2 + 1
 
 
 def export_parts(model: LionForConditionalGeneration) -> dict[str, ExportPart]:
-    """The four parts of a model, in the order in which they run.
+    """Split a model into parts for export.
 
     Args:
-        model: with both visual branches. It is put into eval mode, and its attention becomes `"eager"`: the ONNX
-            exporter of torch 2.13 stops at the strides of PyTorch's own attention, which here are those of the batch.
+        model: Model with both visual branches. It is put in eval mode, and its attention implementation is set to
+            `"eager"`, because the ONNX exporter of torch 2.13 fails on the strides of SDPA with a dynamic batch size.
+
+    Returns:
+        The four parts by name, in the order in which they run.
 
     Raises:
-        ValueError: if it has one visual branch only.
+        ValueError: If the model has only one visual branch.
     """
     if model.config.visual_branch != "both":
         raise ValueError(
-            f"Parts are exported of a model with both visual branches, not {model.config.visual_branch!r}."
+            f'Export requires a model with visual_branch="both", but it is {model.config.visual_branch!r}.'
         )
     model.set_attn_implementation("eager")
     parts = {"image": ImagePart, "question": QuestionPart, "encoder": EncoderPart, "decoder": DecoderPart}

@@ -1,6 +1,6 @@
-"""Writes files completely or not at all, names them in errors, and locks folders against a second run.
+"""Writes files completely or not at all, adds file names to errors, and locks folders against concurrent runs.
 
-A full disk accepts the first part of what is written, and its error names no file.
+Without this, a full disk leaves partial files behind, and the error does not name the file.
 
     with locked(folder / LOCK, folder):
         ...
@@ -15,14 +15,14 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows, where two runs at once are not noticed
+except ImportError:  # on Windows, concurrent runs are not detected
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-"""What a lock file is called that lies in the folder it protects."""
+"""Name of the lock file inside the folder it protects."""
 
 HELD: set[IO[str]] = set()
-"""The lock files that this process holds."""
+"""Lock files held by this process."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -30,7 +30,7 @@ HELD: set[IO[str]] = set()
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Put a file's name into system errors of the block that have none, such as that of a full disk."""
+    """Add a file name to system errors without one, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -40,15 +40,15 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 class LineFile:
-    """A file to which lines are appended. What cannot be written as a whole is not left there in part.
+    """File to append lines to. Partial writes are removed.
 
     Args:
-        path: of the file, which is made if there is none. A device or a pipe is written to as it is.
-        sync: have each write reach the disk.
-        keep_empty: whether the file stays at the end if nothing is in it.
+        path: Path of the file, which is created if it does not exist. Devices and pipes are supported.
+        sync: Whether to flush each write to disk.
+        keep_empty: Whether to keep an empty file on closing.
 
     Raises:
-        OSError: if it cannot be opened.
+        OSError: If the file cannot be opened.
     """
 
     def __init__(self, path: Path, sync: bool = False, keep_empty: bool = True):
@@ -62,7 +62,7 @@ class LineFile:
         """Append lines.
 
         Raises:
-            OSError: if that cannot be done; it names the file.
+            OSError: If writing fails. The error names the file.
         """
         content, size = lines.encode(), os.fstat(self.descriptor).st_size
         try:
@@ -77,7 +77,7 @@ class LineFile:
             raise
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and remove it if it is empty and `keep_empty` is not set."""
         is_empty = self.is_file and not os.fstat(self.descriptor).st_size
         if is_empty and not self.keep_empty:
             self.path.unlink(missing_ok=True)
@@ -85,10 +85,10 @@ class LineFile:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all; one that was there before stays until then.
+    """Write a file atomically. An existing file is only replaced once the new one is complete.
 
     Raises:
-        OSError: if that cannot be done; it names the file.
+        OSError: If writing fails. The error names the file.
     """
     new = path.with_name(f"{path.name}.new")
     try:
@@ -103,22 +103,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 class LockError(ValueError):
-    """Another run has the lock; the message names what is locked and the other run's process."""
+    """Another run holds the lock. The message names the locked target and the process of the other run."""
 
 
 @contextlib.contextmanager
 def locked(path: Path, target: Path) -> Iterator[None]:
-    """Hold a lock while the block runs. A lock file that a killed run left behind is in nobody's way.
+    """Hold a lock during a block. A lock file left behind by a killed run has no effect.
 
-    Where several processes share one run, the first of them alone takes the lock.
+    If several processes belong to one run, only the first one should acquire the lock.
 
     Args:
-        path: of the lock file, in a folder that exists. It is removed at the end.
-        target: what the lock protects; errors name it.
+        path: Path of the lock file in an existing folder. It is removed at the end.
+        target: File or folder that the lock protects, for error messages.
 
     Raises:
-        LockError: if another run holds the lock.
-        OSError: if the lock file cannot be written.
+        LockError: If another run holds the lock.
+        OSError: If the lock file cannot be written.
     """
     file = _acquire(path, target)
     HELD.add(file)
@@ -126,12 +126,12 @@ def locked(path: Path, target: Path) -> Iterator[None]:
         yield
     finally:
         HELD.discard(file)
-        path.unlink(missing_ok=True)  # first: whoever opened it meanwhile finds that it is gone, and opens a new one
+        path.unlink(missing_ok=True)  # before closing, so that a waiting run notices and opens a new file
         file.close()
 
 
 def _acquire(path: Path, target: Path) -> IO[str]:
-    """The open lock file, with the number of this process in it; see `locked`."""
+    """Open and lock the lock file, and write the id of this process to it."""
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
@@ -145,14 +145,14 @@ def _acquire(path: Path, target: Path) -> IO[str]:
         except BaseException:
             file.close()
             raise
-        file.close()  # the other run ended, and removed it, between our opening and locking
+        file.close()  # the other run ended and removed the file before we locked it
 
 
 def lock_file(file: IO[str], target: Path) -> None:
     """Lock an open file.
 
     Raises:
-        LockError: if another run has locked it.
+        LockError: If another run has locked it.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,7 +161,7 @@ def lock_file(file: IO[str], target: Path) -> None:
         process = file.read().strip()
         name = f" (process {process})" if process else ""
         raise LockError(f"{target}: another run is writing it{name}.") from error
-    except OSError:  # a file system without locks
+    except OSError:  # the file system does not support locks
         pass
 
 
@@ -172,7 +172,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _forget_locks() -> None:
-    """Close the lock files in a fork, which would keep the lock if it outlived a run that was killed."""
+    """Close the lock files in a forked process, which would otherwise keep the lock after its parent was killed."""
     for file in HELD:
         file.close()
     HELD.clear()

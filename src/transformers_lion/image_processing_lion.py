@@ -42,7 +42,7 @@ class LionImageProcessor(BlipImageProcessorPil):
         return super().preprocess(images, *args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, without `auto_map`: what is saved has none of the code that it would lead to."""
+        """Return the attributes to save, without `auto_map`, because the code it refers to is not saved."""
         return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def _shrinker(self, options: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:

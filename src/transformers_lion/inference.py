@@ -1,10 +1,10 @@
-"""Captions, answers, boxes and tags from one object, with the right prompt and task for each by itself.
+"""The high-level API: captions, answers, boxes and tags from one object, which chooses the prompt and the task type.
 
-`Lion.answer` and `Lion.rank` take requests of any kind, many at a time; the other methods are short ways to them.
-Each image of a call is opened, tagged and encoded once, however many requests are about it (LION, arXiv:2311.11860,
-section 3: nothing before the Q-Former reads the question).
+`Lion.answer` and `Lion.rank` process batches of mixed requests; the other methods are shortcuts. Each call opens, tags
+and encodes an image once, no matter how many requests refer to it, because nothing before the Q-Former depends on the
+question (LION, arXiv:2311.11860, section 3).
 
-Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D language-model width.
+Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D language model width.
 """
 
 import copy
@@ -25,7 +25,7 @@ from .columns import to_plain
 from .example import example_checkpoint
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels
-from .images import flatten, image_key, is_batch, is_url, to_rgb, upright_size, warn_of_grey_batch
+from .images import flatten, image_key, is_batch, is_url, to_rgb, upright_size, warn_about_gray_batch
 from .modeling_lion import (
     LionEncoderOutput,
     LionForConditionalGeneration,
@@ -34,7 +34,7 @@ from .modeling_lion import (
     find_setting,
 )
 from .modeling_utils import check_finite
-from .pipelines import find_tagger, heed_max_length
+from .pipelines import find_tagger, prefer_max_length
 from .processing_lion import LionProcessor, check_strings
 from .ram import ImageTagger
 from .tag_source import Tags, TagSource, as_names, check_tags, resolve_tag_source
@@ -44,17 +44,17 @@ logger = logging.get_logger(__name__)
 LOCATE_QUESTION = "How can I locate {phrase} in the image? Please provide the coordinates."
 REGION_QUESTION = "Please describe the region {box} in the image."
 MAX_NEW_TOKENS = 256
-"""Where neither the call nor the checkpoint says it, as in the paper."""
+"""Default if neither the call nor the checkpoint sets a limit, as in the paper."""
 OnError = Literal["raise", "skip"]
-"""Whether an image that cannot be read stops everything, or only its own requests have no answer."""
+"""What to do with an image that cannot be read: raise an error, or skip its requests."""
 OneImage = str | os.PathLike | bytes | bytearray | memoryview | Mapping[str, Any] | Image.Image
-"""What is a single image to a type checker; an array may be one or a batch."""
+"""Types that are always a single image. An array can also be a batch."""
 Images = list[Any] | tuple[Any, ...]
 Texts = list[str] | tuple[str, ...]
 OneBox = Box | list[float]
 Boxes = list[Box] | list[list[float]]
 CANDIDATES_PER_REQUEST = 4
-"""Rows of the decoder for each request of a batch when candidates are ranked: they are far smaller than an image."""
+"""Decoder rows per request of a batch when ranking candidates. A row needs far less memory than an image."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Request:
     """One question about one image.
 
     Attributes:
-        image: a path, a URL, the bytes of an image file, a PIL image, an array or a tensor (see
-            `images.ImageSource`). The same path or object is the same image.
-        question: what the Q-Former and, behind the tag sentence, the language model read.
+        image: A path, a URL, the bytes of an image file, a PIL image, an array or a tensor (see
+            `images.ImageSource`). Requests with the same path or object share the image.
+        question: The question, which both the Q-Former and the language model read.
         task_type: "image_level" or "region_level".
-        tags: names, or a text.
-        tag_source: "data" for `tags`, "tagger" for those of the tagger, "none" for no tag sentence. If it is not set,
-            `tags` where there are some, otherwise those of the tagger if there is one.
+        tags: Tags as a list of names or a string.
+        tag_source: "data" to use `tags`, "tagger" to use the tagger, or "none" for a prompt without a tag sentence. By
+            default, `tags` are used if set, otherwise the tagger if there is one.
 
     Raises:
-        ValueError: if there is no such source, or tags are given with `tag_source="tagger"`.
+        ValueError: If `tag_source` is unknown, or `tags` are combined with `tag_source="tagger"`.
     """
 
     image: Any
@@ -81,22 +81,22 @@ class Request:
     tag_source: TagSource | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tags", to_plain(self.tags))  # may come from a table
+        object.__setattr__(self, "tags", to_plain(self.tags))  # may be a cell of a table
         check_tags(self.tags, self.tag_source)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request.
+    """The answer to a request.
 
     Attributes:
-        text: what the model wrote, with its boxes.
-        prompt: what the language model read, with the tag sentence and the soft prompt's marker.
-        tags: those in the prompt; `None` without a tag sentence.
-        entities: phrases, their spans in the text without boxes, and their boxes in pixels of the image.
+        text: Generated text, including boxes.
+        prompt: Prompt of the language model, including the tag sentence and the soft prompt marker.
+        tags: Tags in the prompt, or `None` if it has no tag sentence.
+        entities: Phrases with their spans in the text without boxes, and their boxes in pixels.
         image_size: (width, height).
-        scores: how sure the model was of each of `boxes`, where that was asked for.
-        error: why the image could not be read, where `on_error="skip"` let the others go on. All else is then empty.
+        scores: Confidence of each box in `boxes`, if scores were requested.
+        error: Reason why the image could not be read, with `on_error="skip"`. All other fields are then empty.
     """
 
     text: str
@@ -109,17 +109,18 @@ class Answer:
 
     @property
     def boxes(self) -> list[Box]:
-        """All boxes in their order, (x1, y1, x2, y2) in pixels."""
+        """All boxes in order, as (x1, y1, x2, y2) in pixels."""
         return [box for _, _, boxes in self.entities for box in boxes]
 
 
 @dataclass
-class SeenImage:
-    """What a call knows of an image until the last request about it is done.
+class EncodedImage:
+    """An image as a call keeps it until its last request is answered.
 
     Attributes:
-        size: (width, height), upright.
-        features: of this image alone.
+        size: (width, height) of the upright image.
+        features: Features of this image, with a batch size of 1.
+        tags: Tags found by the tagger, if requested.
     """
 
     size: tuple[int, int]
@@ -128,40 +129,35 @@ class SeenImage:
 
 
 @dataclass
-class OneByOne:
-    """Images that are opened while somebody iterates over them.
+class _LazyImages:
+    """Images that are opened during iteration, with a length for progress bars."""
 
-    Attributes:
-        images: not yet opened.
-        count: of those, as far as they can be read.
-    """
-
-    pictures: Iterator[Image.Image]
+    images: Iterator[Image.Image]
     count: int
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Image.Image]:
-        return self.pictures
+        return self.images
 
 
 class Lion:
-    """LION with all that it takes to be asked.
+    """Bundles the model, processor and tagger.
 
     ```
     lion = Lion.from_pretrained("lion-flant5-xl")
     lion.caption("photo.jpg")
-    lion.ask("photo.jpg", ["Is there a cat?", "What colour is it?"])   # the image is encoded once
+    lion.ask("photo.jpg", ["Is there a cat?", "What color is it?"])    # the image is encoded once
     lion.locate("photo.jpg", "the cat").boxes                          # in pixels
     ```
 
-    Nothing is kept from one call to the next, so that several threads may use one object.
+    Calls share no state, so multiple threads can use the same object.
 
     Args:
-        model: `Lion` puts it into eval mode.
-        processor: of the same checkpoint.
-        tagger: makes the tags of requests that have none, see `Request`.
+        model: The model. It is put in eval mode.
+        processor: The processor of the same checkpoint.
+        tagger: Tagger for requests without tags; see `Request`.
     """
 
     def __init__(
@@ -183,14 +179,15 @@ class Lion:
         """Load a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: folder or repository; the example checkpoint by default.
-            tagger: by default the one in the checkpoint's folder `tagger/`, if there is one; `False` for none.
-            device: where to put the model, and the tagger that comes with it.
-            dtype: of the weights; as saved by default.
+            pretrained_model_name_or_path: Local folder or Hub repository. Defaults to the example checkpoint.
+            tagger: Tagger to use, or `False` for no tagger. Defaults to the tagger in the `tagger/` folder of the
+                checkpoint, if there is one.
+            device: Device of the model and of the checkpoint's tagger.
+            dtype: Data type of the weights. Defaults to the data type they were saved in.
 
         Raises:
-            OSError: if a file is missing.
-            ValueError: if files do not fit together, or weights are not finite.
+            OSError: If a file is missing.
+            ValueError: If the files are inconsistent, or weights are not finite.
         """
         name = os.fspath(pretrained_model_name_or_path or example_checkpoint())
         files = [*MODEL_FILES, *PROCESSOR_FILES, *(() if tagger is not None else TAGGER_FILES)]
@@ -206,8 +203,8 @@ class Lion:
         found = find_tagger(folder, model.device) if tagger is None else tagger or None
         if found is None and tagger is None and pretrained_model_name_or_path is not None:
             logger.warning_once(
-                f"{name} holds no tagger, so that prompts without tags of their own have no tag sentence, with which "
-                "LION was trained. Give tags, or Lion.from_pretrained(..., tagger=ImageTagger.from_pretrained(folder))."
+                f"{name} has no tagger, so prompts without tags have no tag sentence, although LION was trained with "
+                "one. Pass tags, or use Lion.from_pretrained(..., tagger=ImageTagger.from_pretrained(folder))."
             )
         return cls(model, processor, found)
 
@@ -225,19 +222,22 @@ class Lion:
     ) -> list[Answer]:
         """Answer requests.
 
-        Requests about the same image go through the model one after the other, whatever their order in the list, and
-        an image is forgotten after the last of them.
+        Requests for the same image are grouped, regardless of their order in the list. The features of an image are
+        freed after its last request.
 
         Args:
-            requests: in any order.
-            batch_size: requests, and at most so many images, that go through the model at a time.
-            scores: also score each box, as `grounding.score_boxes` does.
-            on_error: what happens if an image cannot be read: "raise" stops there; with "skip" the other requests are
-                answered, a warning names the image, and its own answers have `error` and no text.
-            **generation: anything that `generate` takes but several sequences for a request.
+            requests: Requests in any order.
+            batch_size: Number of requests, and maximum number of images, per forward pass.
+            scores: Whether to score each box; see `grounding.score_boxes`.
+            on_error: What to do if an image cannot be read. "raise" raises an error. "skip" logs a warning, answers
+                the other requests, and sets `error` in the answers for this image.
+            **generation: Options of `generate`. Each request has one answer, so `num_return_sequences` must be 1.
+
+        Returns:
+            One answer per request, in the order of `requests`.
 
         Raises:
-            ValueError: if an image cannot be read and `on_error` is "raise", or a request is none.
+            ValueError: If an image cannot be read and `on_error` is "raise", or an element is not a `Request`.
         """
         self._check(requests, batch_size, on_error)
         options = self._options(generation)
@@ -269,26 +269,27 @@ class Lion:
         batch_size: int = 8,
         on_error: OnError = "raise",
     ) -> list[list[float]]:
-        """How likely the model thinks each of some answers to be.
+        """Compute the log-probability of candidate answers.
 
-        Everything before the decoder runs once for a request, however many candidates it has.
+        Everything before the decoder runs once per request, regardless of the number of candidates.
 
         Args:
-            requests: as of `answer`.
-            candidates: for each request its candidates.
-            batch_size, on_error: as of `answer`.
+            requests: Requests; see `answer`.
+            candidates: List of candidate answers for each request.
+            batch_size, on_error: See `answer`.
 
         Returns:
-            For each request and each of its candidates the sum of the log-probabilities of its tokens, with the end
-            token, as the model would have to write it. (Longer candidates are less likely; divide if you want to.)
-            A request that `on_error="skip"` left out has an empty list.
+            The score of each candidate of each request: the sum of the log-probabilities of its tokens, including the
+            end token. Longer candidates have lower scores; divide by the length to normalize. A request that
+            `on_error="skip"` skipped has an empty list.
 
         Raises:
-            ValueError: if there are not as many lists of candidates as requests, and as of `answer`.
+            ValueError: If the numbers of requests and lists of candidates differ, or for the reasons given in
+                `answer`.
         """
         self._check(requests, batch_size, on_error)
         if len(candidates) != len(requests):
-            raise ValueError(f"{len(candidates)} lists of candidates for {len(requests)} requests.")
+            raise ValueError(f"Got {len(candidates)} lists of candidates for {len(requests)} requests.")
         candidates = [to_plain(texts) for texts in candidates]
         for texts in candidates:
             check_strings("candidates", texts)
@@ -306,7 +307,7 @@ class Lion:
                     scores[positions[row]].append(score)
         return scores
 
-    # --- short ways --------------------------------------------------------------------------------------------
+    # --- shortcuts ---------------------------------------------------------------------------------------------
 
     @overload
     def caption(self, images: OneImage, **options: Any) -> str | None: ...
@@ -327,19 +328,20 @@ class Lion:
         on_error: OnError = "raise",
         **generation: Any,
     ) -> Any:
-        """Describe an image, or each of a list, in a short sentence.
+        """Describe one or more images in a short sentence.
 
         Args:
-            images: one or a list.
-            tags, tag_source: for all images; see `Request`.
-            batch_size, on_error, **generation: as of `answer`.
+            images: An image or a list of images.
+            tags, tag_source: Tags for all images; see `Request`.
+            batch_size, on_error, **generation: See `answer`.
 
         Returns:
-            A text, or a list with `None` for each image that `on_error="skip"` left out.
+            The caption, or a list of captions for a list of images. With `on_error="skip"`, the caption of an image
+            that cannot be read is `None`.
         """
-        pictures, _, is_single = pair(images, "questions", [self.processor.caption_prompt], True)
+        sources, _, is_single = pair(images, "questions", [self.processor.caption_prompt], True)
         prompt = self.processor.caption_prompt
-        requests = [Request(picture, prompt, tags=tags, tag_source=tag_source) for picture in pictures]
+        requests = [Request(source, prompt, tags=tags, tag_source=tag_source) for source in sources]
         answers = self.answer(requests, batch_size=batch_size, on_error=on_error, **generation)
         return unpack(texts_of(answers), is_single)
 
@@ -366,20 +368,25 @@ class Lion:
         on_error: OnError = "raise",
         **generation: Any,
     ) -> Any:
-        """Answer a question about an image, or a list of them: one image, one question, or as many of both.
+        """Answer questions about images.
 
         Args:
-            images: one or a list.
-            questions: one or a list.
-            tags, tag_source: for all images; see `Request`.
-            batch_size, on_error, **generation: as of `answer`.
+            images: An image or a list of images. A single image is used for all questions.
+            questions: A question or a list of questions. A single question is asked about all images.
+            tags, tag_source: Tags for all images; see `Request`.
+            batch_size, on_error, **generation: See `answer`.
 
         Returns:
-            As of `caption`.
+            The answer, or a list of answers if `images` or `questions` is a list. With `on_error="skip"`, the answer
+            for an image that cannot be read is `None`.
+
+        Raises:
+            ValueError: If the numbers of images and questions differ, a question is blank, or for the reasons given in
+                `answer`.
         """
-        pictures, texts, is_single = pair_texts(images, "questions", questions)
-        rows = zip(pictures, texts, strict=True)
-        requests = [Request(picture, text, tags=tags, tag_source=tag_source) for picture, text in rows]
+        sources, texts, is_single = pair_texts(images, "questions", questions)
+        rows = zip(sources, texts, strict=True)
+        requests = [Request(source, text, tags=tags, tag_source=tag_source) for source, text in rows]
         answers = self.answer(requests, batch_size=batch_size, on_error=on_error, **generation)
         return unpack(texts_of(answers), is_single)
 
@@ -407,21 +414,26 @@ class Lion:
         on_error: OnError = "raise",
         **generation: Any,
     ) -> Any:
-        """Find what phrases such as "the red cup" speak of: one image, one phrase, or as many of both.
+        """Locate the objects that phrases such as "the red cup" refer to.
 
         Args:
-            images: one or a list.
-            phrases: one or a list.
-            tags, tag_source: for all images; see `Request`.
-            batch_size, scores, on_error, **generation: as of `answer`.
+            images: An image or a list of images. A single image is used for all phrases.
+            phrases: A phrase or a list of phrases. A single phrase is located in all images.
+            tags, tag_source: Tags for all images; see `Request`.
+            batch_size, scores, on_error, **generation: See `answer`.
 
         Returns:
-            An `Answer`, of which `boxes` are those found (none, where the model wrote none), or a list.
+            An `Answer` with the boxes in `boxes`, or a list of answers if `images` or `phrases` is a list. `boxes` is
+            empty if the model generates no box.
+
+        Raises:
+            ValueError: If the numbers of images and phrases differ, a phrase is blank, or for the reasons given in
+                `answer`.
         """
-        pictures, texts, is_single = pair_texts(images, "phrases", phrases)
+        sources, texts, is_single = pair_texts(images, "phrases", phrases)
         requests = [
-            Request(picture, LOCATE_QUESTION.format(phrase=text.strip()), "region_level", tags, tag_source)
-            for picture, text in zip(pictures, texts, strict=True)
+            Request(source, LOCATE_QUESTION.format(phrase=text.strip()), "region_level", tags, tag_source)
+            for source, text in zip(sources, texts, strict=True)
         ]
         answers = self.answer(requests, batch_size=batch_size, scores=scores, on_error=on_error, **generation)
         return unpack(answers, is_single)
@@ -449,24 +461,27 @@ class Lion:
         on_error: OnError = "raise",
         **generation: Any,
     ) -> Any:
-        """Say what is in a box: one image, one box, or as many of both.
+        """Describe the content of boxes.
 
         Args:
-            images: one or a list.
-            boxes: (x1, y1, x2, y2) in pixels of the upright image, as `locate` finds them, or a list of such.
-            tags, tag_source: for all images; see `Request`.
-            batch_size, on_error, **generation: as of `answer`.
+            images: An image or a list of images. A single image is used for all boxes.
+            boxes: A box (x1, y1, x2, y2) in pixels of the upright image, as `locate` returns it, or a list of boxes. A
+                single box is used for all images.
+            tags, tag_source: Tags for all images; see `Request`.
+            batch_size, on_error, **generation: See `answer`.
 
         Returns:
-            As of `caption`.
+            The description, or a list of descriptions if `images` or `boxes` is a list. With `on_error="skip"`, the
+            description for an image that cannot be read is `None`.
 
         Raises:
-            ValueError: if a box is none, not in its image, or may be fractions instead of pixels; and as of `answer`.
+            ValueError: If the numbers of images and boxes differ, a box is invalid, is outside its image or seems to
+                use fractions instead of pixels, or for the reasons given in `answer`.
         """
-        pictures, rows, is_single = pair(images, "boxes", as_boxes(boxes), np.ndim(boxes) == 1)
+        sources, rows, is_single = pair(images, "boxes", as_boxes(boxes), np.ndim(boxes) == 1)
         measured: dict[Hashable, tuple[Any, tuple[int, int]] | None] = {}
         requests: list[Request | None] = []
-        for source, box in zip(pictures, rows, strict=True):
+        for source, box in zip(sources, rows, strict=True):
             key = image_key(source)
             if key not in measured:
                 measured[key] = measure_source(source, on_error)
@@ -490,18 +505,22 @@ class Lion:
     def tag(self, images: Any, *, on_error: OnError = ...) -> Any: ...
 
     def tag(self, images: Any, *, on_error: OnError = "raise") -> Any:
-        """The tags of an image, a list of names, or such a list for each of a list of images.
+        """Tag one or more images.
 
         Args:
-            images: one or a list.
-            on_error: with "skip" the tags of an image that cannot be read are `None`, and a warning names it.
+            images: An image or a list of images.
+            on_error: What to do if an image cannot be read. "raise" raises an error. "skip" logs a warning, and the
+                tags of the image are `None`.
+
+        Returns:
+            A list of tag names, or a list of such lists for a list of images.
 
         Raises:
-            ValueError: if there is no tagger, or an image cannot be read and `on_error` is "raise".
+            ValueError: If there is no tagger, or an image cannot be read and `on_error` is "raise".
         """
         if self.tagger is None:
             raise ValueError(
-                "There is no tagger: this checkpoint holds none. Give one, Lion.from_pretrained(..., "
+                "This checkpoint has no tagger. Use Lion.from_pretrained(..., "
                 "tagger=ImageTagger.from_pretrained(folder))."
             )
         found = self.tagger.tag(list(flatten(images)))
@@ -513,28 +532,28 @@ class Lion:
     # --- steps -------------------------------------------------------------------------------------------------
 
     def _check(self, requests: Sequence[Request], batch_size: int, on_error: OnError) -> None:
-        """Raise `ValueError` if something is wrong that no image is needed to see."""
+        """Raise `ValueError` for invalid arguments, before any image is opened."""
         if on_error not in ("raise", "skip"):
             raise ValueError(f'on_error is {on_error!r}, but must be "raise" or "skip".')
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be at least 1.")
         for request in requests:
             if not isinstance(request, Request):
-                raise ValueError(f"requests must hold Request, but holds {type(request).__name__}.")
+                raise ValueError(f"requests must contain `Request` objects, but contains {type(request).__name__}.")
             self._source_of(request)
         check_strings("questions", [request.question for request in requests])
 
     def _options(self, generation: dict[str, Any]) -> dict[str, Any]:
-        """The options of generation, with a limit to the answer's length if nothing else has one.
+        """Return generation options. `MAX_NEW_TOKENS` applies if neither the options nor the model set a limit.
 
         Raises:
-            ValueError: if they ask for several sequences.
+            ValueError: If the options request multiple sequences.
         """
         config = generation.get("generation_config")
         sequences = find_setting("num_return_sequences", generation, [config, self.model.generation_config])
         if sequences not in (None, 1):
-            raise ValueError(f"num_return_sequences is {sequences}, but a request has 1 answer.")
-        options = heed_max_length(generation)
+            raise ValueError(f"num_return_sequences is {sequences}, but must be 1: each request has one answer.")
+        options = prefer_max_length(generation)
         configs = [options.get("generation_config"), self.model.generation_config]
         if any(find_setting(name, options, configs) is not None for name in ("max_new_tokens", "max_length")):
             return options
@@ -546,19 +565,19 @@ class Lion:
 
     def _batches(
         self, requests: Sequence[Request], batch_size: int, on_error: OnError, errors: dict[int, str]
-    ) -> Iterator[tuple[list[int], list[SeenImage]]]:
-        """Positions of requests that go together, those of one image one after the other, and the image of each.
+    ) -> Iterator[tuple[list[int], list[EncodedImage]]]:
+        """Yield batches of request positions, grouped by image, with the encoded image of each request.
 
         Args:
-            requests, batch_size, on_error: as of `answer`.
-            errors: gets the positions of requests whose images cannot be read, and the reasons.
+            requests, batch_size, on_error: See `answer`.
+            errors: Filled with the positions of requests whose images cannot be read, and the reasons.
         """
         keys = [image_key(request.image) for request in requests]
         first = {key: position for position, key in reversed(list(enumerate(keys)))}
         order = sorted(range(len(requests)), key=lambda position: first[keys[position]])
         untagged = {key for key, request in zip(keys, requests, strict=True) if self._source_of(request) == "tagger"}
         left = Counter(keys)
-        seen: dict[Hashable, SeenImage] = {}
+        seen: dict[Hashable, EncodedImage] = {}
         unread: dict[Hashable, str] | None = {} if on_error == "skip" else None
         for start in range(0, len(order), batch_size):
             positions = order[start : start + batch_size]
@@ -567,7 +586,7 @@ class Lion:
                 for position in positions
                 if keys[position] not in seen and keys[position] not in (unread or ())
             }
-            seen.update(self._see(new, untagged, unread))
+            seen.update(self._encode_images(new, untagged, unread))
             errors.update({index: unread[keys[index]] for index in positions if unread and keys[index] in unread})
             readable = [position for position in positions if position not in errors]
             if readable:
@@ -577,15 +596,15 @@ class Lion:
         if unread:
             warn_of_unread(list(unread.values()), len(first))
 
-    def _see(
+    def _encode_images(
         self, images: dict[Hashable, Any], untagged: set[Hashable], unread: dict[Hashable, str] | None
-    ) -> dict[Hashable, SeenImage]:
-        """Open images one after the other, tag those that need it, and run what reads no question.
+    ) -> dict[Hashable, EncodedImage]:
+        """Open, tag and encode images. Only one is in memory at full size at a time.
 
         Args:
-            images: by their keys.
-            untagged: keys of those that need tags.
-            unread: gets the reasons why images cannot be read; without it the first raises.
+            images: Images by key.
+            untagged: Keys of the images to tag.
+            unread: Filled with the reasons why images cannot be read. If `None`, the first such image raises an error.
         """
         sizes: dict[Hashable, tuple[int, int]] = {}
         pixels: list[torch.Tensor] = []
@@ -594,18 +613,18 @@ class Lion:
         def open_all() -> Iterator[Image.Image]:
             for key, image in images.items():
                 try:
-                    picture = to_rgb(image)
+                    rgb_image = to_rgb(image)
                 except ValueError as error:
                     if unread is None:
                         raise
                     unread[key] = str(error)
                     continue
-                sizes[key] = picture.size
-                pixels.append(self.processor(images=picture, return_tensors="pt")["pixel_values"])
+                sizes[key] = rgb_image.size
+                pixels.append(self.processor(images=rgb_image, return_tensors="pt")["pixel_values"])
                 if wanted and key in untagged:
                     tagged.append(key)
-                    yield picture
-                del picture  # before the next one is opened
+                    yield rgb_image
+                del rgb_image  # free it before opening the next image
 
         wanted = len(untagged & images.keys())
         names = self._tag_all(open_all(), wanted)
@@ -613,39 +632,39 @@ class Lion:
             return {}
         features = self._encode(torch.cat(pixels))
         seen = {
-            key: SeenImage(size, features.select(torch.tensor([row]))) for row, (key, size) in enumerate(sizes.items())
+            key: EncodedImage(size, features.select(torch.tensor([row])))
+            for row, (key, size) in enumerate(sizes.items())
         }
         for key, found in zip(tagged, names, strict=True):
             seen[key].tags = list(found or [])
         return seen
 
-    def _tag_all(self, pictures: Iterator[Image.Image], count: int) -> Sequence[Sequence[str] | None]:
-        """The tagger's tags of so many images, of which it takes one at a time."""
+    def _tag_all(self, images: Iterator[Image.Image], count: int) -> Sequence[Sequence[str] | None]:
+        """Tag `count` images, opening one at a time."""
         if self.tagger is None or not count:
-            deque(pictures, maxlen=0)  # opens those that need no tags
+            deque(images, maxlen=0)  # no tags are needed, but iterating opens the images
             return []
-        return self.tagger(OneByOne(pictures, count) if isinstance(self.tagger, ImageTagger) else list(pictures))
+        return self.tagger(_LazyImages(images, count) if isinstance(self.tagger, ImageTagger) else list(images))
 
     @torch.no_grad()
-    def encode(self, pictures: Sequence[Image.Image]) -> LionImageFeatures:
-        """What the model knows of B images before any question, for `image_features=` of its `generate`."""
-        return self._encode(self.processor(images=list(pictures), return_tensors="pt")["pixel_values"])
+    def encode(self, images: Sequence[Image.Image]) -> LionImageFeatures:
+        """Encode images into features, which `model.generate` accepts as `image_features=`."""
+        return self._encode(self.processor(images=list(images), return_tensors="pt")["pixel_values"])
 
     def _encode(self, pixel_values: torch.Tensor) -> LionImageFeatures:
-        """The same of pixel values, (B, 3, H, W)."""
         pixel_values = pixel_values.to(self.model.device, self.model.dtype)
         return self.model.get_image_features(pixel_values, return_dict=True)
 
     def _source_of(self, request: Request) -> TagSource:
-        """Where the tags of a request come from."""
+        """Return the resolved `tag_source` of a request."""
         return resolve_tag_source(request.tags, request.tag_source, self.tagger is not None)
 
-    def _tags_of(self, request: Request, image: SeenImage) -> Tags:
-        """The tags of a request's prompt, `None` for no tag sentence."""
+    def _tags_of(self, request: Request, image: EncodedImage) -> Tags:
+        """Return the tags for the prompt of a request, or `None` for no tag sentence."""
         return {"data": request.tags, "tagger": image.tags, "none": None}[self._source_of(request)]
 
-    def _inputs(self, requests: Sequence[Request], images: Sequence[SeenImage]) -> dict[str, Any]:
-        """The model's inputs; each image's features are there once."""
+    def _inputs(self, requests: Sequence[Request], images: Sequence[EncodedImage]) -> dict[str, Any]:
+        """Return the model inputs. Requests for the same image share its features through `image_indices`."""
         prompts = self.processor(
             text=[request.question for request in requests],
             tags=[self._tags_of(request, image) for request, image in zip(requests, images, strict=True)],
@@ -661,12 +680,12 @@ class Lion:
         }
 
     def read_prompts(self, inputs: dict[str, Any]) -> list[str]:
-        """What the language model reads, as text, without the end token."""
-        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)  # padded on either side
+        """Decode the prompts of the language model, without the end token."""
+        rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)  # padding can be on either side
         return [self._prompt(ids[is_token].tolist()[:-1]) for ids, is_token in rows]
 
     def _prompt(self, ids: list[int]) -> str:
-        """The text of a prompt's tokens, which know of no space beside the soft prompt's marker."""
+        """Decode a prompt and restore the spaces around the soft prompt marker, which tokenization drops."""
         decode, marker = self.processor.tokenizer.decode, self.processor.soft_prompt_token_id
         if marker not in ids:
             return decode(ids, clean_up_tokenization_spaces=False)
@@ -679,13 +698,13 @@ class Lion:
     def _generate(
         self, inputs: dict[str, Any], scores: bool, options: dict[str, Any]
     ) -> list[tuple[str, list[float] | None]]:
-        """The texts that the model writes, and if wanted the score of each of their boxes."""
+        """Generate texts, and score their boxes if `scores` is set."""
         if not scores:
             ids = self.model.generate(**inputs, **options)
             ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
             return [(text, None) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
         generated = self.model.generate(**inputs, **{**options, "return_dict_in_generate": True, "output_logits": True})
-        log_probs = token_log_probs(self.model, generated)  # (B, S), of the last S ids
+        log_probs = token_log_probs(self.model, generated)  # (B, S) for the last S ids
         results: list[tuple[str, list[float] | None]] = []
         texts = self.processor.batch_decode(generated.sequences, skip_special_tokens=True)
         for text, ids, row in zip(texts, generated.sequences[:, -log_probs.shape[1] :], log_probs, strict=True):
@@ -696,7 +715,7 @@ class Lion:
     def _score(
         self, encoded: LionEncoderOutput, task_type_ids: torch.Tensor, chunk: Sequence[tuple[int, str]]
     ) -> list[float]:
-        """Log-probabilities of texts, each after the prompt in a row of `encoded`."""
+        """Compute the log-probability of each text in `chunk`, given the prompt in its row of `encoded`."""
         rows = torch.tensor([row for row, _ in chunk])
         texts = [text for _, text in chunk]
         labels = self.processor(text=[""] * len(texts), text_target=texts, return_tensors="pt")["labels"]
@@ -712,10 +731,10 @@ class Lion:
 
 
 def measure_source(source: Any, on_error: OnError) -> tuple[Any, tuple[int, int]] | None:
-    """An image to ask about, and its size; `None` if it cannot be read and `on_error` is "skip"."""
+    """Return an image and its size, or `None` if it cannot be read and `on_error` is "skip"."""
     try:
         if isinstance(source, str) and is_url(source):
-            source = to_rgb(source)  # downloaded once
+            source = to_rgb(source)  # download it only once
         return source, upright_size(source)
     except ValueError as error:
         if on_error == "raise":
@@ -725,77 +744,86 @@ def measure_source(source: Any, on_error: OnError) -> tuple[Any, tuple[int, int]
 
 
 def warn_of_unread(errors: Sequence[str], count: int) -> None:
-    """Warn of images that were left out, of so many."""
+    """Log a warning about the images, out of `count`, that could not be read."""
     logger.warning("%d of %d images could not be read:\n%s", len(errors), count, "\n".join(errors))
 
 
 def texts_of(answers: Sequence[Answer]) -> list[str | None]:
-    """The texts of answers; `None` where there is none."""
+    """Return the text of each answer, or `None` if its image could not be read."""
     return [answer.text if answer.error is None else None for answer in answers]
 
 
 def pair(images: Any, name: str, values: list[Any], is_one: bool) -> tuple[list[Any], list[Any], bool]:
-    """Images, and what goes with each: one image or one value serves all; and whether there is but one result.
+    """Pair images with values, such as questions. A single image or a single value is repeated.
 
     Args:
-        images: one or a list.
-        name: of the values, for errors.
-        values: a list.
-        is_one: whether that list is a single value, which was not given as a list.
+        images: An image or a list of images.
+        name: Name of the values for error messages.
+        values: List of values.
+        is_one: Whether the caller passed a single value instead of a list.
+
+    Returns:
+        Images, values of the same number, and whether the caller expects a single result.
 
     Raises:
-        ValueError: if there are other numbers of both.
+        ValueError: If the numbers of images and values differ.
     """
     if not is_batch(images):
-        warn_of_grey_batch(images, len(values))
+        warn_about_gray_batch(images, len(values))
         return [images] * len(values), values, is_one
-    pictures = list(flatten(images))
+    sources = list(flatten(images))
     if is_one:
-        return pictures, values * len(pictures), False
-    if len(pictures) != len(values):
-        raise ValueError(f"{len(pictures)} images for {len(values)} {name}: give as many of both, or one of either.")
-    return pictures, values, False
+        return sources, values * len(sources), False
+    if len(sources) != len(values):
+        raise ValueError(
+            f"Got {len(sources)} images for {len(values)} {name}. Pass the same number of both, or one of either."
+        )
+    return sources, values, False
 
 
 def pair_texts(images: Any, name: str, texts: str | Sequence[str]) -> tuple[list[Any], list[str], bool]:
-    """`pair` for texts.
+    """Pair images with texts; see `pair`.
 
     Raises:
-        ValueError: if they are none, or one is blank, and as of `pair`.
+        ValueError: If the texts are not strings, one is blank, or the numbers of images and texts differ.
     """
     is_one, values = isinstance(texts, str), to_plain(texts)
     values = [values] if is_one else values
     check_strings(name, values)
     if not all(text.strip() for text in values):
-        raise ValueError(f"{name} holds a blank text.")
+        raise ValueError(f"{name} contains a blank string.")
     return pair(images, name, list(values), is_one)
 
 
 def unpack(results: list[Any], is_single: bool) -> Any:
-    """The one result where one was asked for, else all."""
+    """Return the only result if the caller expects a single one, otherwise all results."""
     return results[0] if is_single else results
 
 
 def as_boxes(boxes: Any) -> list[Box]:
-    """One box, or several, as a list.
+    """Return one or more boxes as a list of tuples.
 
     Raises:
-        ValueError: if they are none.
+        ValueError: If `boxes` is not of shape (4,) or (N, 4).
     """
     try:
         rows = np.asarray(boxes, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"boxes must be four numbers, or a list of four numbers each, but is {boxes!r}.") from error
+        raise ValueError(f"boxes must be a box of four numbers or a list of boxes, but is {boxes!r}.") from error
     if rows.ndim not in (1, 2) or rows.shape[-1] != 4:
         raise ValueError(f"boxes must have shape (4,) or (N, 4), but has {rows.shape}.")
     return [(row[0], row[1], row[2], row[3]) for row in rows.reshape(-1, 4).tolist()]
 
 
 def to_fractions(box: Box, image_size: tuple[int, int]) -> Box:
-    """Pixels of an image of (width, height) to fractions; what stands out a little is cut off.
+    """Convert a box from pixels to fractions of the image, clipping it to the image.
+
+    Args:
+        box: (x1, y1, x2, y2) in pixels.
+        image_size: (width, height) in pixels.
 
     Raises:
-        ValueError: if nothing of the box is in the image, or it may be fractions already.
+        ValueError: If the box is outside the image, or seems to use fractions already.
     """
     width, height = image_size
     if image_size != (1, 1):
@@ -803,7 +831,9 @@ def to_fractions(box: Box, image_size: tuple[int, int]) -> Box:
     x1, x2 = (min(max(value / width, 0.0), 1.0) for value in (box[0], box[2]))
     y1, y2 = (min(max(value / height, 0.0), 1.0) for value in (box[1], box[3]))
     if not (x1 < x2 and y1 < y2):
-        raise ValueError(f"Box {box} has no area in an image of {width}x{height} pixels; it is (x1, y1, x2, y2).")
+        raise ValueError(
+            f"Box {box} has no area inside the image of {width}x{height} pixels. Boxes are (x1, y1, x2, y2)."
+        )
     return x1, y1, x2, y2
 
 

@@ -1,9 +1,9 @@
-"""The vision aggregator: spatial evidence from three depths of the vision tower, and its way to the language model.
+"""Vision aggregator: combines spatial features from three depths of the vision tower for the language model.
 
-Source: LION (arXiv:2311.11860), section 3.2, "Vision Aggregator". The sub-layers are the post-norm BERT ones that
-transformers has for InstructBLIP's Q-Former; nothing here is masked, so no position is causal.
+Source: LION (arXiv:2311.11860), section 3.2, "Vision Aggregator". The sub-layers are the post-norm BERT layers of
+InstructBLIP's Q-Former in transformers. There are no masks, so attention is bidirectional.
 
-Shape letters: B batch, P patches and CLS, V vision width, D language-model width.
+Shape letters: B batch, P patches and CLS, V vision width, D language model width.
 """
 
 import torch
@@ -30,11 +30,11 @@ ATTENTION_RECORDERS = {
     "attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="attention.attention"),
     "cross_attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1, layer_name="crossattention"),
 }
-"""Where attentions are recorded. (InstructBLIP's own pattern also takes the cross-attentions for self-attentions.)"""
+"""Modules whose attentions are recorded. InstructBLIP's own pattern records cross-attentions as self-attentions."""
 
 
 class LionAggregatorLayer(GradientCheckpointingLayer):
-    """Self-attention, cross-attention to one depth of the vision tower, feed-forward; each with a norm behind it."""
+    """Post-norm layer of self-attention, cross-attention to one depth of the vision tower, and feed-forward layer."""
 
     def __init__(self, config: LionAggregatorConfig):
         super().__init__()
@@ -53,7 +53,7 @@ class LionAggregatorLayer(GradientCheckpointingLayer):
 
 
 class LionVisionAggregator(BasePreTrainedModel):
-    """Layers that refine the last tapped depth with the shallower ones."""
+    """Layers that refine the features of the first entry of `vision_feature_layers` with those of the others."""
 
     config: LionAggregatorConfig
     main_input_name = "hidden_states"
@@ -90,11 +90,11 @@ class LionVisionAggregator(BasePreTrainedModel):
         """Run the layers.
 
         Args:
-            hidden_states: (B, P, V), output of the block in `vision_feature_layers[0]`.
-            encoder_hidden_states: one (B, P, V) for each layer, outputs of the other blocks in their order.
+            hidden_states: Output of the block in `vision_feature_layers[0]`, of shape (B, P, V).
+            encoder_hidden_states: Outputs of the other blocks in order, one per layer, each of shape (B, P, V).
 
         Returns:
-            `last_hidden_state` (B, P, V), and on request the hidden states and attentions of each layer.
+            `last_hidden_state` of shape (B, P, V), and the hidden states and attentions of each layer if requested.
         """
         for layer, states in zip(self.layers, encoder_hidden_states, strict=True):
             hidden_states = layer(hidden_states, states, **kwargs)
@@ -102,11 +102,11 @@ class LionVisionAggregator(BasePreTrainedModel):
 
 
 class LionAggregatorProjection(nn.Module):
-    """Norm and two-layer MLP from the aggregator to the language model."""
+    """Layer norm and two-layer MLP from the aggregator to the language model."""
 
     def __init__(self, config: LionAggregatorConfig, text_hidden_size: int):
         super().__init__()
-        assert config.hidden_size is not None  # LionConfig has filled both in
+        assert config.hidden_size is not None  # LionConfig sets both
         assert config.projection_intermediate_size is not None
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.projection_layer_norm_eps)
         self.fc1 = nn.Linear(config.hidden_size, config.projection_intermediate_size)

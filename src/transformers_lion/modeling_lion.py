@@ -1,12 +1,12 @@
 """LION: vision tower -> Q-Former and aggregator -> merge with the prompt -> language model with adapters.
 
-Source: LION (arXiv:2311.11860), section 3. The towers are transformers' own; what LION adds is in
-`modeling_aggregator.py` and `modeling_lion_t5.py`, and the soft prompt and the merge are here. Reading order:
-`LionModel.get_image_features`, `get_query_features`, `encode`, `forward`, and `LionForConditionalGeneration`, which
-adds the head, the loss and `generate`.
+Source: LION (arXiv:2311.11860), section 3. The vision tower and the Q-Former are those of transformers. The aggregator
+is in `modeling_aggregator.py`, the language model in `modeling_lion_t5.py`; the soft prompt and the merge are here.
+Reading order: `LionModel.get_image_features`, `get_query_features`, `encode`, `forward`, and
+`LionForConditionalGeneration`, which adds the head, the loss and `generate`.
 
 Shape letters: B batch, P patches and CLS, Q query tokens, T text tokens, E encoder positions (Q + P + T), L label
-tokens, V vision width, D language-model width.
+tokens, V vision width, D language model width.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .compatibility import CACHE_NAMES, one_cache, with_cache_name
+from .compatibility import CACHE_NAMES, rename_cache, resolve_cache
 from .configuration_lion import LionConfig, LionQFormerConfig, LionVisionConfig
 from .modeling_aggregator import ATTENTION_RECORDERS, LionAggregatorProjection, LionVisionAggregator
 from .modeling_lion_t5 import LionT5ForConditionalGeneration, LionT5Model
@@ -45,22 +45,22 @@ TEXT_INPUTS = (
     "input_ids", "attention_mask", "qformer_input_ids", "qformer_attention_mask", "task_type_ids", "image_indices",
     "labels",
 )  # fmt: skip
-"""What of a processor's output has nothing to do with the image."""
+"""Outputs of the processor that do not depend on the image."""
 
 PEFT_PROMPT_LEARNING_PROBE = "embeddings.word_embeddings"
-"""The module that PEFT looks up when it sets prompt learning up, and for nothing else. LION has no such module."""
+"""Name of the module that PEFT looks up to set up prompt learning, and only then. LION has no such module."""
 
 
 @dataclass
 class LionImageFeatures(BaseModelOutputWithPooling):
-    """What LION knows of images before it has read a question. Computed once, it serves any number of questions.
+    """Question-independent image features, which can be reused for any number of questions.
 
     Attributes:
-        last_hidden_state: (B, P, V), the last block behind its norm: what the Q-Former reads. (Without a Q-Former
-            branch there is no such norm.)
-        pooler_output: (B, P, D), the aggregator's projected features; `None` without an aggregator branch.
-        hidden_states, attentions: the vision tower's, on request.
-        aggregator_outputs: the aggregator's states (B, P, V), and on request its hidden states and attentions.
+        last_hidden_state: Output of the vision tower that the Q-Former reads, of shape (B, P, V). It includes the final
+            layer norm if the model has a Q-Former branch.
+        pooler_output: Projected features of the aggregator, of shape (B, P, D), or `None` without an aggregator branch.
+        hidden_states, attentions: Hidden states and attentions of the vision tower, if requested.
+        aggregator_outputs: Output (B, P, V) of the aggregator, with its hidden states and attentions if requested.
     """
 
     aggregator_outputs: BaseModelOutputWithCrossAttentions | None = None
@@ -71,10 +71,10 @@ class LionImageFeatures(BaseModelOutputWithPooling):
         return self.last_hidden_state.shape[0]
 
     def repeat_interleave(self, repeats: int | torch.Tensor) -> "LionImageFeatures":
-        """The features with each image repeated, to stand beside its questions.
+        """Repeat the features of each image to match its questions.
 
         Args:
-            repeats: how often, for all images or (B,) for each.
+            repeats: Number of repetitions, for all images or for each one as a tensor of shape (B,).
         """
         return LionImageFeatures(
             last_hidden_state=self.last_hidden_state.repeat_interleave(repeats, dim=0),
@@ -82,19 +82,22 @@ class LionImageFeatures(BaseModelOutputWithPooling):
         )
 
     def select(self, image_indices: torch.Tensor) -> "LionImageFeatures":
-        """The features of the image of each question.
+        """Select the features of the image of each question.
 
         Args:
-            image_indices: (B,), a row of these features for each question.
+            image_indices: Image index of each question, of shape (B,).
 
         Raises:
-            ValueError: if there is no such row (looked at on the CPU only).
+            ValueError: If an index is out of range. Only indices on the CPU are checked.
         """
         if image_indices.device.type == "cpu" and not torch.compiler.is_compiling() and image_indices.numel():
             first, last = int(image_indices.min()), int(image_indices.max())
             if first < 0 or last >= self.batch_size:
                 wrong = first if first < 0 else last
-                raise ValueError(f"image_indices has {wrong}, but there are {self.batch_size} images, from 0 on.")
+                raise ValueError(
+                    f"image_indices contains {wrong}, which is out of range for {self.batch_size} images, numbered "
+                    "from 0."
+                )
         image_indices = image_indices.to(self.last_hidden_state.device)
         return LionImageFeatures(
             last_hidden_state=self.last_hidden_state.index_select(0, image_indices),
@@ -102,16 +105,21 @@ class LionImageFeatures(BaseModelOutputWithPooling):
         )
 
     def match(self, batch_size: int, image_indices: torch.Tensor | None = None) -> "LionImageFeatures":
-        """The features for a batch of questions: by `image_indices`, or one image serves them all, or row for row.
+        """Match the features to a batch of questions.
+
+        Args:
+            batch_size: Number of questions.
+            image_indices: Image index of each question. By default, a single image is used for all questions, and
+                several images are matched to the questions in order.
 
         Raises:
-            ValueError: if there are several images and another number of questions, or not one index a question.
+            ValueError: If the number of questions does not match the number of images or indices.
         """
         if image_indices is not None:
             if image_indices.shape != (batch_size,):
                 raise ValueError(
-                    f"image_indices has shape {tuple(image_indices.shape)}, but {batch_size} prompts need "
-                    f"({batch_size},)."
+                    f"image_indices has shape {tuple(image_indices.shape)}, but must have shape ({batch_size},) for "
+                    f"{batch_size} prompts."
                 )
             return self.select(image_indices)
         if self.batch_size == batch_size:
@@ -119,23 +127,24 @@ class LionImageFeatures(BaseModelOutputWithPooling):
         if self.batch_size == 1:
             return self.repeat_interleave(batch_size)
         raise ValueError(
-            f"{self.batch_size} images for {batch_size} prompts. Give one image for all, as many of both, or "
-            "image_indices with the image of each prompt."
+            f"Got {self.batch_size} images for {batch_size} prompts. Pass one image, one image per prompt, or "
+            "image_indices with the index of each prompt's image."
         )
 
 
 @dataclass
 class LionEncoderOutput(BaseModelOutput):
-    """What `LionModel.encode` computes, and all that the decoder needs of an image and a prompt.
+    """Output of `LionModel.encode`, with everything that the decoder needs.
 
     Attributes:
-        last_hidden_state: (B, E, D), the language model's encoder.
-        hidden_states, attentions: the same encoder's, on request.
-        attention_mask: (B, E), 1 for visual positions and the prompt, 0 for padding.
-        image_hidden_states: (B, Q + P, D), what stands before the text in the encoder.
-        vision_outputs: the question-independent part, row for row with the prompts.
-        qformer_outputs: the Q-Former's, `None` without that branch.
-        aggregator_outputs: the aggregator's, `None` without that branch or if the image features were given.
+        last_hidden_state: Output of the language model's encoder, of shape (B, E, D).
+        hidden_states, attentions: Hidden states and attentions of that encoder, if requested.
+        attention_mask: Mask of shape (B, E), 1 for visual positions and the prompt, 0 for padding.
+        image_hidden_states: Visual features that precede the text in the encoder, of shape (B, Q + P, D).
+        vision_outputs: Image features, one row per prompt.
+        qformer_outputs: Output of the Q-Former, or `None` without a Q-Former branch.
+        aggregator_outputs: Output of the aggregator, or `None` without an aggregator branch or if image features were
+            passed in.
     """
 
     attention_mask: torch.Tensor | None = None
@@ -146,15 +155,15 @@ class LionEncoderOutput(BaseModelOutput):
 
     @property
     def visual_outputs(self) -> dict[str, Any]:
-        """The outputs of the parts before the language model, by their names."""
+        """Outputs of the parts before the language model, by name."""
         names = ("image_hidden_states", "vision_outputs", "qformer_outputs", "aggregator_outputs")
         return {name: getattr(self, name) for name in names}
 
     def select(self, rows: torch.Tensor) -> "LionEncoderOutput":
-        """The encoder's states and the mask of some samples, each as often as it is named, to decode them.
+        """Select samples to decode. An index may occur more than once.
 
         Args:
-            rows: (N,), indices of samples.
+            rows: Indices of samples, of shape (N,).
         """
         return LionEncoderOutput(
             last_hidden_state=self.last_hidden_state[rows],
@@ -164,10 +173,10 @@ class LionEncoderOutput(BaseModelOutput):
 
 @dataclass
 class LionModelOutput(Seq2SeqModelOutput):
-    """The language model's output without a head, and the visual parts'.
+    """Output of the language model without a head, and of the visual parts.
 
     Attributes:
-        image_hidden_states, vision_outputs, qformer_outputs, aggregator_outputs: see `LionEncoderOutput`.
+        image_hidden_states, vision_outputs, qformer_outputs, aggregator_outputs: See `LionEncoderOutput`.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -178,10 +187,10 @@ class LionModelOutput(Seq2SeqModelOutput):
 
 @dataclass
 class LionSeq2SeqLMOutput(Seq2SeqLMOutput):
-    """The language model's output, and the visual parts'.
+    """Output of the language model and of the visual parts.
 
     Attributes:
-        image_hidden_states, vision_outputs, qformer_outputs, aggregator_outputs: see `LionEncoderOutput`.
+        image_hidden_states, vision_outputs, qformer_outputs, aggregator_outputs: See `LionEncoderOutput`.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -192,11 +201,12 @@ class LionSeq2SeqLMOutput(Seq2SeqLMOutput):
 
 @dataclass
 class LionVisionModelOutput(BaseModelOutput):
-    """The vision tower's output.
+    """Output of the vision tower.
 
     Attributes:
-        last_hidden_state: (B, P, V), behind the last norm.
-        feature_maps: (B, P, V) of each block that was asked for, before any norm, in the order of asking.
+        last_hidden_state: Output after the final layer norm, of shape (B, P, V).
+        feature_maps: Output of each block in `feature_layers`, in that order and before the final layer norm, each of
+            shape (B, P, V).
     """
 
     feature_maps: tuple[torch.Tensor, ...] | None = None
@@ -214,7 +224,7 @@ class LionVisionStates(ModelOutput):
 
 
 class LionVisionModel(InstructBlipVisionModel):
-    """EVA-ViT-g as InstructBLIP has it; the norm after the last block has an epsilon of its own."""
+    """InstructBLIP's EVA-ViT-g, with a separate epsilon for the final layer norm."""
 
     config: LionVisionConfig
 
@@ -230,17 +240,24 @@ class LionVisionModel(InstructBlipVisionModel):
         feature_layers: Sequence[int] = (),
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionVisionModelOutput:
-        """Run the tower, and keep the outputs of the zero-based blocks in `feature_layers` on the way.
+        """Run the vision tower.
 
-        (`output_hidden_states` would keep those of all 39 blocks.)
+        Args:
+            pixel_values: Preprocessed pixels of shape (B, 3, H, W).
+            interpolate_pos_encoding: Whether to interpolate the position embeddings for other image sizes.
+            feature_layers: Zero-based indices of the blocks to return in `feature_maps`. (`output_hidden_states` would
+                keep the outputs of all 39 blocks.)
+
+        Raises:
+            ValueError: If the images have another size than the configured one, without `interpolate_pos_encoding`.
         """
         height, width = pixel_values.shape[-2:]
         size = self.config.image_size
         expected = (size, size) if isinstance(size, int) else tuple(size)
         if not interpolate_pos_encoding and (height, width) != expected:
             raise ValueError(
-                f"pixel_values are {height}x{width}, but the vision tower reads {expected[0]}x{expected[1]}; "
-                "interpolate_pos_encoding=True allows other sizes."
+                f"pixel_values are {height}x{width}, but the vision tower expects {expected[0]}x{expected[1]}. Pass "
+                "interpolate_pos_encoding=True to use other sizes."
             )
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         kept = {}
@@ -255,14 +272,14 @@ class LionVisionModel(InstructBlipVisionModel):
 
 
 class LionQFormerModel(InstructBlipQFormerModel):
-    """The text-conditioned Q-Former of InstructBLIP, recording the right attentions."""
+    """InstructBLIP's text-conditioned Q-Former. It records self-attentions and cross-attentions separately."""
 
     config: LionQFormerConfig
     _can_record_outputs = {"hidden_states": InstructBlipQFormerLayer, **ATTENTION_RECORDERS}
 
 
 class LionPreTrainedModel(BasePreTrainedModel):
-    """What all of LION's models share with transformers."""
+    """Base class of LION's models, with their settings for transformers."""
 
     config: LionConfig
     main_input_name = "pixel_values"
@@ -273,7 +290,7 @@ class LionPreTrainedModel(BasePreTrainedModel):
     _can_compile_fullgraph = True
     _skip_keys_device_placement = list(CACHE_NAMES)
     _no_split_modules = [
-        "InstructBlipVisionEmbeddings",  # it has parameters of its own, which only a hook on the whole of it can bring
+        "InstructBlipVisionEmbeddings",  # has parameters of its own, so offloading needs a hook on the whole module
         "InstructBlipEncoderLayer",
         "InstructBlipQFormerLayer",
         "LionAggregatorLayer",
@@ -281,24 +298,24 @@ class LionPreTrainedModel(BasePreTrainedModel):
     ]
 
     def get_submodule(self, target: str) -> nn.Module:
-        """As of all modules.
+        """Return a submodule like `nn.Module.get_submodule`.
 
         Raises:
-            ValueError: if PEFT is about to wrap the model for prompt learning. The wrapper gives the learned prefix to
-                the model that it wraps, but LION's language model generates: it would be trained, and then ignored.
+            ValueError: If PEFT sets up prompt learning. PEFT passes the learned prefix to the outer model, but LION's
+                inner language model generates, so the prefix would be trained and then ignored.
         """
         if target == PEFT_PROMPT_LEARNING_PROBE:
             raise ValueError(
                 f"{type(self).__name__} does not support PEFT's prompt learning (prefix tuning, prompt tuning, "
-                "p-tuning): generate would ignore what it learns. LoRA, DoRA, IA3, LoKr and OFT work."
+                "p-tuning) because generate would ignore the learned prompt. Use LoRA, DoRA, IA3, LoKr or OFT."
             )
         return super().get_submodule(target)
 
 
 class LionModel(LionPreTrainedModel):
-    """LION without a head: vision tower, Q-Former, aggregator, and the language model's encoder and decoder.
+    """LION without a head: vision tower, Q-Former, aggregator, and the encoder and decoder of the language model.
 
-    The names of its weights are those of `LionForConditionalGeneration`, so each loads the other's checkpoints.
+    Weights have the same names as in `LionForConditionalGeneration`, so each class loads checkpoints of the other.
     """
 
     language_model_class: type[LionT5Model] = LionT5Model
@@ -312,7 +329,7 @@ class LionModel(LionPreTrainedModel):
             self.qformer = LionQFormerModel(config.qformer_config)
             self.language_projection = nn.Linear(config.qformer_config.hidden_size, text_width)
         else:
-            self.vision_model.post_layernorm = nn.Identity()  # only the Q-Former reads behind it
+            self.vision_model.post_layernorm = nn.Identity()  # only the Q-Former reads its output
         if config.uses_aggregator:
             self.aggregator = LionVisionAggregator(config.aggregator_config)
             self.aggregator_projection = LionAggregatorProjection(config.aggregator_config, text_width)
@@ -328,7 +345,7 @@ class LionModel(LionPreTrainedModel):
             init.normal_(self.soft_prompt.weight, std=self.config.text_config.initializer_factor)
 
     def train(self, mode: bool = True) -> "LionModel":
-        """As of all modules; but a vision tower whose blocks are all frozen stays in eval mode, as in the reference."""
+        """Set the training mode. A vision tower with only frozen blocks stays in eval mode, as in the reference."""
         super().train(mode)
         tower = self.vision_model
         blocks = [*tower.embeddings.parameters(), *tower.encoder.parameters()]
@@ -337,30 +354,32 @@ class LionModel(LionPreTrainedModel):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's token embeddings."""
+        """Return the token embeddings of the language model."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the language model's token embeddings."""
+        """Replace the token embeddings of the language model."""
         self.language_model.set_input_embeddings(value)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, **kwargs: Any) -> nn.Module:
-        """As of all models.
+        """Resize the token embeddings like `PreTrainedModel.resize_token_embeddings`.
 
         Raises:
-            ValueError: if the soft prompt's marker would be outside of the vocabulary.
+            ValueError: If the new vocabulary does not include the soft prompt marker.
         """
         marker = self.config.soft_prompt_token_id
         if new_num_tokens is not None and self.config.use_soft_prompt and new_num_tokens <= marker:
-            raise ValueError(f"A vocabulary of {new_num_tokens} has no soft_prompt_token_id {marker}.")
+            raise ValueError(
+                f"new_num_tokens is {new_num_tokens}, but must be greater than soft_prompt_token_id ({marker})."
+            )
         return super().resize_token_embeddings(new_num_tokens, **kwargs)
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """The encoder of a modality: the vision tower for `"image"`, else the language model's encoder."""
+        """Return the vision tower for `modality="image"`, otherwise the encoder of the language model."""
         return self.vision_model if modality == "image" else self.language_model.get_encoder()
 
     def get_decoder(self) -> nn.Module:
-        """The language model's decoder."""
+        """Return the decoder of the language model."""
         return self.language_model.get_decoder()
 
     @can_return_tuple
@@ -372,24 +391,25 @@ class LionModel(LionPreTrainedModel):
         chunk_size: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionImageFeatures:
-        """Compute the question-independent part: vision tower, aggregator and its projection.
+        """Compute the question-independent image features with the vision tower, the aggregator and its projection.
 
         Args:
-            pixel_values: (B, 3, H, W), preprocessed.
-            interpolate_pos_encoding: resize the position table to another image size than the configured one.
-            output_hidden_states: keep the states of every block of the tower and of every layer of the aggregator.
-            chunk_size: encode so many images at a time, to bound the memory; the result then holds the features alone.
-            **kwargs: options of transformers; the text's inputs are ignored, so that a processor's output can be given.
+            pixel_values: Preprocessed pixels of shape (B, 3, H, W).
+            interpolate_pos_encoding: Whether to interpolate the position embeddings for other image sizes.
+            output_hidden_states: Whether to return the hidden states of the vision tower and the aggregator.
+            chunk_size: Number of images to encode at a time, which limits memory use. Hidden states and attentions are
+                then not returned.
+            **kwargs: Options of transformers. Text inputs are ignored, so the output of the processor can be passed.
 
         Returns:
-            Features that `forward` and `generate` take as `image_features=` instead of pixels.
+            Features that `forward` and `generate` accept as `image_features=` instead of pixels.
 
         Raises:
-            ValueError: if `chunk_size` is less than 1.
+            ValueError: If `chunk_size` is less than 1.
         """
         if chunk_size is not None:
             if chunk_size < 1:
-                raise ValueError(f"chunk_size is {chunk_size}, but at least 1 image is encoded at a time.")
+                raise ValueError(f"chunk_size is {chunk_size}, but must be at least 1.")
             return concatenate_features(
                 [
                     self.get_image_features(
@@ -478,29 +498,32 @@ class LionModel(LionPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, BaseModelOutputWithPoolingAndCrossAttentions]:
-        """Compute the question-dependent part: the Q-Former and its projection.
+        """Compute the question-dependent features with the Q-Former and its projection.
 
         Args:
-            image_features: of the same images as the questions, row for row.
-            qformer_input_ids: (B, T'), the question alone in the Q-Former's vocabulary.
-            qformer_attention_mask: (B, T').
+            image_features: Image features, one row per question.
+            qformer_input_ids: Question without tags, tokenized for the Q-Former, of shape (B, T').
+            qformer_attention_mask: Mask of the question, of shape (B, T').
+            **kwargs: Options of transformers.
 
         Returns:
-            (B, Q, D), and the Q-Former's outputs.
+            The projected features of shape (B, Q, D), and the output of the Q-Former.
 
         Raises:
-            ValueError: if there are no `qformer_input_ids`.
+            ValueError: If `qformer_input_ids` is missing or too long, or batch sizes differ.
         """
         if qformer_input_ids is None:
-            raise ValueError("qformer_input_ids is missing: the Q-Former reads the question beside the image.")
+            raise ValueError("qformer_input_ids is missing. The Q-Former reads both the image and the question.")
         num_queries = self.config.num_query_tokens
         query_embeds = self.query_tokens(torch.arange(num_queries, device=qformer_input_ids.device))
         batch_size, length = qformer_input_ids.shape
         if batch_size != image_features.batch_size:
-            raise ValueError(f"qformer_input_ids has {batch_size} questions for {image_features.batch_size} samples.")
+            raise ValueError(
+                f"qformer_input_ids has {batch_size} questions, but there are {image_features.batch_size} samples."
+            )
         limit = self.config.qformer_config.max_position_embeddings
         if length > limit:
-            raise ValueError(f"qformer_input_ids has {length} tokens, but the Q-Former reads {limit} at most.")
+            raise ValueError(f"qformer_input_ids has {length} tokens, but the Q-Former accepts at most {limit}.")
         if qformer_attention_mask is None:
             qformer_attention_mask = torch.ones_like(qformer_input_ids)
         qformer_outputs = self.qformer(
@@ -514,7 +537,7 @@ class LionModel(LionPreTrainedModel):
         return self.language_projection(qformer_outputs.last_hidden_state[:, :num_queries]), qformer_outputs
 
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Token embeddings, (B, T) -> (B, T, D), with the soft prompt at its marker."""
+        """Embed tokens, (B, T) -> (B, T, D), and insert the soft prompt at its marker."""
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if not self.config.use_soft_prompt:
             return inputs_embeds
@@ -537,30 +560,36 @@ class LionModel(LionPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionEncoderOutput:
-        """Encode images and prompts: everything before the decoder.
+        """Encode images and prompts. This is everything before the decoder.
 
         Args:
-            pixel_values: (B, 3, H, W), or (1, 3, H, W) for one image under all prompts.
-            input_ids: (B, T), the prompt: tag sentence and question.
-            attention_mask: (B, T), of the prompt alone: visual positions are always attended to.
-            qformer_input_ids, qformer_attention_mask: (B, T'), the question alone, for the Q-Former.
-            task_type_ids: (B,), 0 region level, 1 image level; needed where there are two adapters.
-            image_features: from `get_image_features` or `get_vision_states`, instead of `pixel_values`.
-            image_indices: (B,), for each prompt the row of its image in `pixel_values` or `image_features`, so that an
-                image with several questions is encoded once; left out, images and prompts stand row for row.
-            inputs_embeds: (B, T, D), instead of `input_ids`; `embed_text` makes them, with the soft prompt.
-            interpolate_pos_encoding: resize the position table to another image size than the configured one.
+            pixel_values: Preprocessed pixels of shape (B, 3, H, W), or (1, 3, H, W) for one image shared by all
+                prompts.
+            input_ids: Prompt, consisting of the tag sentence and the question, of shape (B, T).
+            attention_mask: Mask of the prompt, of shape (B, T). Visual positions are never masked.
+            qformer_input_ids, qformer_attention_mask: Question without tags for the Q-Former, and its mask, of shape
+                (B, T').
+            task_type_ids: Task of each sample, of shape (B,): 0 for region level, 1 for image level. Required if the
+                model has two adapters.
+            image_features: Output of `get_image_features` or `get_vision_states` to use instead of `pixel_values`.
+            image_indices: Index of each prompt's image in `pixel_values` or `image_features`, of shape (B,), so that an
+                image with several questions is encoded only once. By default, images and prompts are matched in order.
+            inputs_embeds: Embeddings of shape (B, T, D) to use instead of `input_ids`. `embed_text` computes them,
+                including the soft prompt.
+            interpolate_pos_encoding: Whether to interpolate the position embeddings for other image sizes.
+            **kwargs: Options of transformers.
 
         Returns:
-            Outputs that `forward` takes as `encoder_outputs=`, any number of times.
+            Output that `forward` accepts as `encoder_outputs=`. It can be reused.
 
         Raises:
-            ValueError: if not exactly one of pixels and features, or of ids and embeddings, is given; if counts of
-                images, prompts and tasks differ; if a task or the Q-Former's question is missing.
+            ValueError: If not exactly one of `pixel_values` and `image_features`, or of `input_ids` and
+                `inputs_embeds`, is set; if the numbers of images, prompts and tasks do not match; or if
+                `task_type_ids` or `qformer_input_ids` is missing.
         """
         inputs_embeds = self._embed_prompt(input_ids, inputs_embeds, task_type_ids)
         if (pixel_values is None) == (image_features is None):
-            raise ValueError("Give exactly one of pixel_values and image_features (from `get_image_features`).")
+            raise ValueError("Pass exactly one of pixel_values and image_features (from `get_image_features`).")
         if image_features is None:
             image_features = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         elif isinstance(image_features, LionVisionStates):
@@ -596,9 +625,9 @@ class LionModel(LionPreTrainedModel):
         inputs_embeds: torch.Tensor | None,
         task_type_ids: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The prompt's embeddings (B, T, D), after the checks that need no image."""
+        """Check the arguments that do not concern the image, and return the prompt embeddings (B, T, D)."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if input_ids is not None:
             inputs_embeds = self.embed_text(input_ids)
         assert inputs_embeds is not None
@@ -613,7 +642,7 @@ class LionModel(LionPreTrainedModel):
         qformer_attention_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[list[torch.Tensor], BaseModelOutputWithPoolingAndCrossAttentions | None]:
-        """The features of each branch, (B, Q, D) and (B, P, D), and the Q-Former's outputs if there is one."""
+        """Return the features of each branch, (B, Q, D) and (B, P, D), and the output of the Q-Former."""
         features: list[torch.Tensor] = []
         qformer_outputs = None
         if self.config.uses_qformer:
@@ -647,21 +676,25 @@ class LionModel(LionPreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionModelOutput:
-        """Run the whole model: encode images and prompts, and decode.
+        """Encode images and prompts, then run the decoder.
 
         Args:
             pixel_values, input_ids, attention_mask, qformer_input_ids, qformer_attention_mask, task_type_ids,
-                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: see `encode`.
-            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: (B, L) or (B, L, D).
-            encoder_outputs: from `encode`, to decode without encoding again; or a tuple that begins with the encoder's
-                states, to which `attention_mask` is extended.
-            past_key_values, cache: the decoder's cache, under its old or its new name in transformers.
+                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: See `encode`.
+            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: Decoder inputs of shape (B, L) or
+                (B, L, D).
+            encoder_outputs: Output of `encode`, to skip encoding; or a tuple whose first element is the encoder output.
+                For a tuple, `attention_mask` is extended to the visual positions.
+            past_key_values, cache: Cache of the decoder. transformers renamed `past_key_values` to `cache`; both are
+                accepted.
+            use_cache: Whether to return a cache.
+            **kwargs: Options of transformers.
 
         Raises:
-            ValueError: if the decoder's input is missing, and as of `encode`.
+            ValueError: If the decoder input is missing, or for the reasons given in `encode`.
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
-            raise ValueError("The decoder has nothing to read: give decoder_input_ids or decoder_inputs_embeds.")
+            raise ValueError("Pass decoder_input_ids or decoder_inputs_embeds.")
         if encoder_outputs is None:
             encoder_outputs = self.encode(
                 pixel_values=pixel_values,
@@ -677,14 +710,14 @@ class LionModel(LionPreTrainedModel):
                 return_dict=True,
                 **kwargs,
             )
-        encoded = as_encoder_output(encoder_outputs, attention_mask)
+        encoded = to_encoder_output(encoder_outputs, attention_mask)
         outputs = self.language_model(
             encoder_outputs=encoded,
             attention_mask=encoded.attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             decoder_inputs_embeds=decoder_inputs_embeds,
-            cache=one_cache(past_key_values, cache),
+            cache=resolve_cache(past_key_values, cache),
             use_cache=use_cache,
             task_type_ids=task_type_ids,
             return_dict=True,
@@ -694,31 +727,31 @@ class LionModel(LionPreTrainedModel):
 
 
 class LionForConditionalGeneration(LionModel, GenerationMixin):
-    """LION: captions, answers and locates, given an image, a prompt and the task of each sample."""
+    """LION with a language modeling head. It generates captions, answers and boxes for images and prompts."""
 
     _keys_to_ignore_on_load_unexpected = None
     language_model_class = LionT5ForConditionalGeneration
 
     @property
     def generation_config(self) -> GenerationConfig:
-        """The defaults of `generate`: one object, kept by the language model, which does the generating."""
+        """Default generation config. It is stored in the language model, which does the generation."""
         return self.language_model.generation_config
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig) -> None:
-        if "language_model" in self._modules:  # transformers also sets one before there is a language model
+        if "language_model" in self._modules:  # transformers also sets it before the language model exists
             self.language_model.generation_config = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language model's `lm_head`, which is not tied to the embeddings."""
+        """Return the `lm_head` of the language model, which is not tied to the embeddings."""
         return self.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the language model's `lm_head`."""
+        """Replace the `lm_head` of the language model."""
         self.language_model.set_output_embeddings(new_embeddings)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, L), shifted right behind the decoder's start token, for losses that are computed outside."""
+        """Shift labels (B, L) right and prepend the decoder start token, for losses computed outside the model."""
         return self.language_model.prepare_decoder_input_ids_from_labels(labels)
 
     @can_return_tuple
@@ -746,23 +779,24 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LionSeq2SeqLMOutput:
-        """As `LionModel.forward`, with logits and a loss.
+        """Compute logits, and the loss if there are labels. See `LionModel.forward` for the other arguments.
 
         Args:
-            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: (B, L) or (B, L, D); made from `labels` if
-                those are given alone.
-            labels: (B, L), answer tokens; -100 is not counted.
-            num_items_in_batch: label tokens over all accumulated batches and processes, which the loss is divided by.
-            logits_to_keep: number of last positions to compute logits of, or the positions; 0 stands for all.
+            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: Decoder inputs of shape (B, L) or
+                (B, L, D). By default, they are derived from `labels`.
+            labels: Answer tokens of shape (B, L). Labels of -100 are ignored.
+            num_items_in_batch: Number of label tokens over all accumulated batches and processes, by which the loss is
+                divided.
+            logits_to_keep: Number of last positions to compute logits for, or their indices. 0 means all positions.
 
         Raises:
-            ValueError: if the decoder's input is missing, and as of `encode`.
+            ValueError: If the decoder input is missing, or for the reasons given in `encode`.
         """
         if labels is None and decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError(
-                "The decoder has nothing to read: give labels, decoder_input_ids or decoder_inputs_embeds. (With "
-                "label_smoothing_factor, the Trainer keeps the labels from the model: use make_trainer, or give "
-                "LionDataCollator decoder_start_token_id.)"
+                "Pass labels, decoder_input_ids or decoder_inputs_embeds. (With label_smoothing_factor, the Trainer "
+                "does not pass labels to the model: use make_trainer, or set decoder_start_token_id of "
+                "LionDataCollator.)"
             )
         if encoder_outputs is None:
             encoder_outputs = self.encode(
@@ -779,14 +813,14 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
                 return_dict=True,
                 **kwargs,
             )
-        encoded = as_encoder_output(encoder_outputs, attention_mask)
+        encoded = to_encoder_output(encoder_outputs, attention_mask)
         outputs = self.language_model(
             encoder_outputs=encoded,
             attention_mask=encoded.attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             decoder_inputs_embeds=decoder_inputs_embeds,
-            cache=one_cache(past_key_values, cache),
+            cache=resolve_cache(past_key_values, cache),
             use_cache=use_cache,
             task_type_ids=task_type_ids,
             labels=labels,
@@ -814,33 +848,33 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
         generation_config: GenerationConfig | None = None,
         **generate_kwargs: Any,
     ) -> Any:
-        """Generate answers: encode once, then the language model's own `generate`.
+        """Generate answers by encoding once and calling `generate` of the language model.
 
         Args:
             pixel_values, input_ids, attention_mask, qformer_input_ids, qformer_attention_mask, task_type_ids,
-                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: see `encode`.
-            labels: ignored, so that a training batch can be passed as it is.
-            generation_config: instead of the model's own `generation_config`.
-            **generate_kwargs: anything that `transformers.GenerationMixin.generate` takes.
+                image_features, image_indices, inputs_embeds, interpolate_pos_encoding: See `encode`.
+            labels: Ignored, so that training batches can be passed as they are.
+            generation_config: Generation config to use instead of the model's `generation_config`.
+            **generate_kwargs: Options of `transformers.GenerationMixin.generate`.
 
         Returns:
-            What `transformers.GenerationMixin.generate` returns: (B, L) token ids, or its output classes.
+            The output of `transformers.GenerationMixin.generate`: token ids of shape (B, L), or an output class.
 
         Raises:
-            ValueError: if inputs do not fit together, as in `encode`, or if there is an `assistant_model`.
-            SelfCheckError: if transformers or torch is newer than those tested with, and computes something else.
+            ValueError: If `assistant_model` is set, or for the reasons given in `encode`.
+            SelfCheckError: If transformers or torch is newer than the tested versions and gives different results.
         """
-        from .self_check import ensure_checked  # which makes models of this class
+        from .self_check import ensure_checked  # imported here because it uses this class
 
         ensure_checked()
         if generate_kwargs.get("assistant_model") is not None:
             raise ValueError(
-                "assistant_model is not supported: transformers gives a draft model the image features of this one. "
-                "prompt_lookup_num_tokens works, for one sample at a time."
+                "assistant_model is not supported because transformers would pass this model's image features to the "
+                "draft model. Use prompt_lookup_num_tokens instead, with one sample at a time."
             )
-        self.language_model.__dict__.pop("_previous_max_cache_length", None)  # or static caches would never shrink
+        self.language_model.__dict__.pop("_previous_max_cache_length", None)  # otherwise static caches never shrink
         if hasattr(self, "hf_device_map") and hasattr(self.language_model, "_hf_hook"):
-            self.language_model._hf_hook.io_same_device = True  # `generate` enters below the hook
+            self.language_model._hf_hook.io_same_device = True  # `generate` bypasses the hook of the outer model
         configs = [generation_config, self.generation_config]
         encoded = self.encode(
             pixel_values=pixel_values,
@@ -858,12 +892,12 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
             return_dict=True,
         )
         outputs = self.language_model.generate(
-            encoded.last_hidden_state,  # for the batch size and the device alone
+            encoded.last_hidden_state,  # only its batch size and device are used
             encoder_outputs=BaseModelOutput(encoded.last_hidden_state, encoded.hidden_states, encoded.attentions),
             attention_mask=encoded.attention_mask,
             task_type_ids=task_type_ids,
             generation_config=generation_config,
-            **with_cache_name(generate_kwargs),
+            **rename_cache(generate_kwargs),
         )
         prompt = generate_kwargs.get("decoder_input_ids")
         ends = {
@@ -878,7 +912,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
 
 
 def concatenate_features(parts: Sequence[LionImageFeatures]) -> LionImageFeatures:
-    """The features of several batches of images, one behind the other."""
+    """Concatenate the features of several batches of images."""
     projected = [part.pooler_output for part in parts if part.pooler_output is not None]
     return LionImageFeatures(
         last_hidden_state=torch.cat([part.last_hidden_state for part in parts]),
@@ -892,21 +926,23 @@ def prepend_ones(mask: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def prompt_mask(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
-    """The mask of a prompt, (B, T), on its device; ones by default.
+    """Return the mask of a prompt, (B, T), on the prompt's device. Defaults to ones.
 
     Raises:
-        ValueError: if the mask is of another shape than the prompt (B, T, D).
+        ValueError: If the mask does not match the shape of the prompt (B, T, D).
     """
     shape, device = inputs_embeds.shape[:2], inputs_embeds.device
     if attention_mask is None:
         return torch.ones(shape, dtype=torch.long, device=device)
     if attention_mask.shape != shape:
-        raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, but the prompt is {tuple(shape)}.")
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but the prompt has shape {tuple(shape)}."
+        )
     return attention_mask.to(device)
 
 
-def as_encoder_output(encoder_outputs: Any, attention_mask: torch.Tensor | None) -> LionEncoderOutput:
-    """Encoder outputs of any kind with their mask; if they come without one, that of the prompt (B, T) is extended."""
+def to_encoder_output(encoder_outputs: Any, attention_mask: torch.Tensor | None) -> LionEncoderOutput:
+    """Convert encoder outputs to `LionEncoderOutput`. If they have no mask, extend the mask of the prompt (B, T)."""
     if isinstance(encoder_outputs, LionEncoderOutput):
         return encoder_outputs
     if isinstance(encoder_outputs, tuple | list):
@@ -923,7 +959,7 @@ def as_encoder_output(encoder_outputs: Any, attention_mask: torch.Tensor | None)
 
 
 def find_setting(name: str, arguments: Mapping[str, Any], configs: Sequence[GenerationConfig | None]) -> Any:
-    """A setting of generation as `generate` resolves it: the argument, else the first configuration's that has one."""
+    """Resolve a generation setting like `generate`: from the argument, otherwise from the first config that sets it."""
     if name in arguments:
         return arguments[name]
     return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
@@ -932,43 +968,44 @@ def find_setting(name: str, arguments: Mapping[str, Any], configs: Sequence[Gene
 def pad_after_end(
     ids: torch.Tensor, start: int, end_ids: Sequence[int] | int | None, pad_id: int | None
 ) -> torch.Tensor:
-    """Replace what stands behind the first end token by padding, (B, L) -> (B, L).
+    """Replace all tokens after the first end token with padding.
 
-    Beam search in transformers fills finished rows with the end token where the padding token's id is 0, as T5's is;
-    the reference, like greedy search, fills them with padding.
+    Beam search in transformers fills finished rows with the end token if the id of the padding token is 0, as in T5.
+    The reference, like greedy decoding, fills them with padding.
 
     Args:
-        ids: generated ids.
-        start: where the generated part begins; what the caller gave before is left alone.
-        end_ids: one or several end tokens.
-        pad_id: the padding token.
+        ids: Generated ids of shape (B, L).
+        start: Index of the first generated token. Earlier tokens are not changed.
+        end_ids: One or more end tokens.
+        pad_id: Padding token.
     """
     if end_ids is None or pad_id is None:
         return ids
     is_end = torch.isin(ids, torch.as_tensor(end_ids, device=ids.device))
     is_end[:, :start] = False
-    is_behind = is_end.long().cumsum(1) - is_end.long() > 0
-    return ids.masked_fill(is_behind, pad_id)
+    is_after_end = is_end.long().cumsum(1) - is_end.long() > 0
+    return ids.masked_fill(is_after_end, pad_id)
 
 
 def check_task_type_ids(task_type_ids: torch.Tensor | None, batch_size: int, num_task_types: int) -> None:
-    """Raise `ValueError` unless there is one valid task for each sample (values are looked at on the CPU only)."""
+    """Raise `ValueError` unless there is one valid task per sample. Values are only checked on the CPU."""
     if task_type_ids is None:
         raise ValueError(
-            "task_type_ids is missing: each sample needs its task, 0 region level or 1 image level; the processor's "
-            "task_type= makes them."
+            "task_type_ids is missing. Each sample needs a task: 0 for region level, 1 for image level. The processor "
+            "returns task_type_ids for task_type=."
         )
     if not isinstance(task_type_ids, torch.Tensor) or task_type_ids.is_floating_point():
         kind = getattr(task_type_ids, "dtype", type(task_type_ids).__name__)
-        raise ValueError(f"task_type_ids must be a tensor of integers, but is {kind}.")
+        raise ValueError(f"task_type_ids must be an integer tensor, but is {kind}.")
     if task_type_ids.shape != (batch_size,):
         raise ValueError(
-            f"task_type_ids has shape {tuple(task_type_ids.shape)}, but {batch_size} prompts need ({batch_size},)."
+            f"task_type_ids has shape {tuple(task_type_ids.shape)}, but must have shape ({batch_size},) for "
+            f"{batch_size} prompts."
         )
     if task_type_ids.device.type == "cpu" and not torch.compiler.is_compiling():
         for task in task_type_ids.tolist():
             if not 0 <= task < num_task_types:
-                raise ValueError(f"task_type_ids has {task}, but the router knows 0 to {num_task_types - 1}.")
+                raise ValueError(f"task_type_ids contains {task}, but must be from 0 to {num_task_types - 1}.")
 
 
 __all__ = [

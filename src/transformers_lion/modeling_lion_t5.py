@@ -1,17 +1,17 @@
-"""FlanT5 with the mixture of adapters in every feed-forward layer: LION's language model.
+"""Language model of LION: FlanT5 with a mixture of adapters in every feed-forward layer.
 
-Source: T5 (arXiv:1910.10683) in its version 1.1, and LION (arXiv:2311.11860), section 3.3, "Mixture of Adapters with
+Source: T5 (arXiv:1910.10683), version 1.1, and LION (arXiv:2311.11860), section 3.3, "Mixture of Adapters with
 Router". Reading order: adapter, mixture, attention, the three sub-layers, block, stack, model. The task of each sample
-travels as the call argument `task_type_ids` from `forward` and `generate` to the router; no module stores it.
+is passed from `forward` and `generate` to the router as the argument `task_type_ids`; no module stores it.
 
-Attention, layers, stack and model are written out here rather than derived from transformers' T5, whose call signatures
-change between releases; the names of the weights are those of T5, and without adapters so are the results. Only leaf
-layers (norm and dense layers) are transformers' own. Two things are computed once that T5 computes many times: the
-mask, which the first layer adds to the position bias that all layers share, and the keys and values of the encoder's
-states, which all beams of a sample share (`SharedCrossCache`).
+Attention, layers, stack and model are implemented here instead of derived from transformers' T5, because its call
+signatures change between releases. Only the leaf layers (norm and dense layers) are those of transformers. The weights
+have the same names as in T5, and without adapters the outputs are the same. Two computations are shared that T5
+repeats: the first layer adds the mask to the position bias that all layers use, and all beams of a sample use the same
+keys and values of the encoder states (`SharedCrossCache`).
 
-Shape letters: B batch of the encoder, N beams or returned sequences of each sample, T encoder positions, L decoder
-positions or queries, S keys, H heads, C width of a head, D language-model width, K adapters, R task types.
+Shape letters: B encoder batch, N beams or returned sequences per sample, T encoder positions, L decoder positions or
+queries, S keys, H heads, C head width, D language model width, K adapters, R task types.
 """
 
 import copy
@@ -40,16 +40,16 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .compatibility import CACHE_NAME, CACHE_NAMES, cache_of, one_cache
+from .compatibility import CACHE_NAME, CACHE_NAMES, get_cache, resolve_cache
 from .configuration_lion import LionT5Config
 from .modeling_utils import BasePreTrainedModel
 
 SHARING_IMPLEMENTATIONS = ("sdpa", "eager")
-"""Attention implementations whose masks may have one row for all queries."""
+"""Attention implementations that accept a mask with one row for all queries."""
 
 
 class LionAdapter(nn.Module):
-    """Bottleneck with a learned scale: `scale * up(relu(down(x)))`."""
+    """Bottleneck adapter with a learned scale: `scale * up(relu(down(x)))`."""
 
     def __init__(self, config: LionT5Config):
         super().__init__()
@@ -58,13 +58,13 @@ class LionAdapter(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) -> (B, T, D), in the adapter's own dtype."""
+        """(B, T, D) -> (B, T, D), in the dtype of the adapter."""
         hidden_states = hidden_states.to(self.scale.dtype)
         return self.up_proj(nn.functional.relu(self.down_proj(hidden_states))) * self.scale
 
 
 class LionAdapterMixture(nn.Module):
-    """K adapters on the same input, each weighted by a learned vector of the sample's task; one alone has no router."""
+    """K adapters on the same input. A router weights each one by a learned vector for the task, unless K is 1."""
 
     def __init__(self, config: LionT5Config):
         super().__init__()
@@ -77,11 +77,12 @@ class LionAdapterMixture(nn.Module):
         """(B, T, D), (B,) -> (B, T, D).
 
         Raises:
-            ValueError: if there is a router and no `task_type_ids`.
+            ValueError: If there is a router, but `task_type_ids` is `None`.
         """
         if self.router and task_type_ids is None:
             raise ValueError(
-                "task_type_ids is missing: with 2 adapters each sample needs its task (0 region level, 1 image level)."
+                "task_type_ids is missing. With 2 adapters, each sample needs a task: 0 for region level, 1 for image "
+                "level."
             )
         if not self.router:
             return self.adapters[0](hidden_states)
@@ -103,7 +104,11 @@ def eager_attention(
     position_bias: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention step by step, as transformers' attention functions are called: (B, L, H, C) and (B, H, L, S)."""
+    """Eager attention with the signature of transformers' attention functions.
+
+    Returns:
+        Outputs of shape (B, L, H, C) and attention weights of shape (B, H, L, S).
+    """
     scores = query @ key.transpose(2, 3) * scaling
     for bias in (position_bias, attention_mask):
         if bias is not None:
@@ -113,13 +118,14 @@ def eager_attention(
 
 
 def bucket_distances(distances: torch.Tensor, num_buckets: int, max_distance: int, is_causal: bool) -> torch.Tensor:
-    """The bucket of each distance from a query to a key: one each for the near ones, wider ones by the logarithm.
+    """Map distances between queries and keys to buckets. Small distances have a bucket each; larger ones share
+    buckets of logarithmically growing width.
 
     Args:
-        distances: (L, S), position of the key less that of the query.
-        num_buckets: rows of the table of biases. Where positions see both sides, each side has half of them.
-        max_distance: distances from here on share the last bucket.
-        is_causal: whether keys behind the query share bucket 0.
+        distances: Position of the key minus that of the query, of shape (L, S).
+        num_buckets: Number of rows in the bias table. Without `is_causal`, each direction uses half of them.
+        max_distance: Distance from which on all keys share the last bucket.
+        is_causal: Whether all keys after the query share bucket 0.
     """
     buckets = torch.zeros_like(distances)
     if is_causal:
@@ -135,13 +141,13 @@ def bucket_distances(distances: torch.Tensor, num_buckets: int, max_distance: in
 
 
 class LionT5Attention(nn.Module):
-    """Self-attention, or cross-attention of N times as many samples as the encoder has.
+    """Self-attention, or cross-attention in which N decoder samples share one encoder sample.
 
     Args:
-        config: sizes of the language model.
-        layer_idx: the layer's place in the cache.
-        is_causal: whether positions see only those before them, as in the decoder's self-attention.
-        has_relative_attention_bias: whether the layer holds the table of position biases that all layers share.
+        config: Configuration of the language model.
+        layer_idx: Index of the layer in the cache.
+        is_causal: Whether positions only attend to earlier ones, as in the decoder's self-attention.
+        has_relative_attention_bias: Whether the layer has the table of position biases, which all layers share.
     """
 
     def __init__(
@@ -176,19 +182,20 @@ class LionT5Attention(nn.Module):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Attend.
+        """Compute attention.
 
         Args:
-            hidden_states: (B * N, L, D).
-            mask: (B, 1, 1 or L, S), boolean or to be added to the scores.
-            encoder_states: (B, S, D), for cross-attention.
-            position_bias: (1 or B, H, L, S) of the first layer's self-attention, `mask` and causality in it.
-            cache: read and extended.
-            **kwargs: options of transformers' attention function.
+            hidden_states: Input of shape (B * N, L, D).
+            mask: Boolean or additive mask of shape (B, 1, 1 or L, S).
+            encoder_states: Encoder states of shape (B, S, D) for cross-attention.
+            position_bias: Position bias from the first layer's self-attention, of shape (1 or B, H, L, S). It includes
+                `mask` and causality.
+            cache: Cache to read and extend.
+            **kwargs: Options of the attention function.
 
         Returns:
-            (B * N, L, D), the position bias for the next layers, and the attentions (B * N, H, L, S) if the
-            implementation has them.
+            The output (B * N, L, D), the position bias for the next layers, and the attention weights (B * N, H, L, S)
+            if the attention implementation returns them.
         """
         if encoder_states is None:
             query, key, value, num_past = self._project_self(hidden_states, cache)
@@ -224,19 +231,19 @@ class LionT5Attention(nn.Module):
     def _project_self(
         self, hidden_states: torch.Tensor, cache: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int | torch.Tensor]:
-        """Queries, all keys and values up to now, each (B, H, L or S, C), and how many were there before."""
+        """Return queries, all keys and values so far, each (B, H, L or S, C), and the number of past positions."""
         query, key, value = (self._split_heads(project(hidden_states)) for project in (self.q, self.k, self.v))
         num_past: int | torch.Tensor = 0
         if cache is not None:
             num_past = cache.get_seq_length(self.layer_idx)
             if isinstance(num_past, torch.Tensor):
-                num_past = num_past.clone()  # a static cache counts on in place
+                num_past = num_past.clone()  # a static cache updates this counter in place
             own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
             key, value = own.update(key, value, self.layer_idx)
         return query, key, value, num_past
 
     def _project_encoder(self, encoder_states: torch.Tensor, cache: Cache | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the encoder's states, each (B, H, S, C); computed in the first step only."""
+        """Return keys and values of the encoder states, each (B, H, S, C). With a cache, they are computed once."""
         if isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_idx):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
@@ -249,7 +256,7 @@ class LionT5Attention(nn.Module):
     def _compute_bias(
         self, num_queries: int, num_keys: int, num_past: int | torch.Tensor, device: torch.device
     ) -> torch.Tensor:
-        """(1, H, L, S): the learned bias of each distance, in buckets."""
+        """Return the learned bias for each query and key, (1, H, L, S)."""
         positions = torch.arange(num_queries, device=device)[:, None] + num_past
         distances = torch.arange(num_keys, device=device)[None, :] - positions
         buckets = bucket_distances(
@@ -264,11 +271,11 @@ class LionT5Attention(nn.Module):
         """Whether `_add_mask` can express the mask in a bias for these keys."""
         if position_bias is None or self.config._attn_implementation not in SHARING_IMPLEMENTATIONS:
             return False
-        # while an empty static cache is filled, transformers' attention cuts off the keys that are not there yet
+        # when prefilling a static cache, transformers' attention drops the keys of positions that are still empty
         return not (self.is_causal and position_bias.shape[2] < key.shape[2] and position_bias.shape[2] > 1)
 
     def _add_mask(self, position_bias: torch.Tensor, mask: torch.Tensor | None, key: torch.Tensor) -> torch.Tensor:
-        """The bias (1, H, L, S) with the mask (B, 1, L, S) in it, or with causality if there is no mask."""
+        """Add the mask (B, 1, L, S), or causality if there is no mask, to the bias (1, H, L, S)."""
         if not self._bias_holds_mask(position_bias, key):
             return position_bias
         length = position_bias.shape[2]
@@ -286,7 +293,7 @@ class LionT5Attention(nn.Module):
 
 
 class LionT5LayerSelfAttention(nn.Module):
-    """Norm, self-attention, residual."""
+    """Layer norm, self-attention and residual connection."""
 
     def __init__(self, config: LionT5Config, layer_idx: int) -> None:
         super().__init__()
@@ -304,7 +311,7 @@ class LionT5LayerSelfAttention(nn.Module):
         cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """(B, L, D) -> (B, L, D), the position bias of all layers, and the attentions if there are any."""
+        """(B, L, D) -> (B, L, D), the position bias for all layers, and the attention weights if available."""
         outputs, position_bias, attentions = self.SelfAttention(
             self.layer_norm(hidden_states), mask=attention_mask, position_bias=position_bias, cache=cache, **kwargs
         )
@@ -312,7 +319,7 @@ class LionT5LayerSelfAttention(nn.Module):
 
 
 class LionT5LayerCrossAttention(nn.Module):
-    """Norm, attention to the encoder's states, residual."""
+    """Layer norm, cross-attention to the encoder states and residual connection."""
 
     def __init__(self, config: LionT5Config, layer_idx: int) -> None:
         super().__init__()
@@ -328,7 +335,7 @@ class LionT5LayerCrossAttention(nn.Module):
         cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, L, D) and (B, T, D) -> (B, L, D), and the attentions if there are any."""
+        """(B, L, D) and (B, T, D) -> (B, L, D), and the attention weights if available."""
         outputs, _, attentions = self.EncDecAttention(
             self.layer_norm(hidden_states),
             mask=encoder_attention_mask,
@@ -340,7 +347,7 @@ class LionT5LayerCrossAttention(nn.Module):
 
 
 class LionT5LayerFF(nn.Module):
-    """Norm, feed-forward, residual, and the mixture of adapters in parallel, on the same input before the norm."""
+    """Layer norm, feed-forward and residual connection, in parallel with adapters that read the unnormalized input."""
 
     def __init__(self, config: LionT5Config) -> None:
         super().__init__()
@@ -356,7 +363,7 @@ class LionT5LayerFF(nn.Module):
 
 
 def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Infinities of float16 become large numbers, as T5 in transformers does; other dtypes pass."""
+    """Clamp infinite float16 values like T5 in transformers. Other dtypes are returned unchanged."""
     if hidden_states.dtype != torch.float16:
         return hidden_states
     limit = torch.finfo(torch.float16).max - 1000
@@ -364,7 +371,7 @@ def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
 
 
 class LionT5Block(GradientCheckpointingLayer):
-    """Self-attention, in the decoder cross-attention, and the feed-forward with its adapters."""
+    """Self-attention, cross-attention (in the decoder only), and the feed-forward layer with its adapters."""
 
     def __init__(self, config: LionT5Config, layer_idx: int) -> None:
         super().__init__()
@@ -387,17 +394,17 @@ class LionT5Block(GradientCheckpointingLayer):
         """Run the block.
 
         Args:
-            hidden_states: (B, L, D).
-            attention_mask: of the self-attention, as transformers' mask functions make it.
-            position_bias: of the first block, (1 or B, heads, L, keys); `None` in the first block itself.
-            encoder_hidden_states: (B, T, D), in the decoder.
-            encoder_attention_mask: of the cross-attention.
-            task_type_ids: (B,).
-            cache: read and extended.
-            **kwargs: options of transformers' attention function.
+            hidden_states: Input of shape (B, L, D).
+            attention_mask: Mask of the self-attention, from transformers' mask functions.
+            position_bias: Position bias from the first block, of shape (1 or B, H, L, S), or `None` in the first block.
+            encoder_hidden_states: Encoder states of shape (B, T, D), in the decoder.
+            encoder_attention_mask: Mask of the cross-attention.
+            task_type_ids: Task of each sample, of shape (B,).
+            cache: Cache to read and extend.
+            **kwargs: Options of the attention function.
 
         Returns:
-            (B, L, D), and the position bias.
+            The output (B, L, D) and the position bias.
         """
         self_attention, *cross_attention = self.layer
         hidden_states, position_bias, _ = self_attention(hidden_states, attention_mask, position_bias, cache, **kwargs)
@@ -410,18 +417,18 @@ class LionT5Block(GradientCheckpointingLayer):
 
 
 class LionT5PreTrainedModel(BasePreTrainedModel):
-    """Initialisation and loading rules of the language model."""
+    """Base class of the language model, with its initialization and its settings for transformers."""
 
     config: LionT5Config
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flex_attn = True
-    _supports_flash_attn = False  # it takes no position bias
+    _supports_flash_attn = False  # FlashAttention does not support a position bias
     _can_compile_fullgraph = True
     _skip_keys_device_placement = list(CACHE_NAMES)
     _no_split_modules = ["LionT5Block"]
-    # the residual stream that the adapters read outgrows float16, as T5's own `wo` does. Quantisers skip these modules
-    # too, and match from the start of a name
+    # the adapters read the residual stream, which overflows float16, as does the output of T5's `wo`. Quantizers skip
+    # these modules, too, and match patterns from the start of a name
     _keep_in_fp32_modules = [r".*\.DenseReluDense\.wo", r".*\.feed_forward\.adapter"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(LionT5Block, index=0),
@@ -431,7 +438,7 @@ class LionT5PreTrainedModel(BasePreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """T5's own deviations, without a scale by depth; adapters as the reference starts them."""
+        """Initialize weights like T5, and adapters like the reference."""
         super()._init_weights(module)
         config, factor = self.config, self.config.initializer_factor
         if isinstance(module, T5LayerNorm):
@@ -455,13 +462,13 @@ class LionT5PreTrainedModel(BasePreTrainedModel):
             init.zeros_(module.up_proj.weight)
             init.ones_(module.scale)
         elif isinstance(module, LionAdapterMixture):
-            for index, gate in enumerate(module.router):  # adapter 0 starts as row 0's expert, adapter 1 as row 1's
+            for index, gate in enumerate(module.router):  # each adapter starts as the expert for one task
                 weight = gate.get_parameter("weight")
                 init.copy_(weight, torch.eye(len(weight))[:, index : index + 1].expand_as(weight))
 
 
 class LionT5Stack(LionT5PreTrainedModel):
-    """The encoder or the decoder."""
+    """Encoder or decoder of the language model."""
 
     def __init__(self, config: LionT5Config):
         super().__init__(config)
@@ -490,26 +497,29 @@ class LionT5Stack(LionT5PreTrainedModel):
         """Run all blocks.
 
         Args:
-            input_ids or inputs_embeds: (B, L) or (B, L, D).
-            attention_mask: (B, L), in the decoder with the positions in the cache.
-            encoder_hidden_states, encoder_attention_mask: (B, T, D) and (B, T), in the decoder.
-            past_key_values, cache: two names of the decoder's cache.
-            use_cache: whether to keep keys and values for the next call; by default as the configuration says.
-            task_type_ids: (B,).
+            input_ids or inputs_embeds: Token ids of shape (B, L), or embeddings of shape (B, L, D).
+            attention_mask: Mask of shape (B, L). In the decoder, it includes the positions in the cache.
+            encoder_hidden_states, encoder_attention_mask: Encoder states of shape (B, T, D) and their mask (B, T), in
+                the decoder.
+            past_key_values, cache: Cache of the decoder, under either name.
+            use_cache: Whether to return a cache. Defaults to `config.use_cache`.
+            task_type_ids: Task of each sample, of shape (B,).
+            **kwargs: Options of transformers.
 
         Raises:
-            ValueError: if not exactly one of ids and embeddings is given, or the cache twice.
+            ValueError: If not exactly one of `input_ids` and `inputs_embeds` is set, or the cache is passed under both
+                names.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        cache = self._choose_cache(one_cache(past_key_values, cache), use_cache)
+        cache = self._choose_cache(resolve_cache(past_key_values, cache), use_cache)
         own_mask, encoder_mask = self._make_masks(
             inputs_embeds, attention_mask, encoder_hidden_states, encoder_attention_mask, cache
         )
         hidden_states, position_bias = self.dropout(inputs_embeds), None
-        for block in self.block:  # what needs a gradient goes by position, for the sake of activation checkpointing
+        for block in self.block:  # checkpointing only tracks gradients of positional arguments
             hidden_states, position_bias = block(
                 hidden_states,
                 own_mask,
@@ -524,7 +534,7 @@ class LionT5Stack(LionT5PreTrainedModel):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
 
     def _choose_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to extend: none in the encoder, nor where activations are computed again for the gradients."""
+        """Return the cache to extend. The encoder has none, and neither does a decoder with gradient checkpointing."""
         if not self.is_decoder or (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
             return None
         use_cache = self.config.use_cache if use_cache is None else use_cache
@@ -538,7 +548,7 @@ class LionT5Stack(LionT5PreTrainedModel):
         encoder_attention_mask: torch.Tensor | None,
         cache: Cache | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The masks of self-attention and cross-attention, in the form that the attention implementation reads."""
+        """Return the masks of self-attention and cross-attention, in the format of the attention implementation."""
         if not self.is_decoder:
             return create_bidirectional_mask(self.config, inputs_embeds, attention_mask), None
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
@@ -551,33 +561,35 @@ class LionT5Stack(LionT5PreTrainedModel):
 
 
 class SharedCrossCache(EncoderDecoderCache):
-    """A cache of which only the decoder's own part follows the beams: they move within their sample."""
+    """Cache whose cross-attention part is shared by all beams of a sample, so that only the self-attention part is
+    reordered.
+    """
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Reorder the self-attention's keys and values."""
+        """Reorder the keys and values of the self-attention."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
 def encoder_config(config: LionT5Config) -> LionT5Config:
-    """The configuration of the encoder; the decoder's is `config.get_text_config(decoder=True)`."""
+    """Return the configuration of the encoder. That of the decoder is `config.get_text_config(decoder=True)`."""
     encoder = copy.deepcopy(config)
     encoder.is_decoder = encoder.use_cache = False
     return encoder
 
 
 class LionT5Model(LionT5PreTrainedModel):
-    """FlanT5 with the mixture of adapters: encoder and decoder without a head."""
+    """FlanT5 with a mixture of adapters: encoder and decoder without a head."""
 
     _tied_weights_keys = {
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
     }
-    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"lm_head\.weight$"]  # of a checkpoint with a head
+    _keys_to_ignore_on_load_unexpected: list[str] | None = [r"lm_head\.weight$"]  # in checkpoints with a head
 
     def __init__(self, config: LionT5Config):
         super().__init__(config)
         self._add_modules(config)
-        self.post_init()  # once, when a subclass has added its modules too
+        self.post_init()  # after a subclass has added its modules
 
     def _add_modules(self, config: LionT5Config) -> None:
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
@@ -585,11 +597,11 @@ class LionT5Model(LionT5PreTrainedModel):
         self.decoder = LionT5Stack(config.get_text_config(decoder=True))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings, which encoder and decoder share."""
+        """Return the token embeddings, which the encoder and the decoder share."""
         return self.shared
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embeddings, in encoder and decoder too."""
+        """Replace the token embeddings of the model, the encoder and the decoder."""
         for module, name in ((self, "shared"), (self.encoder, "embed_tokens"), (self.decoder, "embed_tokens")):
             setattr(module, name, value)
 
@@ -609,14 +621,14 @@ class LionT5Model(LionT5PreTrainedModel):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqModelOutput:
-        """As `T5Model.forward`, with the task of each sample.
+        """Run the model like `T5Model.forward`, with a task for each sample.
 
-        The decoder may have a multiple of the encoder's samples: so many beams or sequences of each sample, one after
-        the other.
+        The batch size of the decoder may be a multiple of that of the encoder, with the beams or sequences of a sample
+        in consecutive rows.
 
         Args:
-            past_key_values, cache: two names of the decoder's cache.
-            task_type_ids: (B,), 0 region level, 1 image level.
+            past_key_values, cache: Cache of the decoder, under either name.
+            task_type_ids: Task of each sample, of shape (B,): 0 for region level, 1 for image level.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
@@ -634,7 +646,7 @@ class LionT5Model(LionT5PreTrainedModel):
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
             inputs_embeds=decoder_inputs_embeds,
-            cache=one_cache(past_key_values, cache),
+            cache=resolve_cache(past_key_values, cache),
             encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=attention_mask,
             use_cache=use_cache,
@@ -650,31 +662,31 @@ class LionT5Model(LionT5PreTrainedModel):
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_hidden_states=encoded.hidden_states,
             encoder_attentions=encoded.attentions,
-            **{CACHE_NAME: cache_of(outputs)},
+            **{CACHE_NAME: get_cache(outputs)},
         )
 
 
 class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
-    """The language model with a head that generates, and a loss that counts tokens.
+    """FlanT5 with a mixture of adapters and a language modeling head.
 
-    `lm_head` is a weight of its own, as FlanT5's is; transformers' T5 can also tie it to the embeddings.
+    As in FlanT5, `lm_head` is not tied to the embeddings.
     """
 
     _keys_to_ignore_on_load_unexpected = None
 
     def __init__(self, config: LionT5Config):
         super().__init__(config)
-        self.loss_type = "ForMaskedLM"  # labels stand where their logits stand: the decoder input is what is shifted
+        self.loss_type = "ForMaskedLM"  # the decoder input is shifted, so labels must not be shifted again
 
     def _add_modules(self, config: LionT5Config) -> None:
         super()._add_modules(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """What the decoder reads to predict `labels`: (B, L), moved one to the right behind the start token.
+        """Shift labels right and prepend the decoder start token.
 
         Args:
-            labels: (B, L); -100 becomes padding.
+            labels: Labels of shape (B, L). -100 is replaced by the padding token.
         """
         start, padding = self.config.decoder_start_token_id, self.config.pad_token_id
         assert start is not None
@@ -701,17 +713,18 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
-        """As `LionT5Model.forward`, with logits and a loss.
+        """Compute logits, and the loss if there are labels. See `LionT5Model.forward` for the other arguments.
 
         Args:
-            labels: (B, L), the decoder's input is made from them if it is not given; -100 is not counted.
-            logits_to_keep: number of last positions to compute logits of, or the positions; 0 stands for all.
-            num_items_in_batch: number of label tokens over all accumulated batches and processes. When given, the loss
-                is the sum over this batch's tokens divided by it; otherwise it is their mean.
+            labels: Labels of shape (B, L). Labels of -100 are ignored. By default, the decoder input is derived from
+                them.
+            logits_to_keep: Number of last positions to compute logits for, or their indices. 0 means all positions.
+            num_items_in_batch: Number of label tokens over all accumulated batches and processes. If set, the loss is
+                the sum over the tokens of this batch divided by this number, otherwise their mean.
         """
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-            if decoder_attention_mask is None:  # the reference masks the answers' padding in the decoder too
+            if decoder_attention_mask is None:  # like the reference, mask the padding of answers in the decoder
                 decoder_attention_mask = (labels != -100).long()
         outputs = super().forward(
             input_ids=input_ids,
@@ -733,14 +746,14 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(
                 logits,
-                labels.contiguous(),  # a slice of longer labels is not, and transformers' loss takes a view
+                labels.contiguous(),  # transformers' loss calls `view`, which fails for slices of longer labels
                 vocab_size=logits.shape[-1],
                 num_items_in_batch=num_items_in_batch,
             )
         return Seq2SeqLMOutput(loss=loss, logits=logits, **fields)
 
     def _compute_logits(self, states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-        """(B, L, D) -> (B, L or as many as are kept, vocabulary)."""
+        """Compute logits, (B, L, D) -> (B, number of kept positions, vocabulary size)."""
         states = states[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         if self.config.scale_decoder_outputs:
             states = states * self.config.d_model**-0.5
@@ -753,7 +766,7 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Repeat what each beam has of its own; the encoder's states and their mask are one for all of a sample."""
+        """Repeat the inputs for each beam, except the encoder states and their mask, which beams share."""
         shared = {}
         if self._shares_encoder(model_kwargs):
             shared = {name: model_kwargs.pop(name, None) for name in ("encoder_outputs", "attention_mask")}
@@ -766,9 +779,9 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
         return input_ids, {**model_kwargs, **shared}
 
     def _shares_encoder(self, model_kwargs: dict[str, Any]) -> bool:
-        """Whether beams can read one copy of the encoder's states: not with a cache that the caller made."""
+        """Whether beams can share the encoder states, which a cache passed by the caller prevents."""
         is_shareable = self.decoder.config._attn_implementation in SHARING_IMPLEMENTATIONS
-        return is_shareable and cache_of(model_kwargs) is None
+        return is_shareable and get_cache(model_kwargs) is None
 
     def _prepare_cache_for_generation(
         self,
@@ -778,12 +791,12 @@ class LionT5ForConditionalGeneration(LionT5Model, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """As of all models, with a cache whose cross-attention part stays where it is."""
-        is_own = cache_of(model_kwargs) is None
+        """Prepare the cache, with `SharedCrossCache` unless the caller passed one."""
+        is_own = get_cache(model_kwargs) is None
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = cache_of(model_kwargs)
+        cache = get_cache(model_kwargs)
         if is_own and isinstance(cache, EncoderDecoderCache):
             model_kwargs[CACHE_NAME] = SharedCrossCache(cache.self_attention_cache, cache.cross_attention_cache)
 

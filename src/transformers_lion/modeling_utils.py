@@ -1,4 +1,4 @@
-"""What the pretrained models of this package share, beyond what transformers' `PreTrainedModel` does by itself."""
+"""Base class of the package's pretrained models, which extends transformers' `PreTrainedModel`."""
 
 import os
 from collections import OrderedDict
@@ -12,33 +12,33 @@ from torch import nn
 from transformers import PreTrainedModel
 
 COMPILED = "_orig_mod."
-"""What `torch.compile` inserts into the names of the weights of a part that it wraps."""
+"""Prefix that `torch.compile` inserts into the names of weights."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""Where transformers finds weights: in one file, or, only if there is none, in shards that an index lists."""
+"""Files from which transformers loads weights: a single file, or if there is none, the index of the shards."""
 
 CAPTURING_MODULE = "transformers.utils.output_capturing"
-"""Module of the hooks with which transformers records hidden states and attentions."""
+"""Module of the hooks that transformers uses to record hidden states and attentions."""
 
 CAPTURING_MARK = "_output_capturing_hooks_installed"
-"""Attribute that transformers sets on a model once it has installed these hooks."""
+"""Attribute that transformers sets on a model after installing these hooks."""
 
 
 class BasePreTrainedModel(PreTrainedModel):
     """Base class of the package's pretrained models. It differs from transformers' in four ways.
 
     - Saving: weights are saved under the names of a model without compiled parts, and older weights in the folder are
-      removed. After `model.vision_model = torch.compile(model.vision_model)` the names of the vision tower's weights
-      contain `_orig_mod`. transformers saves them so, and a model loaded from the folder starts with a random tower.
-    - Copying and pickling: the hooks with which transformers records hidden states and attentions, once they have been
-      requested, are left out: they are local functions, which cannot be pickled. A copy installs its own when it needs
-      them.
-    - Restoring: training, saving and loading weights undo `cpu_inference.optimize_for_inference`, which has exchanged
-      parts of the model for faster ones.
-    - Initialisation: `_init_weights` sees every module. For classes defined outside of transformers, it skips modules
-      without parameters of their own, to protect loaded weights that an `_init_weights` would write to directly. T5's
-      attention and the aggregator's zero-initialised sub-layers are such modules, and the `_init_weights` of this
-      package use `transformers.initialization`, which leaves loaded weights alone.
+      removed. After `model.vision_model = torch.compile(model.vision_model)`, the names of the vision tower's weights
+      contain `_orig_mod`. transformers would save these names, and the vision tower of a model loaded from the folder
+      would have random weights.
+    - Copying and pickling: the hooks that transformers installs to record hidden states and attentions are removed,
+      because they are local functions, which cannot be pickled. The copy installs its own hooks when needed.
+    - Restoring: training, saving and loading weights undo `cpu_inference.optimize_for_inference`, which replaces parts
+      of the model with faster ones.
+    - Initialization: `_init_weights` is called for every module. For classes defined outside of transformers, it is
+      normally not called for modules without direct parameters, because it might overwrite loaded weights. T5's
+      attention and the aggregator's zero-initialized sub-layers are such modules. The `_init_weights` of this package
+      use `transformers.initialization`, which does not overwrite loaded weights.
     """
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
@@ -54,23 +54,23 @@ class BasePreTrainedModel(PreTrainedModel):
             form.undo(self)
 
     def train(self, mode: bool = True) -> Any:
-        """As for all modules; training restores an optimized model first."""
+        """Set the training mode. Training restores an optimized model first."""
         if mode:
             self.leave_inference_form()
         return super().train(mode)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As for all modules; an optimized model is restored first."""
+        """Return the state dict. An optimized model is restored first."""
         self.leave_inference_form()
         return super().state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As for all modules; an optimized model is restored first."""
+        """Load a state dict. An optimized model is restored first."""
         self.leave_inference_form()
         return super().load_state_dict(*args, **kwargs)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """As `PreTrainedModel.resize_token_embeddings`; an optimized model is restored first."""
+        """Resize the token embeddings. An optimized model is restored first."""
         self.leave_inference_form()
         return super().resize_token_embeddings(*args, **kwargs)
 
@@ -81,7 +81,7 @@ class BasePreTrainedModel(PreTrainedModel):
         state_dict: dict[str, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """As `PreTrainedModel.save_pretrained`; an optimized model is restored first."""
+        """Save the model. An optimized model is restored first."""
         self.leave_inference_form()
         names = state_dict or dict(self.named_parameters())
         if any(COMPILED in name for name in names):
@@ -92,11 +92,11 @@ class BasePreTrainedModel(PreTrainedModel):
 
 
 def _without_capturing_hooks(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The module itself if transformers records nothing in it, else a shallow copy without these hooks and their mark.
+    """Return the module if it has no recording hooks, otherwise a shallow copy without them.
 
     Args:
-        module: is not changed, since another thread may be using it.
-        twins: those of modules seen before, so that a module in two places stays one.
+        module: Module, which is not changed because another thread may be using it.
+        twins: Results for modules already visited, so that shared modules stay shared.
     """
     if module in twins:
         return twins[module]
@@ -119,15 +119,15 @@ def _is_capturing(hook: Any) -> bool:
 
 
 def _plain_name(name: str) -> str:
-    """The name of a weight, without what `torch.compile` put into it."""
+    """Remove the prefixes of `torch.compile` from the name of a weight."""
     return name.replace(COMPILED, "")
 
 
 @contextmanager
 def _without_older_weights(folder: Path, variant: str | None) -> Iterator[None]:
-    """Remove the weights of an older model from a folder when the block has written new ones.
+    """Remove the weights of an older model after the block has written new ones.
 
-    transformers leaves an older `model.safetensors` beside new shards, and that is what would load.
+    transformers keeps an older `model.safetensors` next to new shards, and would load the older file.
     """
     files = [folder / _with_variant(name, variant) for name in (SINGLE, INDEX)]
     before = [_identity(file) for file in files]
@@ -139,13 +139,13 @@ def _without_older_weights(folder: Path, variant: str | None) -> Iterator[None]:
 
 
 def _with_variant(name: str, variant: str | None) -> str:
-    """What transformers calls a file of weights of a variant, such as `model.fp16.safetensors`."""
+    """Return the file name of weights with a variant, such as `model.fp16.safetensors`."""
     stem, _, suffix = name.rpartition(".")
     return name if variant is None else f"{stem}.{variant}.{suffix}"
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """What changes when a file is written; `None` if there is none."""
+    """Return a value that changes when a file is written, or `None` if it does not exist."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -154,14 +154,14 @@ def _identity(file: Path) -> tuple[int, int] | None:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Look at all weights once.
+    """Check that all weights are finite.
 
     Args:
-        model: whose weights are at hand; those on the meta device are passed over, as are integers.
-        name: of the checkpoint, for the error.
+        model: Model to check. Integer weights and weights on the meta device are skipped.
+        name: Name of the checkpoint for the error message.
 
     Raises:
-        ValueError: if some are infinite or NaN.
+        ValueError: If a weight contains infinite values or NaN.
     """
     broken = [
         key
@@ -170,12 +170,12 @@ def check_finite(model: nn.Module, name: str) -> None:
     ]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise ValueError(f"{name}: weights are not finite, in {broken[0]}{more}: this checkpoint is broken.")
+        raise ValueError(f"{name}: this checkpoint is damaged: {broken[0]}{more} contains infinite values or NaN.")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all numbers are finite, without a mask of the tensor's size."""
-    low, high = torch.aminmax(tensor)  # NaN goes through
+    """Whether all values are finite, without allocating a mask of the tensor's size."""
+    low, high = torch.aminmax(tensor)  # both are NaN if any value is
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 

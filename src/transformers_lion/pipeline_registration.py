@@ -1,11 +1,11 @@
-"""The pipeline's names in every supported version of transformers. All version-dependent code of this kind is here.
+"""Registers LION's pipelines under their task names in all supported versions of transformers.
 
-Why an entry of transformers' registry is exchanged: `pipeline("image-to-text", model=folder)` finds its class by the
-task alone, and a model can bring its own only with code in its folder and `trust_remote_code`. Version 5.18 has no task
-"image-to-text". From 5.19 on the name is rewritten to "image-text-to-text" before the registry is asked, so a class
-registered under the old name is never found. Both names therefore lead to `LionOrStockPipeline`, which looks at the
-model: LION gets LION's pipeline, and any other model gets an instance of the class that was registered before. Neither
-`ImageTextToTextPipeline`, nor its subclasses, nor `pipeline` itself are changed.
+Why an entry of transformers' registry is replaced: `pipeline("image-to-text", model=folder)` selects the class by the
+task alone. A model can only provide its own class through code in its folder and `trust_remote_code`. Version 5.18 has
+no task "image-to-text". Since 5.19, the name is rewritten to "image-text-to-text" before the lookup, so a class
+registered under the old name is never found. Therefore both names are registered with `LionOrStockPipeline`, which
+creates LION's pipeline for LION, and the pipeline that was registered before for any other model.
+`ImageTextToTextPipeline`, its subclasses and `pipeline` itself are not changed.
 """
 
 import logging
@@ -24,35 +24,35 @@ TAGGING_TASK = "image-tagging"
 
 
 class LionOrStockPipeline(ImageTextToTextPipeline):
-    """Makes `LionImageToTextPipeline` for LION, and for any other model the pipeline that was registered before."""
+    """Creates `LionImageToTextPipeline` for LION, and the previously registered pipeline for any other model."""
 
     stock: type[ImageTextToTextPipeline] = ImageTextToTextPipeline
 
     def __new__(cls, *args: Any, **kwargs: Any) -> ImageTextToTextPipeline:
-        """An instance of one of the two, never of this class, so that Python calls no `__init__` a second time."""
+        """Create an instance of another class, so that Python does not call `__init__` again."""
         model = kwargs["model"] if "model" in kwargs else args[0]
         if isinstance(model.config, LionConfig):
             return LionImageToTextPipeline(*args, **kwargs)
-        if kwargs.get("task") == OLD_TASK:  # as transformers answers where it does not rewrite the name
+        if kwargs.get("task") == OLD_TASK:  # the error of versions that do not rewrite the name
             known = [task for task in PIPELINE_REGISTRY.get_supported_tasks() if task != OLD_TASK]
             raise KeyError(f"Unknown task {OLD_TASK}, available tasks are {known}")
         return cls.stock(*args, **kwargs)
 
 
 class RewriteNotice(logging.Filter):
-    """Repairs the notice about the rewritten name: as transformers sends it, logging prints a traceback instead."""
+    """Fixes the log message about the rewritten name, for which logging would otherwise print a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Drop the argument that the message has no place for."""
+        """Drop the argument for which the message has no placeholder."""
         if OLD_TASK in str(record.msg) and record.args and "%" not in str(record.msg):
             record.args = ()
         return True
 
 
 def register_pipelines() -> None:
-    """Let both task names find LION, and add the tagger's. Calling it again changes nothing."""
+    """Register both task names of LION and the task of the tagger. Repeated calls have no effect."""
     tasks = PIPELINE_REGISTRY.supported_tasks
-    registered = tasks[STOCK_TASK]["impl"]  # newer versions name transformers' own by a text
+    registered = tasks[STOCK_TASK]["impl"]  # newer versions store the name of transformers' own class
     if isinstance(registered, type) and registered is not LionOrStockPipeline:
         LionOrStockPipeline.stock = registered
     tasks[STOCK_TASK] = {**tasks[STOCK_TASK], "impl": LionOrStockPipeline}

@@ -1,6 +1,6 @@
-"""`pipeline("image-to-text")` and `pipeline("image-text-to-text")` for LION: an image, and if wanted a question.
+"""`pipeline("image-to-text")` and `pipeline("image-text-to-text")` for LION: captions, or answers to questions.
 
-How the pipeline gets its two names in each version of transformers is in `pipeline_registration.py`.
+`pipeline_registration.py` registers the pipeline under both task names.
 """
 
 import copy
@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 from .checkpoint_utils import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, local_folder
 from .columns import to_plain, unread_fields
-from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_of_grey_batch
+from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_about_gray_batch
 from .modeling_utils import check_finite
-from .processing_lion import check_strings, per_sample
+from .processing_lion import broadcast, check_strings
 from .ram import ImageTagger
 from .tag_source import Tags, TagSource, as_names, check_tags, resolve_tag_source
 
@@ -36,15 +36,15 @@ ITEM_KEYS = {
     "tag_source": "tag_source",
     "task_type": "task_type",
 }
-"""Keys of an input dictionary, and what they are called from there on."""
+"""Keys of an input dictionary, with the names that the pipeline uses for them."""
 
 IMAGE_PARTS = ("image", "image_url")
-"""Types of parts of a message that are images."""
+"""Types of message parts that are images."""
 IMAGE_PART_KEYS = ("image", "image_url", "url", "path", "base64")
 
 
 class LionImageToTextPipeline(ImageTextToTextPipeline):
-    """Captions, answers and boxes as text.
+    """Generate captions, answers and boxes as text.
 
     ```
     pipe = pipeline("image-to-text", model=folder)
@@ -54,8 +54,8 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
     ```
 
     Args:
-        tagger (`ImageTagger`, *optional*): makes the tags where none are given. By default the one in the checkpoint's
-            folder `tagger/`, if there is one, on the pipeline's device; `False` for none.
+        tagger (`ImageTagger`, *optional*): Tagger for images without tags, or `False` for no tagger. Defaults to the
+            tagger in the `tagger/` folder of the checkpoint, if there is one, on the pipeline's device.
     """
 
     _default_generation_config = GenerationConfig(max_new_tokens=256)
@@ -88,11 +88,11 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             generation["max_new_tokens"] = max_new_tokens
         twice = sorted(generation.keys() & (generate_kwargs or {}).keys())
         if twice:
-            raise ValueError(f"{twice[0]} is given twice: by itself and in generate_kwargs.")
+            raise ValueError(f"{twice[0]} is passed twice: directly and in generate_kwargs.")
         generation.update(generate_kwargs or {})
         check_tags(tags, tag_source)
         inputs = {
-            "text": one_of({"text": text, "question": question, "prompt": prompt}),
+            "text": resolve_aliases({"text": text, "question": question, "prompt": prompt}),
             "tags": tags,
             "tag_source": tag_source,
             "task_type": task_type,
@@ -105,46 +105,55 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             "return_tags": return_tags or None,
             "skip_special_tokens": None if skip_special_tokens else False,
         }
-        return given(inputs), forward, given(outputs)
+        return drop_none(inputs), forward, drop_none(outputs)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
-        """Describe images, or answer questions about them.
+        """Caption images, or answer questions about them.
 
         Args:
-            images: an image (path, URL, base64 text, bytes, image, array), a list, a generator or a data set of them,
-                or of dictionaries with `image` and, if wanted, `text` (or `question`, `prompt`), `tags`, `tag_source`
-                and `task_type`; or messages, or a list or generator of conversations. A dictionary may have ids, too,
-                but no other keys.
-            text: a question for all images or, with several images, one for each: a list or a column of a table; or
-                messages. `question` and `prompt` are other names for it. The processor's `caption_prompt` if it is
-                left out.
-            **kwargs: `tags` (of an image or, with several, of each), `tag_source` ("data" for these tags, "tagger" for
-                the tagger's, also in place of tags in dictionaries, "none" for no tag sentence; if it is not set, the
-                tags of an image that has some, otherwise the tagger's if there is one), `task_type` ("image_level" or
-                "region_level"), `batch_size`, `generate_kwargs`,
-                `max_new_tokens`, `return_tags` (what stood in the prompt), `return_full_text` (the question before the
-                answer), `return_tensors` (token ids instead of text), `timeout` of downloads in seconds; anything else
-                goes to `generate`.
+            images: One of the following:
+
+                - an image: a path, a URL, a base64 string, the bytes of a file, a PIL image or an array;
+                - a dictionary with `image` and optionally `text` (or `question` or `prompt`), `tags`, `tag_source`,
+                  `task_type` and ids (such as `image_id`);
+                - a conversation: a list of messages;
+                - a list, generator or dataset of any of these.
+            text: A question for all images, or a list or table column with one question per image. Several questions
+                about a single image are allowed. `question` and `prompt` are aliases. Conversations can also be passed
+                here. Defaults to the processor's `caption_prompt`.
+            **kwargs: Options of the call. All other options are passed to `generate`.
+
+                - `tags`: Tags of an image, or a list with the tags of each image.
+                - `tag_source`: "data" to use these tags or those of the dictionaries, "tagger" to use the tagger, or
+                  "none" for prompts without a tag sentence. By default, an image's own tags are used if it has any,
+                  otherwise the tagger if there is one.
+                - `task_type`: "image_level" or "region_level".
+                - `batch_size`: Number of images per forward pass.
+                - `generate_kwargs`, `max_new_tokens`: Options of `generate`.
+                - `return_tags`: Whether to return the tags in the prompt.
+                - `return_full_text`: Whether to prepend the question to the answer.
+                - `return_tensors`: Whether to return token ids instead of text.
+                - `timeout`: Timeout of each download in seconds.
 
         Returns:
-            `[{"generated_text": answer}]` for one image, with an entry for each returned sequence; a list of these for
-            a list; an iterator for a generator or data set. With `return_tags` also `"tags"`, a list of names, or
-            `None` without a tag sentence.
+            `[{"generated_text": answer}]` for one image, with one entry per returned sequence; a list of these for a
+            list of images; an iterator for a generator or dataset. With `return_tags=True`, each entry also has
+            `"tags"`, a list of names, or `None` if the prompt has no tag sentence.
 
         Raises:
-            ValueError: if there is no image, if counts differ, if a question is missing among several, if tags are
-                given although the tagger is to make them, or if a dictionary has keys that are not read.
+            ValueError: If there is no image, lengths differ, a question is missing from a list, tags are combined with
+                `tag_source="tagger"`, or a dictionary has unknown keys.
         """
         images = kwargs.pop("inputs", images)
-        text = one_of({"text": text, **{name: kwargs.pop(name, None) for name in ("question", "prompt")}})
+        text = resolve_aliases({"text": text, **{name: kwargs.pop(name, None) for name in ("question", "prompt")}})
         if is_conversation(text) or is_conversation(images):
             if text is not None and images is not None:
-                raise ValueError("Images belong into the messages: give either messages or images with text.")
+                raise ValueError("Pass either messages or images with text, not both. Messages include their images.")
             images, text = images if text is None else text, None
             if is_message(images[0]):
-                return self._run(as_item(images), kwargs)
+                return self._run(as_input(images), kwargs)
         if images is None:
-            raise ValueError("LION needs an image: none was given.")
+            raise ValueError("LION requires an image, but images is None.")
         columns = {
             "text": read_text(text),
             **{name: to_plain(kwargs.pop(name, None)) for name in ("tags", "tag_source", "task_type")},
@@ -158,29 +167,29 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
             return self._run(add_columns(images, columns), kwargs)
         if not isinstance(images, list | tuple):
             if not isinstance(columns["text"], list):
-                return self._run({**given(columns), **as_item(images)}, kwargs)
-            warn_of_grey_batch(images, len(columns["text"]))
+                return self._run({**drop_none(columns), **as_input(images)}, kwargs)
+            warn_about_gray_batch(images, len(columns["text"]))
             images = [images] * len(columns["text"])  # several questions about one image
         if not images:
-            raise ValueError("images is empty: there is nothing to do.")
+            raise ValueError("images is empty.")
         for name, values in columns.items():
-            per_sample(name, values, len(images))
+            broadcast(name, values, len(images))
         return self._run(list(add_columns(images, columns)), kwargs)
 
     def _run(self, items: Any, kwargs: dict[str, Any]) -> Any:
-        return Pipeline.__call__(self, items, **kwargs)  # ImageTextToTextPipeline's own insists on text
+        return Pipeline.__call__(self, items, **kwargs)  # ImageTextToTextPipeline.__call__ requires text
 
     @property
     def preprocess(self) -> "ImagePreprocessing":
-        """What opens an image: no part of the model, so that worker processes get none of its weights."""
+        """The preprocessing step. It holds no reference to the model, so dataloader workers don't copy the weights."""
         return ImagePreprocessing(self.processor, self.dtype, has_tagger=self.tagger is not None)
 
     def _forward(self, model_inputs: dict[str, Any], generate_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
-        columns = [model_inputs[name] for name in ("text", "task_type", "picture", "tags", "tag_source")]
-        if isinstance(model_inputs["text"], str):  # one item, which transformers does not make a batch of
+        columns = [model_inputs[name] for name in ("text", "task_type", "image", "tags", "tag_source")]
+        if isinstance(model_inputs["text"], str):  # transformers does not batch a single item
             columns = [[value] for value in columns]
-        texts, tasks, pictures, own_tags, sources = columns
-        tags = self._tags_of(pictures, own_tags, sources)
+        texts, tasks, images, own_tags, sources = columns
+        tags = self._resolve_tags(images, own_tags, sources)
         prompts = self.processor(text=texts, tags=tags, task_type=tasks, return_tensors="pt").to(self.device)
         ids = self.model.generate(
             pixel_values=model_inputs["pixel_values"], **prompts, **generate_arguments(self, generate_kwargs or {})
@@ -188,19 +197,19 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
         return {"sequences": ids.reshape(len(texts), -1, ids.shape[-1]), "text": texts, "tags": tags}
 
-    def _tags_of(
-        self, pictures: list[Image.Image | None], own: list[Tags], asked: list[TagSource | None]
+    def _resolve_tags(
+        self, images: list[Image.Image | None], own: list[Tags], requested: list[TagSource | None]
     ) -> list[Tags]:
-        """The tags of each image; `None` where there is to be no tag sentence."""
+        """Return the tags of each image, or `None` for no tag sentence."""
         has_tagger = self.tagger is not None
-        sources = [resolve_tag_source(tags, source, has_tagger) for tags, source in zip(own, asked, strict=True)]
-        if not has_tagger and (None, None) in zip(own, asked, strict=True):
+        sources = [resolve_tag_source(tags, source, has_tagger) for tags, source in zip(own, requested, strict=True)]
+        if not has_tagger and (None, None) in zip(own, requested, strict=True):
             logger.warning_once(
-                "There are no tags and no tagger, so that prompts have no tag sentence, with which LION was trained. "
-                "Give tags=, or pipeline(..., tagger=ImageTagger.from_pretrained(folder))."
+                "There are no tags and no tagger, so prompts have no tag sentence, although LION was trained with one. "
+                "Pass tags=, or use pipeline(..., tagger=ImageTagger.from_pretrained(folder))."
             )
         untagged = [index for index, source in enumerate(sources) if source == "tagger"]
-        found = self.tagger([pictures[index] for index in untagged]) if untagged and self.tagger else []
+        found = self.tagger([images[index] for index in untagged]) if untagged and self.tagger else []
         by_tagger = dict(zip(untagged, found, strict=True))
         return [
             {"data": tags, "tagger": by_tagger.get(index), "none": None}[source]
@@ -215,10 +224,10 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         return_tags: bool = False,
         skip_special_tokens: bool = True,
     ) -> list[dict[str, Any]]:
-        """Token ids of one item, (1, sequences, L), to its answers."""
+        """Decode the token ids of one item, (1, sequences, L)."""
         sequences = model_outputs["sequences"].flatten(0, 1)
         text, tags = model_outputs["text"], model_outputs["tags"]
-        if not isinstance(text, str):  # one item is not taken out of its batch either
+        if not isinstance(text, str):  # transformers does not unbatch a batch of one
             (text,), (tags,) = text, tags
         extra = {"tags": as_names(tags)} if return_tags else {}
         if return_tensors:
@@ -227,14 +236,14 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         return [{"generated_text": f"{text} {answer}" if return_full_text else answer, **extra} for answer in answers]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save the model and, unlike transformers' pipelines, the whole processor."""
+        """Save the model and, unlike other pipelines of transformers, the complete processor."""
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """Opens images for the pipeline, in worker processes with `num_workers`."""
+    """Opens images for the pipeline, in dataloader workers if `num_workers` is set."""
 
     processor: Any
     dtype: torch.dtype
@@ -249,16 +258,16 @@ class ImagePreprocessing:
         task_type: str = "image_level",
         timeout: float | None = TIMEOUT,
     ) -> dict[str, Any]:
-        """Open one image. The prompt is made with those of the whole batch, when the tags are known."""
+        """Open one image. Prompts are built later, for the whole batch, once the tags are known."""
         if "messages" in inputs:
             text = self.processor.apply_chat_template(inputs["messages"], tokenize=False) or None
-            inputs = {**inputs, "image": image_of(inputs["messages"])}
+            inputs = {**inputs, "image": find_image(inputs["messages"])}
         tags, tag_source = inputs.get("tags", tags), inputs.get("tag_source", tag_source)
         source = resolve_tag_source(tags, tag_source, self.has_tagger)
-        picture = to_rgb(inputs["image"], timeout=timeout)
+        image = to_rgb(inputs["image"], timeout=timeout)
         return {
-            **self.processor(images=picture, return_tensors="pt").to(self.dtype),
-            "picture": picture if source == "tagger" else None,
+            **self.processor(images=image, return_tensors="pt").to(self.dtype),
+            "image": image if source == "tagger" else None,
             "text": inputs.get("text", self.processor.caption_prompt if text is None else text),
             "tags": tags,
             "tag_source": tag_source,
@@ -267,10 +276,10 @@ class ImagePreprocessing:
 
 
 def find_tagger(checkpoint: str, device: torch.device, revision: str | None = None) -> ImageTagger | None:
-    """The tagger in a checkpoint's folder `tagger/`, if there is one.
+    """Load the tagger from the `tagger/` folder of a checkpoint, if there is one.
 
     Raises:
-        OSError, ValueError: if it is not whole.
+        OSError, ValueError: If the folder is incomplete.
     """
     if not checkpoint:
         return None
@@ -284,11 +293,7 @@ def find_tagger(checkpoint: str, device: torch.device, revision: str | None = No
 
 
 def check_tag_columns(tags: Any, sources: Any) -> None:
-    """Check the tags of a call and their sources, each one value for all or a list with one for each.
-
-    Raises:
-        ValueError: as `check_tags` does.
-    """
+    """Check tags and tag sources. Each is a single value or a list with one value per image; see `check_tags`."""
     if not isinstance(sources, list):
         check_tags(tags, sources)
         return
@@ -296,66 +301,67 @@ def check_tag_columns(tags: Any, sources: Any) -> None:
         check_tags(tags[index] if isinstance(tags, list) and index < len(tags) else tags, source)
 
 
-def one_of(values: Mapping[str, Any]) -> Any:
-    """The one of several names for the same thing that has a value, or `None`.
+def resolve_aliases(values: Mapping[str, Any]) -> Any:
+    """Return the value of the only alias that is set, or `None`.
 
     Raises:
-        ValueError: if several have.
+        ValueError: If several aliases are set.
     """
-    found = given(dict(values))
+    found = drop_none(dict(values))
     if len(found) > 1:
-        raise ValueError(f"Give one of {' and '.join(found)}: they are names for the same thing.")
+        raise ValueError(f"Pass only one of {' and '.join(found)}: they are aliases.")
     return next(iter(found.values()), None)
 
 
 def read_text(text: Any) -> Any:
-    """A question, or a column of them as a list.
+    """Return a question, or a column of questions as a list.
 
     Raises:
-        ValueError: if it is an empty cell of a table.
+        ValueError: If the question is an empty cell of a table.
     """
     found = to_plain(text)
     if found is None and text is not None:
-        raise ValueError(f"text is {text!r}, which is no question; leave it out for a caption.")
+        raise ValueError(f"text is {text!r}, but must be a question. Omit it to caption the image.")
     return found
 
 
 def add_columns(images: Iterable[Any], columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Inputs as dictionaries, each with its entry of a column that is a list, or with the value for all.
+    """Yield each image as a dictionary, with its entry of each list in `columns` and the other values unchanged.
 
     Raises:
-        ValueError: if a list is not as long as there are images, which is seen at the end of the shorter.
+        ValueError: If the number of images differs from the length of a list. Because images may be lazy, the error
+            occurs once the shorter of the two ends.
     """
     lists = {name: values for name, values in columns.items() if isinstance(values, list)}
     count = 0
     for count, image in enumerate(images, 1):
         for name, values in lists.items():
             if len(values) < count:
-                raise ValueError(f"{name} has {len(values)} entries, but there are {count} images or more.")
+                raise ValueError(f"{name} has {len(values)} entries, but there are at least {count} images.")
         row = {name: lists[name][count - 1] if name in lists else value for name, value in columns.items()}
-        yield {**given(row), **as_item(image)}
+        yield {**drop_none(row), **as_input(image)}
     for name, values in lists.items():
         if len(values) > count:
             raise ValueError(f"{name} has {len(values)} entries, but there are {count} images.")
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that have a value."""
+def drop_none(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options without those that are `None`."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def generate_arguments(pipe: Pipeline, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's generation options on top of the pipeline's, which transformers keeps elsewhere before 5.20."""
-    generate_kwargs = heed_max_length(generate_kwargs)
+    """Merge the options of the call with those of the pipeline, as transformers 5.20 and later do."""
+    generate_kwargs = prefer_max_length(generate_kwargs)
     if hasattr(pipe, "_prepare_generate_kwargs"):
         return pipe._prepare_generate_kwargs(generate_kwargs)
     return {"generation_config": pipe.generation_config, **generate_kwargs}
 
 
-def heed_max_length(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of generation in which a `max_length` of the call's own counts.
+def prefer_max_length(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return generation options in which `max_length`, if the call sets it, takes effect.
 
-    transformers fills `max_new_tokens` in from the checkpoint and puts it above any `max_length`.
+    Otherwise transformers fills in `max_new_tokens` from the checkpoint, which overrides `max_length`.
     """
     options = dict(generation)
     config: Any = options.get("generation_config")
@@ -371,12 +377,11 @@ def heed_max_length(generation: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def as_item(image: Any) -> dict[str, Any]:
-    """An input in the form of a dictionary with an `image`, or with `messages`.
+def as_input(image: Any) -> dict[str, Any]:
+    """Return an input as a dictionary with `image` or `messages`.
 
     Raises:
-        ValueError: if a dictionary holds no image, or something that is not read, or if there is a list of several
-            images for one input.
+        ValueError: If a dictionary has no image or has unknown keys, or the input has several images.
     """
     if is_conversation(image):
         return {"messages": list(image)}
@@ -385,61 +390,61 @@ def as_item(image: Any) -> dict[str, Any]:
         unread = unread_fields(image, ITEM_KEYS)
         if unread:
             raise ValueError(
-                f"An input has {', '.join(map(repr, unread))}, which is not read; the keys are {', '.join(ITEM_KEYS)}, "
+                f"Unknown keys {', '.join(map(repr, unread))} in an input. The known keys are {', '.join(ITEM_KEYS)} "
                 "and ids."
             )
         names = {name: [key for key in ITEM_KEYS if ITEM_KEYS[key] == name] for name in ITEM_KEYS.values()}
-        item = given({name: one_of({key: image.get(key) for key in keys}) for name, keys in names.items()})
+        item = drop_none({name: resolve_aliases({key: image.get(key) for key in keys}) for name, keys in names.items()})
         readers = {"text": read_text, "tags": to_plain, "tag_source": to_plain, "task_type": to_plain}
-        item = given({name: readers[name](value) if name in readers else value for name, value in item.items()})
+        item = drop_none({name: readers[name](value) if name in readers else value for name, value in item.items()})
         if "image" not in item:
-            raise ValueError(f"An input has no image; its keys are {', '.join(map(str, image))}.")
+            raise ValueError(f"An input has no image. Its keys are {', '.join(map(str, image))}.")
     if isinstance(item["image"], list | tuple):
         if len(item["image"]) != 1:
-            raise ValueError(f"An input holds {len(item['image'])} images; LION takes 1.")
+            raise ValueError(f"An input has {len(item['image'])} images, but LION accepts one.")
         item["image"] = item["image"][0]
     return item
 
 
 def is_lazy(images: Any) -> bool:
-    """Whether `images` is a generator or a data set, to be read item by item."""
+    """Whether `images` is a generator or a dataset."""
     single = str | Path | bytes | bytearray | Image.Image | np.ndarray | torch.Tensor | Mapping | list | tuple
     return isinstance(images, Iterable | torch.utils.data.Dataset) and not isinstance(images, single)
 
 
 def is_message(value: Any) -> bool:
-    """Whether `value` is one turn of a conversation."""
+    """Whether `value` is a message of a conversation."""
     return isinstance(value, Mapping) and "role" in value and "content" in value
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether `value` is a list of messages, or a list of such lists."""
+    """Whether `value` is a conversation (a list of messages) or a list of conversations."""
     if not isinstance(value, list | tuple) or not value:
         return False
     first = value[0]
     return is_message(first) or (isinstance(first, list | tuple) and bool(first) and is_message(first[0]))
 
 
-def images_of(messages: list[dict[str, Any]]) -> Iterator[Any]:
-    """The images in the messages' contents: parts `image`, and `image_url` as OpenAI's clients send it."""
+def iterate_images(messages: list[dict[str, Any]]) -> Iterator[Any]:
+    """Yield the images in messages, from `image` parts and from the `image_url` parts of OpenAI's format."""
     for message in messages:
         for part in message["content"] if not isinstance(message["content"], str) else ():
             if part.get("type") in IMAGE_PARTS:
                 found = next((part[key] for key in IMAGE_PART_KEYS if part.get(key) is not None), None)
-                if isinstance(found, Mapping) and "url" in found:  # {"url": address, "detail": how closely}
+                if isinstance(found, Mapping) and "url" in found:  # {"url": ..., "detail": ...}
                     found = found["url"]
                 yield found
 
 
-def image_of(messages: list[dict[str, Any]]) -> Any:
-    """The one image of a conversation.
+def find_image(messages: list[dict[str, Any]]) -> Any:
+    """Return the only image of a conversation.
 
     Raises:
-        ValueError: if it has none or several.
+        ValueError: If the conversation does not have exactly one image.
     """
-    images = [image for image in images_of(messages) if image is not None]
+    images = [image for image in iterate_images(messages) if image is not None]
     if len(images) != 1:
-        raise ValueError(f"The messages hold {len(images)} images; LION takes 1.")
+        raise ValueError(f"The messages have {len(images)} images, but LION accepts one.")
     return images[0]
 
 

@@ -1,8 +1,8 @@
-"""Tokens of text that somebody else wrote: special tokens in it are plain text.
+"""Tokenizes user text without special tokens.
 
-SentencePiece never reads its control symbols from text. The tokenizers library does, since they stand in its vocabulary
-like any other piece, and `split_special_tokens=True` does not keep it from that. So text is read by a copy of the
-tokenizer in which they cannot be matched.
+SentencePiece never matches its control symbols in text. The tokenizers library does, even with
+`split_special_tokens=True`, because they are regular entries of its vocabulary. Therefore text is tokenized with a copy
+of the tokenizer in which they cannot match.
 """
 
 import json
@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 
 
 def without_special_tokens(tokenizer: PreTrainedTokenizerBase, keep_added: bool = False) -> Tokenizer:
-    """A copy of the tokenizer's backend, with the same ids, that finds no special token in text and adds none.
+    """Copy the backend of a tokenizer, with the same ids, so that it neither matches nor adds special tokens.
 
     Args:
-        tokenizer: to be copied.
-        keep_added: let text hold special tokens that were added to the vocabulary, unless they have a role, such as
+        tokenizer: Tokenizer to copy.
+        keep_added: Whether to match special tokens that were added to the vocabulary, unless they have a role, such as
             the end token.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -31,7 +31,7 @@ def without_special_tokens(tokenizer: PreTrainedTokenizerBase, keep_added: bool 
     special = {token["content"] for token in state["added_tokens"] if token not in kept}
     state["added_tokens"] = kept
     state["post_processor"] = state["truncation"] = state["padding"] = None
-    if isinstance(vocabulary, list):  # Unigram: a piece's position is its id, so it is renamed to what no text matches
+    if isinstance(vocabulary, list):  # Unigram: ids are positions, so special pieces are renamed instead of removed
         state["model"]["vocab"] = [
             [f"{piece} {index}" if piece in special else piece, score]
             for index, (piece, score) in enumerate(vocabulary)
@@ -40,11 +40,11 @@ def without_special_tokens(tokenizer: PreTrainedTokenizerBase, keep_added: bool 
 
 
 class PlainTextTokenizer:
-    """Reads text with a copy of a tokenizer that knows no special tokens; safe to share between threads.
+    """Tokenizes text with a copy of a tokenizer that has no special tokens. It is thread-safe.
 
     Args:
-        tokenizer: to be copied, again whenever tokens were added to it.
-        keep_added: see `without_special_tokens`.
+        tokenizer: Tokenizer to copy. The copy is updated when tokens are added to it.
+        keep_added: See `without_special_tokens`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, keep_added: bool = False):
@@ -53,8 +53,8 @@ class PlainTextTokenizer:
         self._copy: tuple[int, Tokenizer] | None = None
 
     def __call__(self, text: str) -> list[int]:
-        """The ids of `text`, with nothing added."""
+        """Return the ids of `text`, without adding special tokens."""
         copy, size = self._copy, len(self._tokenizer)
-        if copy is None or copy[0] != size:  # tokens were added since
+        if copy is None or copy[0] != size:  # tokens have been added
             copy = self._copy = (size, without_special_tokens(self._tokenizer, self._keep_added))
         return copy[1].encode(text, add_special_tokens=False).ids

@@ -1,7 +1,7 @@
-"""Images, questions, tags and tasks -> tensors; answers -> text and boxes.
+"""Processor of LION: prepares images, questions, tags and tasks for the model, and parses boxes in answers.
 
-Source: LION (arXiv:2311.11860), section 3.4, for the tag sentence with its soft prompt, and the reference code for the
-lengths at which texts are cut.
+Source: LION (arXiv:2311.11860), section 3.4, for the tag sentence with its soft prompt; the reference code for the
+maximum lengths of texts.
 
 Shape letters: B samples, T prompt tokens, T' question tokens, L answer tokens.
 """
@@ -21,7 +21,7 @@ from .checkpoint_utils import HUB_OPTIONS, PROCESSOR_FILES, QFORMER_TOKENIZER, c
 from .columns import is_missing, to_plain
 from .configuration_lion import TASK_TYPES
 from .grounding import Entity, extract_entities, read_grounded_text, score_boxes
-from .images import ImageSource, find_size, is_batch, warn_of_grey_batch
+from .images import ImageSource, find_size, is_batch, warn_about_gray_batch
 from .plain_text import PlainTextTokenizer
 from .tag_source import Tags, check_tags
 
@@ -46,21 +46,21 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {{- lines.all | select | join('\\n') -}}
 """
-"""The texts of the messages, each on a line of its own; LION was tuned on single questions."""
+"""Joins the texts of all messages, one per line, because LION was trained on single questions."""
 
 QFORMER_TOKENIZER_CONFIG = '{\n  "model_type": "bert"\n}\n'
-"""Without it, transformers takes the other tokenizer instead if a repository of the Hub is used offline."""
+"""Without this file, transformers loads the wrong tokenizer when a Hub repository is used offline."""
 
 PROMPT_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "return_tensors")
-"""The options of `TextKwargs` that prompts have; prompts are put together from parts, which excludes all others."""
+"""Supported options of `TextKwargs`. The others make no sense for prompts that are assembled from parts."""
 
 
 class LionTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
-    """Options of prompts: those of `TextKwargs` that `PROMPT_OPTIONS` names."""
+    """Options of prompts. Only those in `PROMPT_OPTIONS` are supported."""
 
 
 class LionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Options of a call, flat or grouped as `text_kwargs` and `images_kwargs`."""
+    """Options of a call, passed directly or grouped as `text_kwargs` and `images_kwargs`."""
 
     text_kwargs: LionTextKwargs
 
@@ -70,29 +70,35 @@ LionProcessorKwargs._defaults = {"text_kwargs": {"padding": True}}
 
 class LionProcessor(ProcessorMixin):
     r"""
-    Image processor, T5 tokenizer and Q-Former tokenizer in one.
+    Combines an image processor, a T5 tokenizer and a Q-Former tokenizer.
 
-    Text that a user writes never becomes a special token: neither the soft prompt's marker nor an end of the prompt.
-    Answers (`text_target`) may hold special tokens that were added to the tokenizer. Tokens for prompts are added as
-    plain ones, with `tokenizer.add_tokens`.
+    User text is never tokenized into special tokens, such as the soft prompt marker or the end token. Answers
+    (`text_target`) may contain special tokens that were added to the tokenizer. To add tokens for prompts, add them as
+    regular tokens with `tokenizer.add_tokens`.
 
     Args:
-        image_processor (`LionImageProcessor`): makes `pixel_values`.
-        tokenizer (`T5Tokenizer`): for prompts and answers.
-        qformer_tokenizer (`BertTokenizer`): for the question that the Q-Former reads.
-        chat_template (`str`, *optional*): from messages to a question.
-        tag_prompt (`str`, *optional*): the sentence before the question, with `soft_prompt_token` and `{tags}` in it.
-        soft_prompt_token (`str`, *optional*): the marker of the soft prompt in `tag_prompt`.
-        caption_prompt (`str`, *optional*): the question of the image-to-text pipeline where none is given.
-        max_prompt_length (`int`, *optional*): tokens of a training prompt; it is cut from the left. Prompts for
-            generation are not cut.
-        max_question_length (`int`, *optional*): tokens of the Q-Former's question; it is cut from the left.
-        max_answer_length (`int`, *optional*): tokens of an answer; it is cut from the right.
+        image_processor (`LionImageProcessor`): Image processor that returns `pixel_values`.
+        tokenizer (`T5Tokenizer`): Tokenizer for prompts and answers.
+        qformer_tokenizer (`BertTokenizer`): Tokenizer for the questions that the Q-Former reads.
+        chat_template (`str`, *optional*): Template that converts messages to a question.
+        tag_prompt (`str`, *optional*): Sentence before the question, containing `soft_prompt_token` and `{tags}`.
+        soft_prompt_token (`str`, *optional*): Marker of the soft prompt in `tag_prompt`.
+        caption_prompt (`str`, *optional*): Default question of the image-to-text pipeline.
+        max_prompt_length (`int`, *optional*): Maximum number of tokens in a training prompt. Longer prompts are
+            truncated on the left. Prompts for generation are not truncated.
+        max_question_length (`int`, *optional*): Maximum number of tokens in a question for the Q-Former. Longer
+            questions are truncated on the left.
+        max_answer_length (`int`, *optional*): Maximum number of tokens in an answer. Longer answers are truncated on
+            the right.
+
+    Raises:
+        ValueError: If `tag_prompt` does not contain `{tags}` exactly once, contains `soft_prompt_token` more than once,
+            or a tokenizer is of the wrong kind.
     """
 
     valid_processor_kwargs = LionProcessorKwargs
     image_token = "<image>"
-    """How questions may refer to the image. It is plain text to both tokenizers, not a placeholder."""
+    """Text with which questions may refer to the image. It is not a placeholder: both tokenizers treat it as text."""
 
     def __init__(
         self,
@@ -108,10 +114,13 @@ class LionProcessor(ProcessorMixin):
         max_answer_length: int = 128,
     ):
         if tag_prompt.count("{tags}") != 1:
-            raise ValueError(f"tag_prompt needs {{tags}} once, but has it {tag_prompt.count('{tags}')} times.")
+            raise ValueError(
+                f"tag_prompt must contain {{tags}} exactly once, but contains it {tag_prompt.count('{tags}')} times."
+            )
         if tag_prompt.count(soft_prompt_token) > 1:
             raise ValueError(
-                f"tag_prompt has {soft_prompt_token} {tag_prompt.count(soft_prompt_token)} times, not once."
+                f"tag_prompt must contain {soft_prompt_token} at most once, but contains it "
+                f"{tag_prompt.count(soft_prompt_token)} times."
             )
         check_tokenizers(tokenizer, qformer_tokenizer)
         self.tag_prompt = tag_prompt
@@ -127,11 +136,11 @@ class LionProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """As in transformers, with a single look at the Hub.
+        """Load a processor like `ProcessorMixin.from_pretrained`, but with a single request to the Hub.
 
         Raises:
-            OSError: if a file is missing.
-            ValueError: if files do not fit together.
+            OSError: If a file is missing.
+            ValueError: If the files are inconsistent.
         """
         subfolder = kwargs.get("subfolder") or ""
         options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -142,7 +151,7 @@ class LionProcessor(ProcessorMixin):
         return super().from_pretrained(folder, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """As in transformers. The Q-Former's tokenizer gets a configuration, by which transformers knows its kind."""
+        """Save the processor config, and a config by which transformers recognizes the Q-Former tokenizer."""
         super().to_json_file(json_file_path)
         folder = Path(json_file_path).parent / QFORMER_TOKENIZER
         if folder.is_dir():
@@ -157,34 +166,36 @@ class LionProcessor(ProcessorMixin):
         text_target: str | Sequence[str] | None = None,
         **kwargs: Unpack[LionProcessorKwargs],
     ) -> BatchFeature:
-        """Make the model's inputs.
+        """Prepare inputs for the model.
 
         Args:
-            images: one image or a list: paths, URLs, base64 text, bytes of image files, `{"bytes", "path"}`, images,
-                arrays or tensors. One image that is not in a list serves all questions.
-            text: a question, or one for each sample: a list, an array or a column of a table. A single one serves all
-                images.
-            tags: of one image, or a list with those of each sample: text or lists of names. An empty list keeps the
-                tag sentence, `None` leaves it out. The processor has no tagger; `Lion` and the pipeline have one.
-            task_type: "image_level" (where it is left out) or "region_level", for all samples or one for each.
-            text_target: answers, which give `labels`; prompts are then cut as in training.
-            **kwargs: `return_tensors` ("pt" for tensors, otherwise lists), and options of the image processor
-                (`do_resize`, `size`...) and of padding (`LionTextKwargs`), also grouped as `images_kwargs` and
-                `text_kwargs`.
+            images: An image or a list of images: paths, URLs, base64 strings, bytes of image files,
+                `{"bytes", "path"}` dictionaries, PIL images, arrays or tensors. A single image is used for all
+                questions.
+            text: A question, or a list, array or table column with one question per sample. A single question is used
+                for all images.
+            tags: Tags of one image, or a list with the tags of each sample. Tags are a string or a list of names. With
+                an empty list, the prompt has a tag sentence without tags; with `None`, it has no tag sentence. The
+                processor has no tagger, unlike `Lion` and the pipeline.
+            task_type: "image_level" (default) or "region_level", for all samples or for each one.
+            text_target: Answers, returned as `labels`. If set, prompts are truncated as in training.
+            **kwargs: `return_tensors` ("pt" for tensors; lists by default), options of the image processor (such as
+                `do_resize` or `size`) and options of padding (`LionTextKwargs`). They can also be grouped as
+                `images_kwargs` and `text_kwargs`.
 
         Returns:
-            Of what was given: `pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, T),
+            Depending on the arguments: `pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, T),
             `qformer_input_ids` and `qformer_attention_mask` (B, T'), `task_type_ids` (B,), `labels` (B, L).
 
         Raises:
-            ValueError: if nothing or an empty batch is given, if counts differ, if a task is unknown, if an image
-                cannot be read, or if an option is given twice.
-            TypeError: if there is no such option.
+            ValueError: If there are neither images nor text, a batch is empty, lengths differ, a task is unknown, an
+                image cannot be read, or an option is passed twice.
+            TypeError: If an option is unknown.
         """
         if images is None and text is None:
-            raise ValueError("Give images, text or both.")
+            raise ValueError("Pass images, text or both.")
         if text is None and (tags is not None or text_target is not None):
-            raise ValueError("tags and text_target need a text to belong to.")
+            raise ValueError("tags and text_target require text.")
         text, tags, task_type, text_target = (to_plain(value) for value in (text, tags, task_type, text_target))
         images_kwargs, text_kwargs = self._options(kwargs)
         return_tensors = text_kwargs.pop("return_tensors", None)
@@ -194,39 +205,39 @@ class LionProcessor(ProcessorMixin):
             data.update(self.image_processor(images, **images_kwargs))
         if text is not None:
             texts = self._texts(text, len(data["pixel_values"]) if batched else None)
-            warn_of_grey_batch(images, len(texts))
+            warn_about_gray_batch(images, len(texts))
             data.update(self._prompts(texts, tags, training=text_target is not None, **text_kwargs))
-            tasks = per_sample("task_type", task_type or "image_level", len(texts))
+            tasks = broadcast("task_type", task_type or "image_level", len(texts))
             data["task_type_ids"] = [task_type_id(task) for task in tasks]
             if text_target is not None:
-                answers = per_sample("text_target", text_target, len(texts))
+                answers = broadcast("text_target", text_target, len(texts))
                 check_strings("text_target", answers)
                 data["labels"] = self._labels(answers)
         return BatchFeature(data, tensor_type=return_tensors)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers; the default template takes texts and images.
+        """Apply the chat template like `ProcessorMixin.apply_chat_template`. The default one supports text and images.
 
         Raises:
-            ValueError: if a message holds something that the template does not take.
+            ValueError: If the template does not support the content of a message.
         """
         try:
             return super().apply_chat_template(conversation, *args, **kwargs)
         except TemplateError as error:
-            raise ValueError(f"The messages do not fit the chat template: {error}.") from error
+            raise ValueError(f"The chat template does not support these messages: {error}.") from error
 
     def _options(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Options for the images and for the texts: the call's, and the tokenizer's own where it has none.
+        """Return the image options and the text options of a call, with the tokenizer's settings as defaults.
 
         Raises:
-            TypeError: if there is no such option, which transformers would only warn of.
+            TypeError: If an option is unknown. transformers would only log a warning.
         """
         merged = self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
         known = {"common_kwargs", *merged, *merged["images_kwargs"], *PROMPT_OPTIONS}
-        given = [name for name, value in kwargs.items() if value is not None]  # a chat template hands over videos=None
-        unknown = [name for name in given if name not in known]
+        passed = [name for name, value in kwargs.items() if value is not None]  # apply_chat_template sets videos=None
+        unknown = [name for name in passed if name not in known]
         unknown += [name for name in kwargs.get("text_kwargs") or {} if name not in PROMPT_OPTIONS]
         if unknown:
             raise TypeError(f"LionProcessor has no option {unknown[0]!r}.")
@@ -235,13 +246,15 @@ class LionProcessor(ProcessorMixin):
 
     @staticmethod
     def _texts(text: str | Sequence[str], num_images: int | None) -> list[str]:
-        """The question of each sample, checked against the number of images (`None`: one image serves all)."""
+        """Return the question of each sample. `num_images` is `None` for a single image, which all questions use."""
         texts: list[Any] = list(text) if isinstance(text, list | tuple) else [text] * (num_images or 1)
         if not texts:
-            raise ValueError("text is empty: there are no questions.")
+            raise ValueError("text is empty; pass at least one question.")
         check_strings("text", texts)
         if num_images is not None and len(texts) != num_images:
-            raise ValueError(f"{num_images} images for {len(texts)} texts: give as many of both, or one of either.")
+            raise ValueError(
+                f"Got {num_images} images for {len(texts)} texts. Pass the same number of both, or one of either."
+            )
         return texts
 
     def _prompts(
@@ -255,11 +268,11 @@ class LionProcessor(ProcessorMixin):
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
     ) -> dict[str, Any]:
-        """Prompts for the language model, and questions for the Q-Former, tokenised and padded."""
+        """Tokenize and pad the prompts for the language model and the questions for the Q-Former."""
         limit = (max_length or self.max_prompt_length) if training or truncation else None
         if len(texts) == 1 and isinstance(tags, list | tuple) and all(isinstance(tag, str) for tag in tags):
-            tags = [list(tags)]  # the names of the one sample's tags
-        names = per_sample("tags", tags, len(texts))
+            tags = [list(tags)]  # a list of names for a single sample
+        names = broadcast("tags", tags, len(texts))
         for row in names:
             check_tags(row)
             if row is not None and not isinstance(row, str):
@@ -278,13 +291,13 @@ class LionProcessor(ProcessorMixin):
         return {**padded, **{f"qformer_{name}": questions[name] for name in ("input_ids", "attention_mask")}}
 
     def _question_ids(self, text: str) -> list[int]:
-        """Tokens of the question for the Q-Former."""
+        """Tokenize a question for the Q-Former."""
         ids = self._plain_question_ids(text)
         ids = ids[max(0, len(ids) - self.max_question_length + 2) :]
         return [self.qformer_tokenizer.cls_token_id, *ids, self.qformer_tokenizer.sep_token_id]
 
     def _prompt_ids(self, text: str, tags: Tags, max_length: int | None) -> list[int]:
-        """Tokens of the tag sentence and the question; only the template's own marker becomes the soft prompt."""
+        """Tokenize the tag sentence and the question. Only the marker in `tag_prompt` becomes the soft prompt."""
         ids: list[int] = []
         if tags is not None:
             joined = tags if isinstance(tags, str) else ", ".join(tags)
@@ -298,7 +311,7 @@ class LionProcessor(ProcessorMixin):
         return [*ids, self.tokenizer.eos_token_id]
 
     def _labels(self, answers: list[str]) -> list[list[int]]:
-        """Tokens of the answers, padded with -100."""
+        """Tokenize answers and pad them with -100."""
         rows = [
             [*self._answer_ids(answer)[: self.max_answer_length - 1], self.tokenizer.eos_token_id] for answer in answers
         ]
@@ -307,12 +320,12 @@ class LionProcessor(ProcessorMixin):
 
     @property
     def soft_prompt_token_id(self) -> int:
-        """The marker's id, `LionConfig.soft_prompt_token_id`."""
+        """Token id of the soft prompt marker; see `LionConfig.soft_prompt_token_id`."""
         return self.tokenizer.convert_tokens_to_ids(self.soft_prompt_token)
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of what `__call__` returns for the model."""
+        """Names of the model inputs that `__call__` returns."""
         return [
             *self.image_processor.model_input_names,
             *self.tokenizer.model_input_names,
@@ -324,20 +337,20 @@ class LionProcessor(ProcessorMixin):
     def post_process_generation(
         self, text: str, image_size: tuple[int, int] | ImageSource | None = None
     ) -> tuple[str, list[Entity]]:
-        """Take the boxes out of an answer.
+        """Extract the boxes from an answer.
 
         Args:
-            text: a decoded answer; any text is allowed.
-            image_size: to have boxes in pixels instead of fractions: the image itself, in any form, which is measured
-                as the model sees it, upright; or (width, height) in pixels, such as `to_rgb(path).size`. (`size` of a
-                photograph that `PIL.Image.open` opened is that before it is turned.)
+            text: Decoded answer. Any text is allowed.
+            image_size: Image size to convert boxes from fractions to pixels: the image itself in any form, or its
+                (width, height), such as `to_rgb(path).size`. The size must be that of the upright image. Don't use the
+                `size` of a photo from `PIL.Image.open`, which ignores the EXIF orientation.
 
         Returns:
             `(clean_text, [(phrase, (start, end), [(x1, y1, x2, y2), ...]), ...])`, where `clean_text[start:end]` is the
             phrase.
 
         Raises:
-            ValueError: if the image cannot be read.
+            ValueError: If the image cannot be read.
         """
         return extract_entities(text, find_size(image_size))
 
@@ -347,27 +360,30 @@ class LionProcessor(ProcessorMixin):
         target_sizes: Sequence[tuple[int, int]] | torch.Tensor | None = None,
         scores: torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
-        """Boxes of answers in the form of transformers' detectors.
+        """Extract the boxes from answers, in the format of transformers' object detectors.
 
         Args:
-            outputs: generated ids, (B, L), or decoded answers.
-            target_sizes: (height, width) of each image, to have boxes in pixels instead of fractions.
-            scores: log-probabilities of the last S of the ids, (B, S), as from `grounding.token_log_probs`.
+            outputs: Generated ids of shape (B, L), or decoded answers.
+            target_sizes: (height, width) of each image, to convert boxes from fractions to pixels.
+            scores: Log-probabilities of the last S ids, of shape (B, S), from `grounding.token_log_probs`.
 
         Returns:
-            For each answer `boxes` (N, 4), `text_labels` with the phrase of each box, `labels` (the same phrases), and
-            `scores` (N,): see `grounding.score_boxes`; all one without `scores`, since the text carries no confidence.
+            A dictionary for each answer: `boxes` (N, 4), `text_labels` with the phrase of each box, `labels` with the
+            same phrases, and `scores` (N,), the confidence of each box (see `grounding.score_boxes`). Without `scores`,
+            all confidences are 1, because the text does not contain any.
 
         Raises:
-            ValueError: if there are not as many sizes as answers, or `scores` do not belong to the ids.
+            ValueError: If the number of sizes differs from the number of answers, or `scores` do not match the ids.
         """
         if scores is not None and (not isinstance(outputs, torch.Tensor) or scores.shape[0] != outputs.shape[0]):
-            given = f"{len(outputs)} {'sequences' if isinstance(outputs, torch.Tensor) else 'texts'}"
-            raise ValueError(f"scores are of {scores.shape[0]} sequences of ids, but outputs are {given}.")
+            kind = "sequences" if isinstance(outputs, torch.Tensor) else "texts"
+            raise ValueError(
+                f"scores are for {scores.shape[0]} sequences of ids, but outputs are {len(outputs)} {kind}."
+            )
         texts = self.batch_decode(outputs, skip_special_tokens=True) if isinstance(outputs, torch.Tensor) else outputs
         check_strings("outputs", texts)
         if target_sizes is not None and len(target_sizes) != len(texts):
-            raise ValueError(f"{len(target_sizes)} target_sizes for {len(texts)} outputs.")
+            raise ValueError(f"Got {len(target_sizes)} target_sizes for {len(texts)} outputs.")
         results = []
         for index, text in enumerate(texts):
             size = None if target_sizes is None else (int(target_sizes[index][1]), int(target_sizes[index][0]))
@@ -385,10 +401,11 @@ class LionProcessor(ProcessorMixin):
 
 
 def check_tokenizers(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `ValueError` if the Q-Former's tokenizer is none of BERT's, or the language model's has no end token."""
+    """Raise `ValueError` if the Q-Former tokenizer is not BERT's, or the other tokenizer has no end token."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
-            f"The language model's tokenizer has no end token: it is {type(tokenizer).__name__}, not FlanT5's."
+            f"The tokenizer of the language model must be FlanT5's, but is {type(tokenizer).__name__}, which has no "
+            "end token."
         )
     model = type(qformer_tokenizer.backend_tokenizer.model).__name__
     words = qformer_tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
@@ -396,15 +413,15 @@ def check_tokenizers(tokenizer: PreTrainedTokenizerBase, qformer_tokenizer: PreT
     if model != "WordPiece" or qformer_tokenizer.unk_token not in words or None in ids:
         raise ValueError(
             f"qformer_tokenizer is {type(qformer_tokenizer).__name__} ({model}, {len(words)} pieces), but the Q-Former "
-            f"reads BERT's word pieces, with [UNK], [CLS] and [SEP]. Are the files in {QFORMER_TOKENIZER}/ right?"
+            f"needs BERT's WordPiece tokenizer with [UNK], [CLS] and [SEP]. Check the files in {QFORMER_TOKENIZER}/."
         )
 
 
-def per_sample(name: str, value: Any, count: int) -> list[Any]:
-    """`value` for each of `count` samples: a list has one entry for each, anything else is the same for all.
+def broadcast(name: str, value: Any, count: int) -> list[Any]:
+    """Return `value` as a list with one entry per sample. A list is returned as is; any other value is repeated.
 
     Raises:
-        ValueError: if the list has another length.
+        ValueError: If the length of the list is not `count`.
     """
     if not isinstance(value, list | tuple):
         return [value] * count
@@ -414,20 +431,20 @@ def per_sample(name: str, value: Any, count: int) -> list[Any]:
 
 
 def check_strings(name: str, values: Any) -> None:
-    """Raise `ValueError` if `values` is no list of strings."""
+    """Raise `ValueError` if `values` is not a list of strings."""
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} must be a string or a list of strings, but is {type(values).__name__}.")
     for position, value in enumerate(values):
         if not isinstance(value, str):
-            kind = "no value" if is_missing(value) else type(value).__name__
-            raise ValueError(f"{name} must hold strings, but holds {kind} at position {position}.")
+            kind = "a missing value" if is_missing(value) else type(value).__name__
+            raise ValueError(f"{name} must contain only strings, but contains {kind} at position {position}.")
 
 
 def task_type_id(task_type: str) -> int:
-    """The router's row of a task.
+    """Return the id of a task, which is its row in the router.
 
     Raises:
-        ValueError: if there is no such task.
+        ValueError: If the task is unknown.
     """
     if task_type not in TASK_TYPES:
         raise ValueError(f"task_type is {task_type!r}, but must be one of {', '.join(map(repr, TASK_TYPES))}.")

@@ -1,4 +1,4 @@
-"""Makes transformers' Auto classes and pipelines know the models of this package."""
+"""Registers the models of this package with transformers' Auto classes and pipelines."""
 
 from transformers import (
     AutoConfig,
@@ -20,7 +20,7 @@ from .ram import RamConfig, RamForImageTagging, RamImageProcessor
 
 
 def register() -> None:
-    """Register everything. Calling it again changes nothing."""
+    """Register all models, processors and pipelines. Repeated calls have no effect."""
     for config_class in (LionConfig, LionT5Config, RamConfig):
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(LionConfig, LionModel, exist_ok=True)
@@ -31,7 +31,7 @@ def register() -> None:
         auto_class.register(RamConfig, RamForImageTagging, exist_ok=True)
     AutoProcessor.register(LionConfig, LionProcessor, exist_ok=True)
     for config_class, image_processor in ((LionConfig, LionImageProcessor), (RamConfig, RamImageProcessor)):
-        # Pillow's pixels are the exact ones, so the same class serves where torchvision is installed
+        # only Pillow gives exact pixels, so the same class is used if torchvision is installed
         classes = {"pil": image_processor, "torchvision": image_processor}
         AutoImageProcessor.register(config_class, image_processor_classes=classes, exist_ok=True)
     register_pipelines()

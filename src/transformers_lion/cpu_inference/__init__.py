@@ -1,6 +1,7 @@
-"""Faster inference on a CPU: one step beside the model, undone by training and saving.
+"""Faster inference on a CPU. `optimize_for_inference` replaces parts of a model; training and saving undo it.
 
-Reading order: `exchange` (the step), `plan` (when it pays), `packs` and `linear` (weights), `decoder` and `cache`.
+Reading order: `exchange` (replaces modules), `plan` (decides what to do), `packs` and `linear` (weights), `decoder` and
+`cache`.
 """
 
 from .exchange import optimize_for_inference, restore_for_training

@@ -1,16 +1,17 @@
-"""The decoder for inference: each layer is a few functions of tensors, and what a call can do once it does once.
+"""Decoder for inference. Each layer is a few tensor operations, and repeated work is done once per generation.
 
-- Query, key and value are one product, so are the two input projections of the feed-forward, and the down-projections
-  of the adapters. Scale and router row of an adapter are multiplied into its up-projection, one for each task.
-- Tasks and masks are looked at in the first step of a generation, position biases when the cache gets more room.
-- The cache is written in place (`cache.py`).
+- The projections of query, key and value are fused, as are the two input projections of the feed-forward layer and the
+  down-projections of the adapters. The scale and router row of an adapter are fused into its up-projection, with one
+  up-projection per task.
+- Tasks and masks are processed in the first step of a generation, and position biases when the cache grows.
+- The cache is updated in place (`cache.py`).
 
-Whatever it does not do, such as recording attentions, gradients or a cache that the caller made, is done by the plain
-blocks, which stay inside.
+Unsupported features, such as recording attentions, gradients, or a cache passed by the caller, fall back to the
+original blocks, which are kept.
 
-Shape letters: B batch of the encoder, N beams or returned sequences of each sample, L new positions, S positions up to
-now, T encoder positions, H heads, C width of a head, D language-model width, R rows of the router (tasks), A
-bottlenecks of all adapters together.
+Shape letters: B encoder batch, N beams or returned sequences per sample, L new positions, S positions so far, T encoder
+positions, H heads, C head width, D language model width, R router rows (tasks), A total bottleneck width of all
+adapters.
 """
 
 import threading
@@ -28,9 +29,9 @@ from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerNorm
 
-from ..compatibility import CACHE_NAME, one_cache
+from ..compatibility import CACHE_NAME, resolve_cache
 from ..modeling_lion_t5 import LionAdapterMixture, LionT5Stack, SharedCrossCache
-from .cache import RoomyCache
+from .cache import PreallocatedCache
 from .linear import PackedLinear
 from .wrapping import is_wrapped
 
@@ -39,17 +40,17 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 _building = threading.Lock()
 
 
-class NotPlainError(Exception):
-    """A part of the decoder is not as the model's classes say, such as an attention with LoRA."""
+class UnsupportedModuleError(Exception):
+    """A module of the decoder cannot be fused, such as an attention layer with LoRA."""
 
 
-class FoldedAdapters(NamedTuple):
-    """A mixture of adapters as two linear layers.
+class FusedAdapters(NamedTuple):
+    """A mixture of adapters, fused into two linear layers.
 
     Attributes:
-        down: (A, D) and (A,).
-        ups: for each task (D, A) and (D,).
-        joined_ups: (D, R * A), for batches with several tasks.
+        down: Weight (A, D) and bias (A,) of the down-projection.
+        ups: Weight (D, A) and bias (D,) of the up-projection for each task.
+        joined_ups: Up-projections of all tasks, (D, R * A), for batches with several tasks.
     """
 
     down: tuple[torch.Tensor, torch.Tensor]
@@ -58,11 +59,11 @@ class FoldedAdapters(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """T5's norm, by the length of each row: `states / sqrt(length^2 + epsilon * D) * (weight * sqrt(D))`.
+    """T5's layer norm, computed from the norm of each row: `x / sqrt(norm(x)^2 + epsilon * D) * (weight * sqrt(D))`.
 
     Attributes:
-        epsilon: (), sqrt(epsilon * D).
-        weight: (D,), times sqrt(D).
+        epsilon: `sqrt(epsilon * D)`, a scalar tensor.
+        weight: Weight (D,) multiplied by `sqrt(D)`.
     """
 
     epsilon: torch.Tensor
@@ -74,7 +75,7 @@ class Norm(NamedTuple):
 
 
 class DecoderLayer(NamedTuple):
-    """The weights of one layer. Of the norms: self-attention's, cross-attention's, the feed-forward's."""
+    """Weights of one layer. `norms` are those of the self-attention, the cross-attention and the feed-forward layer."""
 
     norms: tuple[Norm, Norm, Norm]
     query_key_value: Product
@@ -86,20 +87,23 @@ class DecoderLayer(NamedTuple):
     wo: Product
     activation: Callable[[torch.Tensor], torch.Tensor]
     is_gated: bool
-    adapters: FoldedAdapters
+    adapters: FusedAdapters
 
 
 @dataclass
 class Decoding:
-    """What one generation knows from its first step on.
+    """State of a generation, created in its first step.
 
     Attributes:
-        layers: of the decoder.
+        layers: Layers of the decoder.
         batch_size: B.
-        keys_values: of the encoder's states, for each layer two of (B, H, T, C).
-        encoder_mask: as given, (B, T), and as `cross_mask` (B, 1, 1, T), to be added to scores; `None` without padding.
-        task_type_ids: as given, and as `task`, one for all rows, or `one_hot` (B * N, 1, R, 1) if there are several.
-        biases: (1, H, 1, room), of the keys before a query, the nearest last.
+        encoder_mask: Mask of the encoder states as passed by the caller, (B, T).
+        cross_mask: Additive mask of the cross-attention, (B, 1, 1, T), or `None` without padding.
+        task_type_ids: Tasks as passed by the caller.
+        task: Task of all rows, if they have the same one.
+        one_hot: Tasks of the rows, (B * N, 1, R, 1), if they differ.
+        keys_values: Keys and values of the encoder states for each layer, each (B, H, T, C).
+        biases: Position biases of the keys before a query, (1, H, 1, capacity), with the nearest key last.
     """
 
     layers: list[DecoderLayer]
@@ -114,7 +118,7 @@ class Decoding:
 
 
 class InferenceDecoder(nn.Module):
-    """Stands in for the decoder's `LionT5Stack`, which stays inside as `stack`."""
+    """Replaces the `LionT5Stack` of the decoder, which is kept as `stack`."""
 
     def __init__(self, stack: LionT5Stack) -> None:
         super().__init__()
@@ -130,7 +134,7 @@ class InferenceDecoder(nn.Module):
             return getattr(super().__getattr__("stack"), name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes its own folded weights."""
+        """Drop the fused weights. A copy creates its own."""
         return {**self.__dict__, "_layers": None, "_fingerprint": []}
 
     def forward(
@@ -146,8 +150,8 @@ class InferenceDecoder(nn.Module):
         cache: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """As `LionT5Stack.forward`."""
-        cache = one_cache(past_key_values, cache)
+        """Run the decoder. See `LionT5Stack.forward` for the arguments."""
+        cache = resolve_cache(past_key_values, cache)
         if (
             (input_ids is None) != (inputs_embeds is None)
             and encoder_hidden_states is not None
@@ -175,7 +179,7 @@ class InferenceDecoder(nn.Module):
         )
 
     def _is_for_inference(self, options: dict[str, Any]) -> bool:
-        """Whether the call wants nothing but the last hidden states."""
+        """Whether the call only needs the last hidden states, without gradients."""
         config = self.stack.config
         return not (
             torch.is_grad_enabled()
@@ -198,9 +202,9 @@ class InferenceDecoder(nn.Module):
         task_type_ids: torch.Tensor | None,
         cache: Cache | None,
     ) -> Decoding | None:
-        """What the first step prepared, from the cache or anew; `None` for what only the plain blocks do."""
+        """Return the state of the generation, from the cache or newly created, or `None` to use the original blocks."""
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else None
-        if isinstance(own, RoomyCache):
+        if isinstance(own, PreallocatedCache):
             known = own.decoding
             if known.encoder_mask is encoder_mask and known.task_type_ids is task_type_ids:
                 return known
@@ -213,7 +217,7 @@ class InferenceDecoder(nn.Module):
         layers = self._get_layers()
         decoding = self._prepare(states, encoder_states, encoder_mask, task_type_ids, layers) if layers else None
         if decoding is not None and isinstance(cache, EncoderDecoderCache):
-            cache.self_attention_cache = RoomyCache(len(decoding.layers), decoding)
+            cache.self_attention_cache = PreallocatedCache(len(decoding.layers), decoding)
         return decoding
 
     def _prepare(
@@ -224,7 +228,7 @@ class InferenceDecoder(nn.Module):
         task_type_ids: torch.Tensor | None,
         layers: list[DecoderLayer],
     ) -> Decoding | None:
-        """Look at tasks and masks; `None` if they are of other forms than `generate` gives."""
+        """Process tasks and masks. Return `None` if their shapes differ from those in `generate`."""
         batch_size, rows = encoder_states.shape[0], states.shape[0]
         num_tasks = len(layers[0].adapters.ups)
         cross_mask = one_hot = None
@@ -253,7 +257,7 @@ class InferenceDecoder(nn.Module):
         encoder_states: torch.Tensor,
         cache: Cache | None,
     ) -> torch.Tensor:
-        """(B * N, L, D) -> (B * N, L, D)."""
+        """Run all layers, (B * N, L, D) -> (B * N, L, D)."""
         rows, length, width = states.shape
         own = cache.self_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else None
         past = own[0].get_seq_length() if own else 0
@@ -292,14 +296,14 @@ class InferenceDecoder(nn.Module):
         keys_values: tuple[torch.Tensor, torch.Tensor],
         decoding: Decoding,
     ) -> torch.Tensor:
-        """Cross-attention and residual; the rows of a sample are queries side by side."""
+        """Cross-attention and residual. All rows of a sample are queries of the same attention."""
         queries = layer.cross_query(layer.norms[1](states))
         query = self._split(queries, keys_values[0].shape[0], 1)[0]
         outputs = scaled_dot_product_attention(query, *keys_values, decoding.cross_mask, scale=1.0)
         return layer.cross_output(outputs.transpose(1, 2).reshape(states.shape[0], -1)).add_(states)
 
     def _project_encoder(self, layer: DecoderLayer, encoder_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, each (B, H, T, C)."""
+        """Return keys and values of the encoder states, each (B, H, T, C)."""
         keys, values = self._split(
             layer.cross_key_value(encoder_states.float()), encoder_states.shape[0], 2
         ).contiguous()
@@ -312,13 +316,13 @@ class InferenceDecoder(nn.Module):
     def _make_mask(
         self, decoding: Decoding, length: int, past: int, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """(1 or B * N, H, L, S): position biases, with what is not to be seen hidden."""
+        """Return position biases with masked positions, (1 or B * N, H, L, S)."""
         total = past + length
         attention: Any = self.stack.get_submodule("block.0.layer.0.SelfAttention")
         if length == 1:
             if decoding.biases is None or decoding.biases.shape[-1] < total:
-                room = max(32, 2 * total)
-                decoding.biases = attention._compute_bias(1, room, room - 1, torch.device("cpu"))
+                capacity = max(32, 2 * total)
+                decoding.biases = attention._compute_bias(1, capacity, capacity - 1, torch.device("cpu"))
             mask = decoding.biases[..., decoding.biases.shape[-1] - total :]
         else:
             is_seen = torch.ones(length, total, dtype=torch.bool).tril(past)
@@ -328,13 +332,13 @@ class InferenceDecoder(nn.Module):
         return mask
 
     def _get_layers(self) -> list[DecoderLayer]:
-        """The layers' weights in this module's form; none if a part is not plain."""
+        """Return the fused weights of all layers, or an empty list if a module is not supported."""
         with _building:
             fingerprint = list(_fingerprint(self.stack))
             if self._layers is None or fingerprint != self._fingerprint:
                 try:
                     self._layers = [_make_layer(block) for block in self.stack.block]
-                except NotPlainError:
+                except UnsupportedModuleError:
                     self._layers = []
                 self._fingerprint = fingerprint
             return self._layers
@@ -369,54 +373,54 @@ def _make_layer(block: Any) -> DecoderLayer:
     """Collect and fuse the weights of a block.
 
     Raises:
-        NotPlainError: if a part is wrapped or of another class.
+        UnsupportedModuleError: If a module is wrapped or of another class.
     """
     own, cross, feed_forward = block.layer[0], block.layer[1], block.feed_forward
     attention, other, dense = own.SelfAttention, cross.EncDecAttention, feed_forward.DenseReluDense
     is_gated = type(dense) is T5DenseGatedActDense
     if not is_gated and type(dense) is not T5DenseActDense:
-        raise NotPlainError
+        raise UnsupportedModuleError
     inputs = [dense.wi_0, dense.wi_1] if is_gated else [dense.wi]
     norms = own.layer_norm, cross.layer_norm, feed_forward.layer_norm
     if any(is_wrapped(module) for module in block.modules()) or any(type(norm) is not T5LayerNorm for norm in norms):
-        raise NotPlainError
+        raise UnsupportedModuleError
     return DecoderLayer(
         norms=(_make_norm(norms[0]), _make_norm(norms[1]), _make_norm(norms[2])),
-        query_key_value=_fuse(attention.q, attention.k, attention.v),
-        output=_fuse(attention.o),
-        cross_query=_fuse(other.q),
-        cross_key_value=_fuse(other.k, other.v),
-        cross_output=_fuse(other.o),
-        wi=_fuse(*inputs),
-        wo=_fuse(dense.wo),
+        query_key_value=_fuse_linears(attention.q, attention.k, attention.v),
+        output=_fuse_linears(attention.o),
+        cross_query=_fuse_linears(other.q),
+        cross_key_value=_fuse_linears(other.k, other.v),
+        cross_output=_fuse_linears(other.o),
+        wi=_fuse_linears(*inputs),
+        wo=_fuse_linears(dense.wo),
         activation=partial(gelu, approximate="tanh") if type(dense.act) is NewGELUActivation else dense.act,
         is_gated=is_gated,
-        adapters=_fold(feed_forward.adapter),
+        adapters=_fuse_adapters(feed_forward.adapter),
     )
 
 
-def _fuse(*linears: Any) -> Product:
-    """One product for layers with the same input and no bias."""
+def _fuse_linears(*linears: Any) -> Product:
+    """Fuse linear layers with the same input and no bias."""
     first = linears[0]
     if isinstance(first, PackedLinear):
         packs = {id(layer.pack) if isinstance(layer, PackedLinear) else None for layer in linears}
         if len(packs) == 1 and sum(layer.out_features for layer in linears) == first.pack.shape[0]:
             return first.pack
-        raise NotPlainError
+        raise UnsupportedModuleError
     weights = [layer.weight.detach() for layer in linears if type(layer) is nn.Linear and layer.bias is None]
     if len(weights) < len(linears) or any(weight.dtype != torch.float32 for weight in weights):
-        raise NotPlainError
+        raise UnsupportedModuleError
     return partial(linear, weight=weights[0] if len(weights) == 1 else torch.cat(weights))
 
 
 @torch.no_grad()
-def _fold(mixture: LionAdapterMixture) -> FoldedAdapters:
-    """The mixture as two linear layers: all bottlenecks side by side, and an up-projection for each task."""
+def _fuse_adapters(mixture: LionAdapterMixture) -> FusedAdapters:
+    """Fuse a mixture of adapters: one down-projection for all of them, and one up-projection per task."""
     adapters: list[Any] = list(mixture.adapters)
     if type(mixture) is not LionAdapterMixture or any(p.dtype != torch.float32 for p in mixture.parameters()):
-        raise NotPlainError
+        raise UnsupportedModuleError
     if any(type(layer) is not nn.Linear for adapter in adapters for layer in (adapter.down_proj, adapter.up_proj)):
-        raise NotPlainError
+        raise UnsupportedModuleError
     down = torch.cat([a.down_proj.weight for a in adapters]), torch.cat([a.down_proj.bias for a in adapters])
     factors: list[Any] = [adapter.scale[None] for adapter in adapters]  # (R, D) or (1, 1)
     if len(mixture.router):
@@ -424,11 +428,11 @@ def _fold(mixture: LionAdapterMixture) -> FoldedAdapters:
     pairs = list(zip(factors, adapters, strict=True))
     up = torch.cat([factor[..., None] * adapter.up_proj.weight for factor, adapter in pairs], dim=-1)
     bias = torch.stack([factor * adapter.up_proj.bias for factor, adapter in pairs]).sum(0)
-    return FoldedAdapters(down, list(zip(up, bias, strict=True)), up.transpose(0, 1).flatten(1))
+    return FusedAdapters(down, list(zip(up, bias, strict=True)), up.transpose(0, 1).flatten(1))
 
 
 def _is_fresh(cache: Cache) -> bool:
-    """Whether the cache is one that `generate` or this decoder made, and nothing is in it."""
+    """Whether the cache is empty and was created by `generate` or this decoder."""
     if type(cache) not in (EncoderDecoderCache, SharedCrossCache):
         return False
     parts = cache.self_attention_cache, cache.cross_attention_cache
@@ -436,12 +440,12 @@ def _is_fresh(cache: Cache) -> bool:
 
 
 def _hide(is_seen: torch.Tensor) -> torch.Tensor:
-    """0 where something is seen, and a large negative number where not."""
+    """Convert a boolean mask to an additive one."""
     return torch.zeros(is_seen.shape).masked_fill_(~is_seen, torch.finfo(torch.float32).min)
 
 
 def _fingerprint(stack: LionT5Stack) -> Iterator[Any]:
-    """What changes when a module of the stack is exchanged or wrapped, or a weight replaced or written."""
+    """Yield values that change when a module is replaced or wrapped, or a weight is replaced or written to."""
     for module in stack.modules():
         yield id(module), is_wrapped(module)
     for weight in stack.parameters():

@@ -1,8 +1,8 @@
-"""Exchange a model's parts for faster ones, and back.
+"""Replaces parts of a model with faster ones, and restores them.
 
-`optimize_for_inference` puts a `PackedLinear` in the place of each large `nn.Linear` and an `InferenceDecoder` in that
-of the language model's decoder, as transformers' quantizers do. What it took out is noted in the model's
-`_inference_form`; the models of this package call it by themselves before training, saving and loading weights.
+Similar to transformers' quantizers, `optimize_for_inference` replaces each large `nn.Linear` with a `PackedLinear` and
+the decoder of the language model with an `InferenceDecoder`. The replaced parts are recorded in the model's
+`_inference_form`, with which the models of this package restore themselves before training, saving and loading weights.
 """
 
 from collections import Counter
@@ -28,18 +28,18 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 Part = TypeVar("Part", bound=nn.Module)
 
 MIN_WEIGHTS = 100_000
-"""Linear layers with fewer weights are not worth a pack."""
+"""Minimum number of weights in a linear layer to pack it."""
 
 
 @dataclass
 class InferenceForm:
-    """What was exchanged in a model, by the names of its parts.
+    """The replaced parts of a model, by name.
 
     Attributes:
-        description: one line for a reader.
-        layers: for each pack the linear layers in it.
-        decoders: decoders of language models.
-        dtypes: weights that were converted to float32, and the dtype that they had.
+        description: Human-readable description in one line.
+        layers: Names of the linear layers in each pack.
+        decoders: Names of the replaced decoders.
+        dtypes: Original dtypes of the weights that were converted to float32.
     """
 
     description: str
@@ -49,10 +49,10 @@ class InferenceForm:
 
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
-        """Put everything back, bit for bit.
+        """Restore all parts, bit for bit.
 
         Raises:
-            RuntimeError: if a part was replaced in the meantime.
+            RuntimeError: If a part was replaced in the meantime.
         """
         for name in self.decoders:
             _replace(model, name, _get(model, name, InferenceDecoder).stack)
@@ -68,27 +68,28 @@ class InferenceForm:
 
 @torch.no_grad()
 def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
-    """Make a model answer faster on this CPU. The model is changed in place.
+    """Optimize a model in place for inference on this CPU.
 
-    Its large linear layers get packed weights, which are read faster, and the decoder runs as a few functions a layer.
-    Everything is computed in float32. The original weights are not kept: `restore_for_training` computes them again,
-    bit for bit, and `model.train()`, `model.save_pretrained()` and `model.state_dict()` do so by themselves. An
-    optimized model has no gradients, stays on the CPU and can be copied and pickled.
+    The weights of large linear layers are packed into a layout that is faster to read, and the decoder is replaced with
+    one that needs only a few operations per layer. All computations are in float32. The original weights are not kept.
+    `restore_for_training` recomputes them bit for bit; `model.train()`, `model.save_pretrained()` and
+    `model.state_dict()` call it automatically. An optimized model has no gradients and must stay on the CPU, but it can
+    be copied and pickled.
 
-    Layers with hooks, LoRA or quantized weights stay as they are, as does a whole model for which the processor has
-    nothing better (a GPU, a CPU with units for bfloat16; `inference_plan` tells).
+    Layers with hooks, LoRA or quantized weights are not changed. The whole model is left unchanged if there is nothing
+    to gain, for example on a GPU or on a CPU with bfloat16 units; see `inference_plan`.
 
     Args:
-        model: LION, its language model or the tagger. It is put into eval mode.
-        weights: "auto": packed in float16 where that is exact, as it is for weights in bfloat16, else in float32.
-            "float32": packed in float32. "float16": packed in float16, and rounded where they do not fit (an error of
-            about 2e-4 in the outputs); the original weights are then kept for restoring.
+        model: LION, its language model or the tagger. It is put in eval mode.
+        weights: "auto" packs weights in float16 if that is exact, as for bfloat16 weights, and otherwise in float32.
+            "float32" packs them in float32. "float16" packs them in float16 and rounds if necessary, which causes an
+            error of about 2e-4 in the outputs; the original weights are then kept for restoring.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: if there is no such `weights`.
+        ValueError: If `weights` is unknown.
     """
     restore_for_training(model)
     plan = inference_plan(model, weights)
@@ -115,16 +116,16 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
 
 @torch.no_grad()
 def restore_for_training(model: Model) -> Model:
-    """Undo `optimize_for_inference`, bit for bit; nothing happens to a model that is not optimized.
+    """Undo `optimize_for_inference`, bit for bit. A model that is not optimized is returned unchanged.
 
     Args:
-        model: the one that `optimize_for_inference` was called on.
+        model: Model that was passed to `optimize_for_inference`.
 
     Returns:
         The same model.
 
     Raises:
-        RuntimeError: if a packed layer was replaced in the meantime.
+        RuntimeError: If a packed layer was replaced in the meantime.
     """
     form = model.__dict__.pop("_inference_form", None)
     if form is not None:
@@ -133,7 +134,7 @@ def restore_for_training(model: Model) -> Model:
 
 
 def _find_layers(model: nn.Module) -> list[list[str]]:
-    """Names of the large linear layers; in decoders, those with the same input together."""
+    """Return groups of names of large linear layers. Decoder layers with the same input are in one group."""
     modules = dict(model.named_modules())
     owners = Counter(id(weight) for module in modules.values() for weight in module._parameters.values())
     joined: list[list[str]] = []
@@ -143,16 +144,16 @@ def _find_layers(model: nn.Module) -> list[list[str]]:
     joined = [names for names in joined if all(_is_packable(modules[name], owners) for name in names)]
     taken = {name for names in joined for name in names}
     for name, module in modules.items():
-        # the decoder folds the model's adapters, and elsewhere they take little time; LoRA's layers belong to PEFT
+        # adapters are fused in the decoder and take little time in the encoder; LoRA layers belong to PEFT
         if isinstance(module, LionAdapter) or type(module).__module__.startswith("peft."):
             taken.update(f"{name}.{inner}" for inner, _ in module.named_modules())
     groups = joined + [[name] for name, module in modules.items() if name not in taken and _is_packable(module, owners)]
-    # the largest first, while the memory for converting them is still free
+    # the largest first, while there is still free memory to convert them
     return sorted(groups, key=lambda names: -sum(modules[name].weight.numel() for name in names))
 
 
 def _same_input(block: LionT5Block) -> Iterator[list[str]]:
-    """Names of linear layers of a decoder's block that have the same input."""
+    """Yield groups of names of linear layers in a decoder block that have the same input."""
     for name, module in block.named_modules():
         if type(module) is LionT5Attention:
             yield [f"{name}.{inner}" for inner in (("q", "k", "v") if module.is_causal else ("k", "v"))]
@@ -161,7 +162,7 @@ def _same_input(block: LionT5Block) -> Iterator[list[str]]:
 
 
 def _is_packable(layer: nn.Module, owners: Counter[int]) -> bool:
-    """Whether it is a large linear layer that nothing else depends on."""
+    """Whether a module is a large linear layer whose weight is not shared."""
     if type(layer) is not nn.Linear or is_wrapped(layer):
         return False
     weight = layer._parameters.get("weight")
@@ -177,7 +178,7 @@ def _is_packable(layer: nn.Module, owners: Counter[int]) -> bool:
 
 @torch.no_grad()
 def _pack(model: nn.Module, names: list[str], form: str | None) -> list[str]:
-    """Exchange layers for packed ones and drop their weights; no names are left if they cannot be packed."""
+    """Replace layers with packed ones and drop their weights. Return no names if they cannot be packed."""
     assert form is not None
     linears: list[nn.Linear] = [model.get_submodule(name) for name in names]  # type: ignore[misc]
     pack = make_pack(

@@ -1,7 +1,7 @@
-"""Memory of mapped files.
+"""Releases the memory of mapped files.
 
-Weights that `from_pretrained` has loaded are views of mapped files: they take no memory until they are read, and then
-as much as a copy until the whole file is given up.
+Weights loaded by `from_pretrained` are views of memory-mapped files. They take no memory until they are read, and then
+as much as a copy until the whole file is unmapped.
 """
 
 import ctypes
@@ -11,11 +11,11 @@ import sys
 import torch
 
 _MADV_PAGEOUT = 21
-"""Advice that the kernel may write out pages, or forget those that it can read again. It never loses anything."""
+"""Advice for the kernel to reclaim pages by swapping them out or dropping clean ones. No data is lost."""
 
 
 def release_pages(tensor: torch.Tensor) -> None:
-    """Tell Linux that a tensor is not needed soon, so that pages of a mapped file no longer count as memory."""
+    """Tell Linux that a tensor is not needed soon, so that its pages of a mapped file no longer take memory."""
     if sys.platform != "linux" or tensor.device.type != "cpu" or not tensor.is_contiguous():
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

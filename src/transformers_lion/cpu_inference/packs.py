@@ -1,11 +1,12 @@
-"""Weights of linear layers in the order in which a CPU reads them fastest.
+"""Packs the weights of linear layers into the memory layout that a CPU reads fastest.
 
-A pack replaces the weight: the original tensor can be dropped, and `unpack` gives it back bit for bit.
+A pack replaces the weight. The original tensor can be dropped, and `unpack` restores it bit for bit.
 
-- `Float32Pack`: float32, reordered by oneDNN. The same numbers, read at the speed of the memory for few rows too.
-- `Float16Pack`: float16, read by fbgemm, which computes in float32 with float32 inputs. It halves what is read.
-  A weight that is in bfloat16 or float16, or that holds such numbers, fits exactly: it is scaled by a power of two so
-  that its largest number is near the top of float16's range, which leaves 32 powers of two below it.
+- `Float32Pack`: float32, reordered by oneDNN. The values are the same, but are read at full memory bandwidth even for
+  few input rows.
+- `Float16Pack`: float16, read by FBGEMM, which computes in float32 with float32 inputs. It halves memory traffic. A
+  weight in bfloat16 or float16, or with values of such precision, is stored exactly: it is scaled by a power of two so
+  that its largest value is near the top of float16's range, which leaves 32 powers of two below it.
 
 Shape letters: N output features, K input features.
 """
@@ -16,31 +17,30 @@ from collections.abc import Sequence
 import torch
 
 MAX_LOST_SHARE = 1e-3
-"""Share of a weight's numbers that may be outside of float16's numbers. They are kept beside the pack."""
+"""Maximum share of a weight's values that float16 cannot represent. They are stored separately."""
 
 SMALLEST_HALF = 2.0**-25
-"""Half of float16's smallest number: the rounding error of what is close to zero."""
+"""Half of the smallest float16 value, which is the maximum rounding error close to zero."""
 
 ROWS_HINT = 16
-"""Number of rows that oneDNN is told of when it chooses an order; the order serves fewer and more rows."""
-
+"""Number of input rows for which oneDNN chooses the layout. The layout works for any number of rows."""
 
 MIN_EXPONENT = -30
-"""A weight whose largest number is below this power of two is not scaled further, lest its bias overflow."""
+"""Minimum exponent of a weight's largest value for scaling. Larger scales could make the bias overflow."""
 
 LARGE_TENSOR = 2**23 + 2**20
-"""Numbers in float32 that take more than the 32 MB from which on the C library always asks the system for memory."""
+"""Number of float32 values above 32 MB, for which the C library always requests memory from the system."""
 
 CHUNK = 2**18
-"""Numbers that are looked at at a time."""
+"""Number of values to check at a time."""
 
 
 class WeightPack:
-    """A packed weight: `pack(states)` computes the linear layer, `pack.unpack()` gives the weight back.
+    """A packed weight. `pack(states)` computes the linear layer, and `pack.unpack()` returns the original weight.
 
     Attributes:
-        shape: (N, K).
-        dtype: of the original weight.
+        shape: Shape of the weight, (N, K).
+        dtype: Dtype of the original weight.
     """
 
     shape: torch.Size
@@ -51,23 +51,23 @@ class WeightPack:
         raise NotImplementedError
 
     def unpack(self) -> torch.Tensor:
-        """The original weight (N, K)."""
+        """Return the original weight (N, K)."""
         raise NotImplementedError
 
 
 class Float32Pack(WeightPack):
-    """Weights in float32, reordered.
+    """Reordered weights in float32.
 
     Args:
-        weights: (N_i, K) each, to be one below the other; other dtypes are converted to float32.
-        bias: (N,) or `None`.
+        weights: Weights to concatenate, each (N_i, K). Other dtypes are converted to float32.
+        bias: Bias (N,) or `None`.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None = None) -> None:
         self.shape, self.dtype = _joined_shape(weights), weights[0].dtype
         joined = weights[0] if len(weights) == 1 else torch.cat(list(weights))
         self._weight = torch.ops.mkldnn._reorder_linear_weight(joined.float().contiguous(), ROWS_HINT)
-        self._bias = None if bias is None else bias.detach().float().contiguous()  # its strides are not looked at
+        self._bias = None if bias is None else bias.detach().float().contiguous()  # oneDNN ignores its strides
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """(..., K) -> (..., N)."""
@@ -80,19 +80,19 @@ class Float32Pack(WeightPack):
         return self._weight.to_dense().to(self.dtype)
 
     def __reduce__(self) -> tuple[type, tuple]:
-        return type(self), ([self.unpack()], self._bias)  # an order is of this machine
+        return type(self), ([self.unpack()], self._bias)  # the layout depends on the machine
 
 
 class Float16Pack(WeightPack):
-    """Weights in float16, with the numbers that are none of float16's kept for `unpack`.
+    """Weights in float16. Values that float16 cannot represent are stored separately for `unpack`.
 
     Args:
-        weights: (N_i, K) each, to be one below the other.
-        bias: (N,) or `None`.
-        rounds: allow weights that have to be rounded; the originals are then kept.
+        weights: Weights to concatenate, each (N_i, K).
+        bias: Bias (N,) or `None`.
+        rounds: Whether to allow rounding. The original weights are then kept.
 
     Raises:
-        ValueError: if weights do not fit and may not be rounded.
+        ValueError: If the weights would have to be rounded without `rounds`.
     """
 
     def __init__(self, weights: Sequence[torch.Tensor], bias: torch.Tensor | None = None, rounds: bool = False) -> None:
@@ -104,8 +104,8 @@ class Float16Pack(WeightPack):
         is_exact = self.num_lost <= MAX_LOST_SHARE * scaled.numel() and largest_error <= SMALLEST_HALF
         if not is_exact and not rounds:
             raise ValueError(
-                f"{self.num_lost} of {scaled.numel()} numbers of the weight are not numbers of float16; at most "
-                f"{MAX_LOST_SHARE:.1%} may be, and only numbers close to zero."
+                f"float16 cannot represent {self.num_lost} of the weight's {scaled.numel()} values; at most "
+                f"{MAX_LOST_SHARE:.1%} are allowed, and only values close to zero."
             )
         self._unscale = 1 / scale
         self._lost = lost, (scaled.view(-1)[lost] * self._unscale).to(self.dtype)
@@ -129,15 +129,15 @@ class Float16Pack(WeightPack):
 
 
 def make_pack(weights: Sequence[torch.Tensor], bias: torch.Tensor | None, form: str) -> WeightPack | None:
-    """The fastest pack that `form` allows.
+    """Create the fastest pack that `form` allows.
 
     Args:
-        weights: (N_i, K) each, to be one below the other.
-        bias: (N,) or `None`.
-        form: "float32"; "auto" for float16 where that is exact; "float16" to round as well.
+        weights: Weights to concatenate, each (N_i, K).
+        bias: Bias (N,) or `None`.
+        form: "float32"; "auto" for float16 if it is exact, otherwise float32; or "float16", rounding if necessary.
 
     Returns:
-        The pack, or `None` if weights are not finite.
+        The pack, or `None` if the weights are not finite.
     """
     if not _largest(weights) < float("inf"):
         return None
@@ -150,7 +150,7 @@ def make_pack(weights: Sequence[torch.Tensor], bias: torch.Tensor | None, form: 
 
 
 def can_pack() -> dict[str, bool]:
-    """Which kinds of packs this build of torch has."""
+    """Return which packs this build of torch supports."""
     return {
         "float32": torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"),
         "float16": "fbgemm" in torch.backends.quantized.supported_engines,
@@ -162,21 +162,21 @@ def _joined_shape(weights: Sequence[torch.Tensor]) -> torch.Size:
 
 
 def _largest(weights: Sequence[torch.Tensor]) -> float:
-    """The largest absolute value; NaN if there is one."""
+    """Return the largest absolute value, or NaN if there is any."""
     bounds = torch.stack([bound.float() for weight in weights for bound in torch.aminmax(weight)])
     return float(bounds.abs().max())
 
 
 def _power_below_limit(weights: Sequence[torch.Tensor]) -> float:
-    """The power of two that brings the largest number to between 2^14 and 2^15; 1 for weights of zeros."""
+    """Return the power of two that scales the largest value to between 2^14 and 2^15, or 1 if all values are zero."""
     largest = _largest(weights)
     return 2.0 ** (15 - max(MIN_EXPONENT, math.frexp(largest)[1])) if largest else 1.0
 
 
 def _scale(weights: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
-    """(N, K), the weights one below the other in float32, multiplied."""
+    """Concatenate weights to (N, K) in float32, and multiply them by `scale`."""
     shape = _joined_shape(weights)
-    # a tensor of this size goes back to the system when it is freed, which keeps the memory in one piece
+    # tensors of this size are returned to the system when freed, which avoids memory fragmentation
     scaled = torch.empty(max(shape.numel(), LARGE_TENSOR))[: shape.numel()].view(shape)
     for rows, weight in zip(scaled.split([len(weight) for weight in weights]), weights, strict=True):
         rows.copy_(weight)
@@ -184,7 +184,7 @@ def _scale(weights: Sequence[torch.Tensor], scale: float) -> torch.Tensor:
 
 
 def _find_lost(scaled: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Flat indices of the numbers that float16 does not hold, and the largest error."""
+    """Return the flat indices of the values that float16 cannot represent, and the largest rounding error."""
     found, largest_error, start = [torch.empty(0, dtype=torch.long)], 0.0, 0
     for part in scaled.view(-1).split(CHUNK):
         errors = part.half().float().sub_(part)
@@ -196,7 +196,7 @@ def _find_lost(scaled: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 
 def _looks_like_float16(weight: torch.Tensor) -> bool:
-    """Whether it is worth trying: the first rows, so that float32 weights are not converted in vain."""
+    """Check the first rows of a weight, to avoid converting float32 weights in vain."""
     if weight.dtype != torch.float32:
         return True
     scaled = _scale([weight[:2]], _power_below_limit([weight]))

@@ -1,4 +1,4 @@
-"""What is fast and exact on this processor."""
+"""Decides how to optimize a model for this processor."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ WEIGHTS = ("auto", "float32", "float16")
 
 @dataclass(frozen=True)
 class CpuFeatures:
-    """What the choice depends on.
+    """Features of a processor and a build of torch.
 
     Attributes:
-        capability: of the instruction set, as torch calls it: "AVX2", "AVX512", "DEFAULT".
-        packs_float32, packs_float16: whether this build of torch has these packs.
-        multiplies_bfloat16, multiplies_float16: whether the processor has units for these products.
+        capability: Name of the instruction set in torch, such as "AVX2", "AVX512" or "DEFAULT".
+        packs_float32, packs_float16: Whether this build of torch supports these packs.
+        multiplies_bfloat16, multiplies_float16: Whether the processor has units for these dtypes.
     """
 
     capability: str
@@ -31,23 +31,23 @@ class CpuFeatures:
 
 @dataclass(frozen=True)
 class InferencePlan:
-    """What `optimize_for_inference` does with a model.
+    """How `optimize_for_inference` changes a model.
 
     Attributes:
-        weights: "auto", "float32" or "float16", as in `packs.make_pack`; `None` to leave the model as it is.
-        reason: for a reader.
+        weights: "auto", "float32" or "float16", as in `packs.make_pack`, or `None` to leave the model unchanged.
+        reason: Human-readable explanation in one line.
     """
 
     weights: str | None
     reason: str
 
     def __str__(self) -> str:
-        """One line."""
+        """Return the explanation."""
         return self.reason
 
 
 def detect_features() -> CpuFeatures:
-    """The features of this processor and this build of torch."""
+    """Detect the features of this processor and this build of torch."""
     packs = can_pack()
     capability = torch.backends.cpu.get_cpu_capability()
     is_x86 = capability.startswith("AVX")
@@ -61,18 +61,18 @@ def detect_features() -> CpuFeatures:
 
 
 def inference_plan(model: PreTrainedModel, weights: str = "auto", features: CpuFeatures | None = None) -> InferencePlan:
-    """What `optimize_for_inference(model, weights=weights)` does; `str(plan)` is one line.
+    """Return what `optimize_for_inference(model, weights=weights)` would do. `str(plan)` explains it in one line.
 
     Args:
-        model: as it was loaded.
-        weights: as of `optimize_for_inference`.
-        features: of the processor; by default of this one.
+        model: Model that is not optimized yet.
+        weights: See `optimize_for_inference`.
+        features: Features of the processor. Defaults to those of this machine.
 
     Raises:
-        ValueError: if there is no such `weights`.
+        ValueError: If `weights` is unknown.
     """
     if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r}, but it is one of {', '.join(map(repr, WEIGHTS))}.")
+        raise ValueError(f"weights is {weights!r}, but must be one of {', '.join(map(repr, WEIGHTS))}.")
     features = detect_features() if features is None else features
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
@@ -88,7 +88,7 @@ def inference_plan(model: PreTrainedModel, weights: str = "auto", features: CpuF
     ):
         return InferencePlan(None, f"weights as loaded (the CPU multiplies {str(dtype).removeprefix('torch.')})")
     if weights == "float16" and not features.packs_float16:
-        raise ValueError("weights='float16' needs a torch with fbgemm, which this one is built without.")
+        raise ValueError("weights='float16' requires FBGEMM, which this build of torch does not include.")
     if weights == "float32" or not features.packs_float16:
         return InferencePlan("float32", "float32, weights packed in float32")
     if weights == "float16":
@@ -99,7 +99,7 @@ def inference_plan(model: PreTrainedModel, weights: str = "auto", features: CpuF
 
 
 def _largest_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of most weights."""
+    """Return the most common dtype of the weights."""
     sizes: dict[torch.dtype, int] = {}
     for parameter in model.parameters():
         sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
@@ -107,7 +107,7 @@ def _largest_dtype(model: nn.Module) -> torch.dtype:
 
 
 def _has_units(*names: str) -> bool:
-    """Whether one of torch's questions about the processor is answered with yes."""
+    """Whether any of these functions of `torch.cpu` exists and returns `True`."""
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 

@@ -1,13 +1,13 @@
-"""Which modules do what their classes say, and nothing more."""
+"""Detects modules with hooks or a replaced `forward`."""
 
 from torch import nn
 
 _HARMLESS = "transformers.utils.output_capturing"
-"""transformers' hooks that record hidden states and attentions; they do nothing in other calls."""
+"""Module of transformers' recording hooks, which have no effect unless recording is requested."""
 
 
 def is_wrapped(module: nn.Module) -> bool:
-    """Whether calling `module` does more than its class says: a hook, or another `forward`."""
+    """Whether a module has hooks or a replaced `forward`, so that it behaves differently from its class."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return "forward" in module.__dict__ or any(getattr(hook, "__module__", "") != _HARMLESS for hook in hooks)
 

@@ -1,7 +1,7 @@
-"""Opens any image a user has as an upright RGB image of 8 bits per channel, or raises an error that names it.
+"""Opens images in any form as upright RGB images with 8 bits per channel, or raises an error that names the image.
 
-This is the only place where images are opened: whatever passes them to a model, draws on them or measures them sees the
-same pixels and the same size. Reading order: `loading.py`, `pixels.py`, `downloads.py`.
+All images are opened here, so that models, drawing and box conversion use the same pixels and the same size. Reading
+order: `loading.py`, `pixels.py`, `downloads.py`.
 """
 
 from .downloads import TIMEOUT, is_url
@@ -21,7 +21,7 @@ from .loading import (
     register_plug_ins,
     to_rgb,
     upright_size,
-    warn_of_grey_batch,
+    warn_about_gray_batch,
 )
 from .pixels import ORIENTATION, measure
 
@@ -45,5 +45,5 @@ __all__ = [
     "register_plug_ins",
     "to_rgb",
     "upright_size",
-    "warn_of_grey_batch",
+    "warn_about_gray_batch",
 ]

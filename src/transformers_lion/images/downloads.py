@@ -1,7 +1,4 @@
-"""An image's address on the web -> the bytes of its file, or an error that says what the server answered.
-
-What the server says is looked at before anything is decoded: its status, the type of what it sends, and the size.
-"""
+"""Downloads image files. The status, content type and size of a response are checked before it is decoded."""
 
 import time
 from http import HTTPStatus
@@ -10,35 +7,38 @@ from urllib.parse import urlsplit, urlunsplit
 from huggingface_hub.utils import httpx  # whichever of its two packages is installed
 
 TIMEOUT = 30.0
-"""Seconds for a download, wherever images are opened."""
+"""Default timeout of a download in seconds."""
 MAX_BYTES = 100_000_000
-"""Of a downloaded file. A JPEG file of 50 megapixels has some 20 million."""
+"""Maximum size of a download. A JPEG file with 50 megapixels has about 20 million bytes."""
 MAX_REDIRECTS = 5
 
 REFUSED_KINDS = ("audio", "font", "message", "model", "multipart", "text", "video")
 REFUSED_TYPES = ("json", "xml", "html", "javascript", "pdf", "zip", "gzip")
-"""Content types that are no image's. Servers send images as `image/...`, as `application/octet-stream`, without a
-type, and under a few odd names, so that only what is surely something else is refused."""
+"""Content types to refuse. Servers send images as `image/...`, as `application/octet-stream`, without a type and with
+unusual types, so only those that are certainly not images are refused."""
 
 AGENT = {"User-Agent": "transformers-lion", "Accept": "image/*,*/*;q=0.5"}
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is an address on the web."""
+    """Whether a string is an HTTP or HTTPS URL."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
 def download(url: str, timeout: float | None = TIMEOUT) -> bytes:
-    """The content of a file on the web.
+    """Download a file.
 
     Args:
-        url: beginning with http:// or https://.
-        timeout: in seconds, for the connection, for each wait for data, and for the whole download; `None` for none.
+        url: URL that starts with http:// or https://.
+        timeout: Timeout in seconds for connecting, for each read and for the whole download, or `None`.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        ValueError: if the server answers with another status than 2xx, sends something that is not an image or is larger
-            than `MAX_BYTES`, takes too long, or redirects more than `MAX_REDIRECTS` times.
-        httpx.HTTPError: if there is no connection.
+        ValueError: If the server does not respond with a 2xx status, sends something other than an image or a file
+            larger than `MAX_BYTES`, takes too long, or redirects more than `MAX_REDIRECTS` times.
+        httpx.HTTPError: If there is no connection.
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
@@ -55,7 +55,7 @@ def download(url: str, timeout: float | None = TIMEOUT) -> bytes:
 
 
 def _check_answer(response: httpx.Response, url: str) -> None:
-    """Raise `ValueError` if what a server begins to send cannot be an image, or is too large."""
+    """Raise `ValueError` if the headers show that the response is not an image or is too large."""
     moved = "" if str(response.url) == url else f" (after a redirect to {public_url(str(response.url))})"
     if not response.is_success:
         raise ValueError(f"the server answered with HTTP status {_name_status(response.status_code)}{moved}")
@@ -65,21 +65,21 @@ def _check_answer(response: httpx.Response, url: str) -> None:
         raise ValueError(f"the server sent {content_type}, which is not an image{moved}")
     length = response.headers.get("content-length", "")
     if length.isdigit() and int(length) > MAX_BYTES:
-        raise ValueError(f"the file has {int(length):,} bytes; at most {MAX_BYTES:,} are downloaded{moved}")
+        raise ValueError(f"the file has {int(length):,} bytes, but the limit is {MAX_BYTES:,}{moved}")
 
 
 def _read_content(response: httpx.Response, deadline: float | None) -> bytes:
-    """The body of an answer.
+    """Read the body of a response.
 
     Raises:
-        ValueError: if it has more than `MAX_BYTES`, whatever the server said before.
-        TimeoutError: if it is not complete at the deadline.
+        ValueError: If the body is larger than `MAX_BYTES`, regardless of the headers.
+        TimeoutError: If the body is not complete by the deadline.
     """
     content = bytearray()
     for chunk in response.iter_bytes():
         content += chunk
         if len(content) > MAX_BYTES:
-            raise ValueError(f"the file has more than {MAX_BYTES:,} bytes, which is the most that is downloaded")
+            raise ValueError(f"the file has more than {MAX_BYTES:,} bytes, which is the limit")
         if deadline is not None and time.monotonic() > deadline:
             raise TimeoutError
     return bytes(content)
@@ -93,7 +93,7 @@ def _name_status(code: int) -> str:
 
 
 def public_url(url: str) -> str:
-    """An address for messages, without the name and password that it may hold."""
+    """Remove the user name and password from a URL, for messages."""
     try:
         scheme, place, path, query, fragment = urlsplit(url)
         return urlunsplit((scheme, place.rpartition("@")[2], path, query, fragment))

@@ -1,4 +1,4 @@
-"""One image or many, in any form a user has them -> upright RGB images."""
+"""Loads one or more images in any form as upright RGB images."""
 
 import base64
 import binascii
@@ -20,13 +20,13 @@ from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from .downloads import TIMEOUT, download, is_url, public_url
-from .pixels import CHANNELS, array_to_picture, as_array, measure, upright_rgb
+from .pixels import CHANNELS, array_to_image, as_array, measure, upright_rgb
 
 logger = logging.get_logger(__name__)
 
 ImageSource = str | os.PathLike | bytes | bytearray | memoryview | Mapping | Image.Image | np.ndarray | torch.Tensor
-"""One image: a path, a URL, a data URI, base64 text, the bytes of an image file, `{"bytes", "path"}` as `datasets`
-stores images, an image, or an array (H, W), (H, W, C) or (C, H, W) with C of 1, 3 or 4."""
+"""One image: a path, a URL, a data URI, a base64 string, the bytes of an image file, a `{"bytes", "path"}` dictionary
+as in `datasets`, a PIL image, or an array of shape (H, W), (H, W, C) or (C, H, W) where C is 1, 3 or 4."""
 
 Taken = TypeVar("Taken")
 
@@ -35,9 +35,9 @@ PLUG_INS = {
     "pillow-jxl-plugin": ("pillow_jxl", None),
     "pillow-avif-plugin": ("pillow_avif", None),
 }
-"""Packages that teach Pillow further formats: the module of each, and its function, where importing is not enough."""
+"""Packages that add formats to Pillow, with their module and the function to call if importing it is not enough."""
 PLUG_IN_SUFFIXES = {**dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif"), ".jxl": "pillow-jxl-plugin"}
-"""The package that reads files of each ending that Pillow does not."""
+"""Package that reads the files with each suffix that Pillow cannot read."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
@@ -46,38 +46,38 @@ BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
 
 
 def load_rgb_images(images: Any, timeout: float | None = TIMEOUT) -> list[Image.Image]:
-    """All images of a nested list, a batched array or a single image, as upright RGB images.
+    """Load one or more images as upright RGB images.
 
     Args:
-        images: an `ImageSource`, a (nested) list of them, a one-dimensional array of them, or an array of pixels with a
-            batch dimension.
-        timeout: of each download, in seconds; `None` for none.
+        images: An `ImageSource`, a (nested) list or one-dimensional array of them, or an array of pixels with a batch
+            dimension.
+        timeout: Timeout of each download in seconds, or `None`.
 
     Raises:
-        ValueError: if there is not an image, or one cannot be read; the message names it.
+        ValueError: If there are no images, or an image cannot be read. The message names the image.
     """
-    pictures = [to_rgb(image, timeout) for image in flatten(images)]
-    if not pictures:
-        raise ValueError("There are no images: an empty batch was given.")
-    return pictures
+    loaded = [to_rgb(image, timeout) for image in flatten(images)]
+    if not loaded:
+        raise ValueError("There are no images: the batch is empty.")
+    return loaded
 
 
 def is_batch(images: Any) -> bool:
-    """Whether `images` is a list, a column or an array of several images, rather than one image."""
+    """Whether `images` is a list, table column or array of images instead of a single image."""
     if isinstance(images, np.ndarray | torch.Tensor):
         return images.ndim == 4 or _is_list_array(images)
     if isinstance(images, str | bytes | bytearray | memoryview | Image.Image):
         return False
-    return isinstance(images, Sequence | Iterator) or getattr(images, "ndim", None) == 1  # the last: a table's column
+    return isinstance(images, Sequence | Iterator) or getattr(images, "ndim", None) == 1  # ndim 1: a table column
 
 
 def _is_list_array(images: np.ndarray | torch.Tensor) -> bool:
-    """Whether an array holds paths, images or other objects instead of pixels."""
+    """Whether an array contains paths, images or other objects instead of pixels."""
     return isinstance(images, np.ndarray) and images.dtype.kind in "OUS" and images.ndim > 0
 
 
 def flatten(images: Any) -> Iterator[ImageSource]:
-    """The single images of any nesting."""
+    """Yield the images in a nested list or batch."""
     if isinstance(images, np.ndarray) and _is_list_array(images) and images.ndim > 1:
         images = images.tolist() if images.dtype.kind == "U" else _from_objects(images)
     if is_batch(images):
@@ -88,30 +88,30 @@ def flatten(images: Any) -> Iterator[ImageSource]:
 
 
 def _from_objects(array: np.ndarray) -> Any:
-    """What an array of objects holds: pixels, as NumPy stores images of one size in it, or else a list."""
+    """Convert an array of objects to a list of images, or to an array of pixels if NumPy has merged the images."""
     first = array.flat[0] if array.size else None
     return np.array(array.tolist()) if isinstance(first, int | float | np.number) else list(array)
 
 
 def image_key(image: Any) -> Hashable:
-    """What tells one image from another: its path or URL, its bytes, or else which object it is."""
+    """Return a key that identifies an image: its path, URL or bytes, or otherwise the identity of the object."""
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     return image if isinstance(image, bytes) else id(image)
 
 
-def warn_of_grey_batch(images: Any, count: int) -> None:
-    """Warn where one array is read as one image for several texts, though it may be as many grey images.
+def warn_about_gray_batch(images: Any, count: int) -> None:
+    """Log a warning if an array is read as one image for several texts, but might be a batch of gray images.
 
     Args:
-        images: that come with the texts.
-        count: of the texts.
+        images: Images that are passed with the texts.
+        count: Number of texts.
     """
     shape = tuple(images.shape) if isinstance(images, np.ndarray | torch.Tensor) else ()
     if len(shape) == 3 and count > 1 and shape[0] == count and count in CHANNELS:
         logger.warning(
-            f"The array of shape {shape} is read as one image of {count} channels, which serves all {count} texts. "
-            f"{count} grey images have the shape ({count}, 1, {shape[1]}, {shape[2]}), or are a list."
+            f"The array of shape {shape} is read as one image with {count} channels, used for all {count} texts. To "
+            f"pass {count} gray images, use the shape ({count}, 1, {shape[1]}, {shape[2]}) or a list."
         )
 
 
@@ -119,42 +119,42 @@ def warn_of_grey_batch(images: Any, count: int) -> None:
 
 
 def to_rgb(image: ImageSource, timeout: float | None = TIMEOUT) -> Image.Image:
-    """One image as an upright RGB image of 8 bits a channel.
+    """Load an image as an upright RGB image with 8 bits per channel.
 
-    Images are turned as their EXIF data say; those of 16 bits and of floats keep their tones; transparency is dropped
-    and colour profiles are ignored, as in the reference code. A damaged EXIF block is ignored.
+    Images are rotated according to their EXIF orientation. The full tonal range of 16-bit and float images is kept.
+    As in the reference code, transparency is dropped and color profiles are ignored. Damaged EXIF data is ignored.
 
     Args:
-        image: in any form.
-        timeout: of a download, in seconds; `None` for none.
+        image: Image in any form; see `ImageSource`.
+        timeout: Timeout of a download in seconds, or `None`.
 
     Returns:
-        The image; `image` itself, if it is one already.
+        The converted image, or `image` itself if it is already in this format.
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: If the image cannot be read.
     """
     return read(image, timeout, upright_rgb)
 
 
 def upright_size(image: ImageSource, timeout: float | None = TIMEOUT) -> tuple[int, int]:
-    """The (width, height) of an image as `to_rgb` gives it, if possible without decoding it.
+    """Return the (width, height) that `to_rgb` would return, without decoding the image if possible.
 
     Args:
-        image: in any form.
-        timeout: of a download, in seconds; `None` for none.
+        image: Image in any form; see `ImageSource`.
+        timeout: Timeout of a download in seconds, or `None`.
 
     Raises:
-        ValueError: if it cannot be read.
+        ValueError: If the image cannot be read.
     """
     return read(image, timeout, measure)
 
 
 def find_size(image_size: Any) -> tuple[int, int] | None:
-    """The (width, height) that an argument gives, as such or as an image; `None` where there is none.
+    """Return (width, height) for an argument that is a size, an image or `None`.
 
     Raises:
-        ValueError: if it is an image that cannot be read.
+        ValueError: If an image cannot be read.
     """
     if image_size is None:
         return None
@@ -166,31 +166,31 @@ def find_size(image_size: Any) -> tuple[int, int] | None:
 
 
 def read(image: ImageSource, timeout: float | None, take: Callable[[Image.Image], Taken]) -> Taken:
-    """What `take` makes of an image's image; errors name the image."""
+    """Open an image and apply `take`. Errors name the image."""
     try:
-        picture = open_image(image, timeout)
-        if picture is image:
-            return take(picture)
-        with picture:  # closes the file, and leaves the pixels
-            return take(picture)
+        opened = open_image(image, timeout)
+        if opened is image:
+            return take(opened)
+        with opened:  # closes the file, but keeps the pixels
+            return take(opened)
     except UnidentifiedImageError as error:
         raise ValueError(f"Image {_name_image(image)} is not an image in a known format.{advise(image)}") from error
-    except Exception as error:  # decoders and downloads raise many kinds
+    except Exception as error:  # decoders and downloads raise many types of errors
         raise ValueError(f"Image {_name_image(image)} cannot be read: {error}") from error
 
 
 def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
-    """Open one image without converting it."""
+    """Open an image without converting it."""
     if isinstance(image, Mapping):
         image = _stored_image(image)
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray | torch.Tensor):
-        return array_to_picture(as_array(image))
+        return array_to_image(as_array(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return open_file(io.BytesIO(image))
     if not isinstance(image, str | os.PathLike):
-        raise ValueError("expected a path, a URL, base64 text, the bytes of a file, an image or an array.")
+        raise ValueError("expected a path, a URL, a base64 string, the bytes of a file, an image or an array.")
     source = os.fspath(image)
     if os.path.isfile(source):
         return open_file(source)
@@ -204,36 +204,36 @@ def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
         return _open_base64(source)
     if os.path.isdir(source):
         raise ValueError("it is a folder, not a file.")
-    raise ValueError("there is no such file, and it is neither a URL nor base64 text.")
+    raise ValueError("there is no such file, and it is neither a URL nor a base64 string.")
 
 
 def _stored_image(image: Mapping[str, Any]) -> Any:
-    """The image in a mapping with `bytes`, `path` or both, as `datasets` and tables store it; the bytes come first.
+    """Return the image in a mapping with `bytes`, `path` or both, as in `datasets`. `bytes` takes precedence.
 
     Raises:
-        ValueError: if there is neither.
+        ValueError: If the mapping has neither.
     """
     found = next((image[key] for key in ("bytes", "path") if image.get(key) is not None), None)
     if found is None:
-        keys = ", ".join(map(repr, image)) or "nothing"
-        raise ValueError(f'expected a path or an image, or a mapping with "bytes" or "path", but this one has {keys}.')
+        keys = ", ".join(map(repr, image)) or "no keys"
+        raise ValueError(f'expected a mapping with "bytes" or "path", but this one has {keys}.')
     return found
 
 
 def is_stored_image(value: Any) -> bool:
-    """Whether a value is a mapping that holds one image, as `_stored_image` reads it."""
+    """Whether a value is a mapping that contains an image as `bytes` or `path`."""
     return isinstance(value, Mapping) and not value.keys() - {"bytes", "path"} and len(value) > 0
 
 
 def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image.Image:
-    """Open an image file; without a PNG file's damaged EXIF block, and with installed plug-ins where Pillow needs them.
+    """Open an image file, ignoring damaged EXIF data in PNG files and using installed Pillow plug-ins if necessary.
 
     Args:
-        file: a path, or a file in memory.
-        formats: names of the only formats that are tried, without plug-ins; all that there are by default.
+        file: Path, or file in memory.
+        formats: Names of the formats to try, without plug-ins. Defaults to all formats.
 
     Raises:
-        UnidentifiedImageError: if it is not an image.
+        UnidentifiedImageError: If the file is not an image.
     """
     try:
         return Image.open(file) if formats is None else Image.open(file, formats=formats)
@@ -247,7 +247,7 @@ def open_file(file: str | io.BytesIO, formats: list[str] | None = None) -> Image
 
 
 def _without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
-    """A PNG file without EXIF blocks whose checksum is wrong, for which Pillow refuses it; `None` if it has none."""
+    """Remove EXIF chunks with a wrong checksum, which Pillow rejects, from a PNG file. `None` if there are none."""
     with io.BytesIO(file.getvalue()) if isinstance(file, io.BytesIO) else Path(file).open("rb") as stream:
         if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
             return None
@@ -265,7 +265,7 @@ def _without_damaged_exif(file: str | io.BytesIO) -> io.BytesIO | None:
 
 @cache
 def register_plug_ins() -> tuple[str, ...]:
-    """Have Pillow use the installed plug-ins for HEIC, JPEG XL and AVIF; the names of their packages."""
+    """Register the installed Pillow plug-ins for HEIC, JPEG XL and AVIF, and return the names of their packages."""
     installed = []
     for package, (module, function) in PLUG_INS.items():
         if find_spec(module) is None:
@@ -275,34 +275,34 @@ def register_plug_ins() -> tuple[str, ...]:
             if function is not None:
                 getattr(loaded, function)()
             installed.append(package)
-        except Exception as error:  # such as a library of the system that is missing
+        except Exception as error:  # for example a missing system library
             logger.warning(f"{package} is installed, but cannot be used: {error}")
     return tuple(installed)
 
 
 def is_data_uri(text: str) -> bool:
-    """Whether a text holds a file as a data URI."""
+    """Whether a string is a data URI."""
     return text[:5].lower() == "data:" and "," in text
 
 
 def is_base64(text: str) -> bool:
-    """Whether `text` is long enough, and made of the right characters, to be an image in base64."""
+    """Whether a string has the length and the characters of a base64-encoded image."""
     return len(text) > 64 and BASE64.fullmatch(text) is not None
 
 
 def _open_base64(text: str) -> Image.Image:
-    """Open base64 text, which may as well be the path of a file that is missing."""
+    """Open a base64-encoded image. The string might also be the path of a missing file, as the error says."""
     try:
         return open_file(io.BytesIO(_decode_text(text)))
     except (UnidentifiedImageError, ValueError) as error:
-        raise ValueError("there is no such file, and as base64 text it is not an image.") from error
+        raise ValueError("there is no such file, and it is not a base64-encoded image either.") from error
 
 
 def _decode_text(text: str) -> bytes:
-    """The bytes of a data URI or of base64 text, in the usual alphabet or in the one for URLs.
+    """Decode a data URI or a base64 string in the standard or the URL-safe alphabet.
 
     Raises:
-        ValueError: if it is not base64.
+        ValueError: If the string is not valid base64.
     """
     header, comma, content = text.partition(",") if is_data_uri(text) else ("", "", text)
     if comma and not header.lower().endswith(";base64"):
@@ -316,7 +316,7 @@ def _decode_text(text: str) -> bytes:
 
 
 def _name_image(image: Any) -> str:
-    """What an image is called in a message."""
+    """Return the name of an image for messages."""
     if isinstance(image, Mapping) and isinstance(image.get("path"), str | os.PathLike):
         image = image["path"]
     if not isinstance(image, str | os.PathLike):
@@ -326,7 +326,7 @@ def _name_image(image: Any) -> str:
 
 
 def advise(image: Any) -> str:
-    """What to install to read an image whose name says that its format needs a plug-in."""
+    """Return a hint on which plug-in to install, if the suffix of the image's name indicates one."""
     name = os.fsdecode(os.fspath(image)) if isinstance(image, str | os.PathLike) else ""
     package = PLUG_IN_SUFFIXES.get(os.path.splitext(name)[1].lower())
     return f" To read it: pip install {package}." if package and package not in register_plug_ins() else ""

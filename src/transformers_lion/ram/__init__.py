@@ -1,4 +1,4 @@
-"""RAM, the tagger: Recognize Anything (arXiv:2306.03514) in transformers form."""
+"""Recognize Anything (RAM, arXiv:2306.03514), the tagging model, for transformers."""
 
 from .configuration_ram import RamConfig
 from .image_processing_ram import RamImageProcessor

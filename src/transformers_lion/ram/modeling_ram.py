@@ -1,11 +1,11 @@
-"""RAM: Swin -> image tokens with their mean in front -> a head that asks them for each tag -> one logit a tag.
+"""RAM: Swin -> image tokens, preceded by their mean -> head that queries them for each tag -> one logit per tag.
 
-Source: Recognize Anything (arXiv:2306.03514). Swin and the head's sub-layers are transformers' own; the loss is the
-asymmetric loss of Ridnik et al. (arXiv:2009.14119). Reading order: `get_image_features`, `get_label_queries`,
+Source: Recognize Anything (arXiv:2306.03514). Swin and the sub-layers of the head are those of transformers; the loss
+is the asymmetric loss of Ridnik et al. (arXiv:2009.14119). Reading order: `get_image_features`, `get_label_queries`,
 `forward`.
 
-Shape letters: B batch, P patches behind the last stage, V vision width, E width of the image tokens that the head
-reads, L tags, D width of the head.
+Shape letters: B batch, P patches after the last stage, V vision width, E width of the image tokens that the head reads,
+L tags, D width of the head.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,20 +32,20 @@ from .configuration_ram import RamConfig, check_tags
 from .tags import select_tags
 
 UNKNOWN_LABEL = -100
-"""Entry of `labels` for a tag of which nobody knows whether it is present: the loss does not count it."""
+"""Entry of `labels` for an unknown label, which the loss ignores."""
 
 
 @dataclass
 class RamImageTaggingOutput(ModelOutput):
-    """What the tagger computes.
+    """Output of [`RamForImageTagging`].
 
     Attributes:
-        loss: the asymmetric loss, if `labels` were given.
-        logits: (B, L).
-        image_embeds: (B, 1 + P, E), the projected image tokens, the mean's in front.
-        last_hidden_state: (B, L, D), the head's output.
-        hidden_states, cross_attentions: of each layer of the head, on request.
-        vision_hidden_states, vision_attentions: the vision tower's, on request.
+        loss: Asymmetric loss, if `labels` are passed.
+        logits: Logits of shape (B, L).
+        image_embeds: Projected image tokens, preceded by their mean, of shape (B, 1 + P, E).
+        last_hidden_state: Output of the head, of shape (B, L, D).
+        hidden_states, cross_attentions: Output and cross-attentions of each layer of the head, if requested.
+        vision_hidden_states, vision_attentions: Hidden states and attentions of the vision tower, if requested.
     """
 
     loss: torch.Tensor | None = None
@@ -59,7 +59,7 @@ class RamImageTaggingOutput(ModelOutput):
 
 
 class RamTaggingLayer(GradientCheckpointingLayer):
-    """Cross-attention to the image and feed-forward; each with a norm behind it. The tags do not see each other."""
+    """Post-norm cross-attention to the image and feed-forward layer. Tags do not attend to each other."""
 
     def __init__(self, config: RamConfig):
         super().__init__()
@@ -79,7 +79,7 @@ class RamTaggingLayer(GradientCheckpointingLayer):
 
 
 class RamPreTrainedModel(BasePreTrainedModel):
-    """What RAM's models share with transformers."""
+    """Base class of RAM's models, with their settings for transformers."""
 
     config: RamConfig
     main_input_name = "pixel_values"
@@ -92,11 +92,11 @@ class RamPreTrainedModel(BasePreTrainedModel):
 
 
 class RamTaggingHead(RamPreTrainedModel):
-    """The layers that ask the image for each tag."""
+    """Layers that query the image for each tag."""
 
     main_input_name = "hidden_states"
     _can_record_outputs = {
-        # without the input, which is the same label queries for every image
+        # without the input, because the label queries are the same for every image
         "hidden_states": OutputRecorder(RamTaggingLayer, index=0, capture_initial_hidden_state=False),
         "cross_attentions": OutputRecorder(InstructBlipQFormerMultiHeadAttention, index=1),
     }
@@ -116,11 +116,11 @@ class RamTaggingHead(RamPreTrainedModel):
         """Run the layers.
 
         Args:
-            hidden_states: (B, L, D), the label queries.
-            encoder_hidden_states: (B, 1 + P, E), the image tokens.
+            hidden_states: Label queries of shape (B, L, D).
+            encoder_hidden_states: Image tokens of shape (B, 1 + P, E).
 
         Returns:
-            `last_hidden_state` (B, L, D), and on request each layer's output and attentions.
+            `last_hidden_state` of shape (B, L, D), and the outputs and attentions of each layer if requested.
         """
         for layer in self.layers:
             hidden_states = layer(hidden_states, encoder_hidden_states, **kwargs)
@@ -128,7 +128,7 @@ class RamTaggingHead(RamPreTrainedModel):
 
 
 class RamForImageTagging(RamPreTrainedModel):
-    """The tagger: which of its tags does an image show?"""
+    """Recognize Anything, which predicts the tags that an image shows."""
 
     def __init__(self, config: RamConfig):
         super().__init__(config)
@@ -143,7 +143,7 @@ class RamForImageTagging(RamPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The vision tower's patch embeddings."""
+        """Return the patch embeddings of the vision tower."""
         return self.vision_model.get_input_embeddings()
 
     @can_return_tuple
@@ -153,20 +153,21 @@ class RamForImageTagging(RamPreTrainedModel):
         """Run the vision tower.
 
         Args:
-            pixel_values: (B, 3, H, W), preprocessed, of the configured size.
+            pixel_values: Preprocessed pixels of shape (B, 3, H, W), with the configured size.
+            **kwargs: Options of transformers.
 
         Returns:
-            `last_hidden_state` (B, 1 + P, V), the image tokens with their mean in front; `pooler_output`
-            (B, 1 + P, E), their projection; on request the tower's hidden states and attentions.
+            `last_hidden_state` (B, 1 + P, V), the image tokens preceded by their mean; `pooler_output` (B, 1 + P, E),
+            their projection; and the hidden states and attentions of the vision tower if requested.
 
         Raises:
-            ValueError: if the pixels are of another size. (Swin itself would take them, but it remembers in its
-                layers what sizes it saw.)
+            ValueError: If the images have another size. Swin would accept them, but changes the state of its layers
+                for each size.
         """
         if tuple(pixel_values.shape[-2:]) != self.config.image_size:
             height, width = self.config.image_size
             raise ValueError(
-                f"pixel_values are {pixel_values.shape[-2]}x{pixel_values.shape[-1]}, but the tagger reads "
+                f"pixel_values are {pixel_values.shape[-2]}x{pixel_values.shape[-1]}, but the tagger expects "
                 f"{height}x{width} (vision_config.image_size)."
             )
         outputs = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
@@ -179,13 +180,13 @@ class RamForImageTagging(RamPreTrainedModel):
         )
 
     def get_label_queries(self, device: torch.device) -> torch.Tensor:
-        """Compute the head's input, which is the same for every image.
+        """Compute the input of the head, which is the same for every image.
 
         Args:
-            device: where the image tokens are. (With offloading, the weights may be elsewhere until they are needed.)
+            device: Device of the image tokens. (With offloading, the weights may be on another device until needed.)
 
         Returns:
-            (1, L, D), one query per tag.
+            One query per tag, of shape (1, L, D).
         """
         labels = torch.arange(self.label_embeddings.num_embeddings, device=device)
         return nn.functional.relu(self.label_projection(self.label_embeddings(labels.unsqueeze(0))))
@@ -201,12 +202,14 @@ class RamForImageTagging(RamPreTrainedModel):
         """Score every tag on every image.
 
         Args:
-            pixel_values: (B, 3, H, W), preprocessed.
-            labels: (B, L), 1 for a present tag, 0 for an absent one, -100 for one that is not to be counted.
-            num_items_in_batch: counted labels over all accumulated batches and processes, for the loss.
+            pixel_values: Preprocessed pixels of shape (B, 3, H, W).
+            labels: Labels of shape (B, L): 1 for present tags, 0 for absent tags, -100 for tags to ignore.
+            num_items_in_batch: Number of labels over all accumulated batches and processes, without ignored ones, by
+                which the loss is divided.
+            **kwargs: Options of transformers.
 
         Raises:
-            ValueError: if the pixels are not of the configured size, or the labels not of shape (B, L).
+            ValueError: If the images do not have the configured size, or the labels do not have shape (B, L).
         """
         image_features = self.get_image_features(pixel_values, return_dict=True, **kwargs)
         image_embeds = image_features.pooler_output
@@ -227,21 +230,21 @@ class RamForImageTagging(RamPreTrainedModel):
     def compute_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The asymmetric loss: the mean over images of the sum over tags.
+        """Compute the asymmetric loss, summed over tags and averaged over images.
 
-        Labels of -100 are left out, and the others weigh more accordingly.
+        Labels of -100 are ignored, and the weight of the others is increased accordingly.
 
         Args:
-            logits, labels: (B, L).
-            num_items_in_batch: as in `forward`; the labels here by default.
+            logits, labels: Logits and labels of shape (B, L).
+            num_items_in_batch: See `forward`. Defaults to the number of labels in this batch.
 
         Raises:
-            ValueError: if the shapes differ.
+            ValueError: If the shapes differ.
         """
         if labels.shape != logits.shape:
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)}, but {logits.shape[0]} images and {logits.shape[1]} tags "
-                f"need {tuple(logits.shape)}: 1 for each present tag, 0 for each absent one."
+                f"labels has shape {tuple(labels.shape)}, but must have shape {tuple(logits.shape)} for "
+                f"{logits.shape[0]} images and {logits.shape[1]} tags: 1 for each present tag, 0 for each absent one."
             )
         labels = labels.to(logits.device)
         known = labels != UNKNOWN_LABEL
@@ -264,30 +267,32 @@ class RamForImageTagging(RamPreTrainedModel):
         allow: Iterable[str] | None = None,
         drop: Iterable[str] | None = None,
     ) -> list[list[dict[str, Any]]]:
-        """For each image its tags, as `{"label", "score"}`; see `select_tags` for the arguments."""
+        """Convert outputs to a list of `{"label", "score"}` for each image. See `select_tags` for the arguments."""
         return select_tags(outputs["logits"], self.config, threshold, top_k, sort_by_score, allow, drop)
 
     @torch.no_grad()
     def add_tags(
         self, names: Sequence[str], text_embeds: torch.Tensor, thresholds: Sequence[float] | float | None = None
     ) -> None:
-        """Append tags to the list: open vocabulary. They are saved with the model.
+        """Add tags to the vocabulary. They are saved with the model.
 
-        Not while another thread tags with the model, and before an optimizer is made for it.
+        Don't add tags while another thread uses the model. Add them before you create an optimizer.
 
         Args:
-            names: N names.
-            text_embeds: (N, `label_embed_dim`), their text embeddings in RAM's label space.
-            thresholds: one for each, or one for all; `default_threshold` by default.
+            names: N names of tags.
+            text_embeds: Text embeddings of the names in RAM's label space, of shape (N, `label_embed_dim`).
+            thresholds: One threshold for all names or one for each. Defaults to `default_threshold`.
 
         Raises:
-            ValueError: if the counts or the width do not fit, a name is there already, or a threshold is out of range.
+            ValueError: If the numbers of names, embeddings and thresholds or the width do not match, a name already
+                exists, or a threshold is out of range.
         """
         names = [names] if isinstance(names, str) else list(names)
         width = self.config.label_embed_dim
         if text_embeds.shape != (len(names), width):
             raise ValueError(
-                f"text_embeds have shape {tuple(text_embeds.shape)}, but {len(names)} names need {(len(names), width)}."
+                f"text_embeds has shape {tuple(text_embeds.shape)}, but must have shape {(len(names), width)} for "
+                f"{len(names)} names."
             )
         if thresholds is None or isinstance(thresholds, float | int):
             thresholds = [self.config.default_threshold if thresholds is None else thresholds] * len(names)
@@ -305,18 +310,18 @@ class RamForImageTagging(RamPreTrainedModel):
 def asymmetric_loss(
     logits: torch.Tensor, labels: torch.Tensor, gamma_positive: float, gamma_negative: float, clip: float
 ) -> torch.Tensor:
-    """The asymmetric loss of each tag, in float32 (Ridnik et al., arXiv:2009.14119, equations 4 to 6).
+    """Compute the asymmetric loss of each tag in float32 (Ridnik et al., arXiv:2009.14119, equations 4 to 6).
 
     Args:
-        logits: any shape.
-        labels: of the same shape, 1 present and 0 absent; a number in between mixes the two.
-        gamma_positive, gamma_negative: exponents that weigh down what is already right.
-        clip: probability that is subtracted from an absent tag's score.
+        logits: Logits of any shape.
+        labels: Labels of the same shape: 1 for present, 0 for absent, or a value in between to mix the two losses.
+        gamma_positive, gamma_negative: Focusing exponents that reduce the weight of easy examples.
+        clip: Probability that is subtracted from the scores of absent tags.
     """
     logits, labels = logits.float(), labels.float()
     absent = (torch.sigmoid(-logits) + clip).clamp(max=1)  # 1 - p_m
     log_absent = absent.log() if clip > 0 else nn.functional.logsigmoid(-logits)
-    with torch.no_grad():  # the weights are constants to the gradient, as in the authors' code
+    with torch.no_grad():  # the weights have no gradient, as in the authors' code
         right = labels * torch.sigmoid(logits) + (1 - labels) * absent
         weights = (1 - right) ** (labels * gamma_positive + (1 - labels) * gamma_negative)
     return -weights * (labels * nn.functional.logsigmoid(logits) + (1 - labels) * log_absent)

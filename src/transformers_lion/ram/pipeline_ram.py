@@ -1,7 +1,7 @@
-"""`pipeline("image-tagging")`: the tags that are present, by each tag's own threshold.
+"""`pipeline("image-tagging")`: returns the tags whose scores are above their thresholds.
 
-The stock `image-classification` pipeline takes a tagger too, as multi-label: it gives the best `top_k` scores, whether
-they are above their thresholds or not.
+The `image-classification` pipeline of transformers also accepts a tagger, as a multi-label classifier, but returns the
+`top_k` best scores regardless of the thresholds.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from .modeling_ram import RamForImageTagging
 
 
 class ImageTaggingPipeline(ImageClassificationPipeline):
-    """Tags of images: for each a list of `{"label", "score"}`.
+    """Tag images. Each image has a list of `{"label", "score"}`.
 
-    It takes the arguments of `select_tags`: `threshold`, `top_k`, `sort_by_score`, `allow` and `drop`.
+    The pipeline accepts the arguments of `select_tags`: `threshold`, `top_k`, `sort_by_score`, `allow` and `drop`.
     """
 
     def check_model_type(self, supported_models: Any) -> None:
-        """Report a model that is no tagger."""
+        """Log an error if the model is not a tagger."""
         super().check_model_type([RamForImageTagging.__name__])
 
     def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
-        """Tag an image in any form, or several: a list, an array or a column of a table, a generator or a data set."""
-        inputs = kwargs.pop("images", inputs)  # its older name
+        """Tag an image in any form, or a list, array, table column, generator or dataset of images."""
+        inputs = kwargs.pop("images", inputs)  # older name of the argument
         if hasattr(inputs, "ndim") and is_batch(inputs):
             inputs = list(inputs)
         return super().__call__(inputs, **kwargs)
@@ -42,31 +42,30 @@ class ImageTaggingPipeline(ImageClassificationPipeline):
         selection = {
             "threshold": threshold, "top_k": top_k, "sort_by_score": sort_by_score, "allow": allow, "drop": drop,
         }  # fmt: skip
-        given = {name: value for name, value in selection.items() if value is not None}
-        return {}, {}, given
+        return {}, {}, {name: value for name, value in selection.items() if value is not None}
 
     @property
     def preprocess(self) -> "TaggerPreprocessing":
-        """What makes pixels of an image: no part of the model, so that worker processes get none of its weights."""
+        """The preprocessing step. It holds no reference to the model, so dataloader workers don't copy the weights."""
         return TaggerPreprocessing(self.image_processor, self.dtype)
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         return {"logits": self.model(**model_inputs).logits}
 
     def postprocess(self, model_outputs: dict[str, Any], **selection: Any) -> list[dict[str, Any]]:
-        """Logits (1, L) to tags."""
+        """Convert logits (1, L) to tags."""
         return self.model.post_process_tagging(model_outputs, **selection)[0]
 
 
 @dataclass(frozen=True)
 class TaggerPreprocessing:
-    """Makes pixels for the pipeline, in worker processes with `num_workers`."""
+    """Preprocesses images for the pipeline, in dataloader workers if `num_workers` is set."""
 
     image_processor: Any
     dtype: torch.dtype
 
     def __call__(self, image: Any) -> BatchFeature:
-        """One image to pixels."""
+        """Preprocess one image."""
         return self.image_processor(images=image, return_tensors="pt").to(self.dtype)
 
 

@@ -1,7 +1,6 @@
-"""Tagging images: the model and its image processor in one object, in batches, each image once.
+"""`ImageTagger` bundles the tagging model and its image processor, works in batches and caches tags.
 
-`tagger(images)` gives the names alone; `tagger.tag(images)` gives scores too, and the reason where an image could not
-be read.
+`tagger(images)` returns tag names. `tagger.tag(images)` also returns scores, and errors for images that cannot be read.
 """
 
 import logging
@@ -23,16 +22,16 @@ from .tags import list_names
 logger = logging.getLogger(__name__)
 
 LONG_LIST = 64
-"""More images than this get a progress bar."""
+"""Number of images above which a progress bar is shown by default."""
 
 
 @dataclass(frozen=True)
 class TaggedImage:
-    """What became of one image.
+    """The tags of an image.
 
     Attributes:
-        tags: `{"label", "score"}` for each tag; `None` if the image could not be read.
-        error: why it could not be read, with the image's name.
+        tags: `{"label", "score"}` for each tag, or `None` if the image could not be read.
+        error: Reason why the image could not be read, including its name.
     """
 
     tags: Tags | None = None
@@ -40,28 +39,29 @@ class TaggedImage:
 
     @property
     def names(self) -> list[str] | None:
-        """The tag names alone; `None` if the image could not be read."""
+        """Names of the tags, or `None` if the image could not be read."""
         return None if self.tags is None else [tag["label"] for tag in self.tags]
 
 
 @dataclass
 class Pending:
-    """An image that waits for its batch, and where it stands in the list."""
+    """An image in the next batch, with its positions in the list of images."""
 
     pixel_values: torch.Tensor
     positions: list[int] = field(default_factory=list)
 
 
 class ImageTagger:
-    """Turns images into lists of tags.
+    """Tags images.
 
     Args:
-        model: in eval mode; `ImageTagger` puts it there once.
-        image_processor: its image processor.
-        batch_size: images in a forward pass.
-        tag_cache_dir: folder where tags are kept across runs; in memory only by default.
-        tag_cache_size: images whose tags stay in memory, where the least recently used are forgotten; 0 for none.
-            What a folder holds is found there again, at some 0.2 KB of memory for each image.
+        model: Tagging model. It is put in eval mode.
+        image_processor: Image processor of the model.
+        batch_size: Number of images per forward pass.
+        tag_cache_dir: Folder that caches tags across runs. By default, tags are only cached in memory.
+        tag_cache_size: Number of images whose tags are cached in memory. The least recently used ones are dropped
+            first. With 0, none are cached in memory. Tags cached in a folder are still found; their index takes about
+            0.2 KB of memory per image.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class ImageTagger:
         """Load a converted tagger.
 
         Args:
-            pretrained_model_name_or_path: folder or repository.
-            device: where to put the model.
-            dtype: of the weights; as saved by default.
-            batch_size, tag_cache_dir, tag_cache_size: as of the class.
-            **kwargs: anything that the model's `from_pretrained` takes (`subfolder`, `device_map`, `revision`...).
+            pretrained_model_name_or_path: Local folder or Hub repository.
+            device: Device of the model.
+            dtype: Data type of the weights. Defaults to the data type they were saved in.
+            batch_size, tag_cache_dir, tag_cache_size: See the class.
+            **kwargs: Options of the model's `from_pretrained`, such as `subfolder`, `device_map` or `revision`.
         """
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         image_processor = RamImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
@@ -118,7 +118,7 @@ class ImageTagger:
         self.image_processor.save_pretrained(save_directory)
 
     def __call__(self, images: Any, **kwargs: Any) -> list[list[str] | None]:
-        """The tag names of each image, `None` for one that could not be read; it takes the arguments of `tag`."""
+        """Return the tag names of each image, or `None` for an image that could not be read. See `tag` for options."""
         return [image.names for image in self.tag(images, **kwargs)]
 
     @torch.no_grad()
@@ -135,25 +135,28 @@ class ImageTagger:
     ) -> list[TaggedImage]:
         """Tag images.
 
-        An image that cannot be read does not stop the others: it is named in a warning and in its result. Images of
-        the same content are tagged once.
+        If an image cannot be read, a warning is logged, its result has an `error`, and the other images are still
+        tagged. Images with the same content are tagged only once.
 
         Args:
-            images: a path, URL, bytes of an image file, PIL image, array or tensor, or any iterable of these, read one
-                at a time.
-            batch_size: images in a forward pass, instead of the tagger's own.
-            threshold, top_k, sort_by_score, allow, drop: see `select_tags`.
-            show_progress: whether to show a progress bar; for more than 64 images by default.
+            images: A path, a URL, the bytes of an image file, a PIL image, an array or a tensor, or any iterable of
+                these. Images are read one at a time.
+            batch_size: Number of images per forward pass. Defaults to the batch size of the tagger.
+            threshold, top_k, sort_by_score, allow, drop: See `select_tags`.
+            show_progress: Whether to show a progress bar. By default, it is shown for more than 64 images.
+
+        Returns:
+            The tags of each image.
 
         Raises:
-            ValueError: if the model is in training mode, and as `select_tags` does.
-            SelfCheckError: if transformers or torch is newer than those tested with, and computes something else.
+            ValueError: If the model is in training mode, or for the reasons given in `select_tags`.
+            SelfCheckError: If transformers or torch is newer than the tested versions and gives different results.
         """
-        from ..self_check import ensure_checked  # which makes a tagger's model
+        from ..self_check import ensure_checked  # imported here because it uses the tagging model
 
         ensure_checked()
         if self.model.training:
-            raise ValueError("The tagger's model is in training mode, where tags are random; call model.eval() first.")
+            raise ValueError("The tagging model is in training mode, so its tags are random. Call model.eval() first.")
         selection = {
             "threshold": threshold,
             "top_k": top_k,
@@ -164,12 +167,12 @@ class ImageTagger:
         job = TaggingJob(self, self.batch_size if batch_size is None else batch_size, selection)
         for image in with_progress(as_images(images), show_progress):
             job.add(image)
-            del image  # before the next one is opened
+            del image  # free it before opening the next one
         return job.finish()
 
 
 class TaggingJob:
-    """One call of the tagger: images come in one at a time, and leave in batches."""
+    """A call of the tagger. It collects single images into batches."""
 
     def __init__(self, tagger: ImageTagger, batch_size: int, selection: dict[str, Any]):
         if batch_size < 1:
@@ -187,27 +190,27 @@ class TaggingJob:
         self.pending: dict[str, Pending] = {}
 
     def add(self, image: Any) -> None:
-        """Take one image in; a full batch goes through the model."""
+        """Add an image, and run the model when the batch is full."""
         position = len(self.results)
         self.results.append(TaggedImage())
         try:
-            picture = to_rgb(image)
-            key = digest_image(picture)
+            rgb_image = to_rgb(image)
+            key = digest_image(rgb_image)
             known = self.known.get(key)
             if known is not None:
                 self.results[position] = TaggedImage(copy_tags(known))
                 return
             if key not in self.pending:
-                self.pending[key] = Pending(self.tagger.image_processor(picture, return_tensors="pt")["pixel_values"])
+                self.pending[key] = Pending(self.tagger.image_processor(rgb_image, return_tensors="pt")["pixel_values"])
             self.pending[key].positions.append(position)
-        except Exception as error:  # whatever a decoder raises: the other images go on
+        except Exception as error:  # decoders raise many types of errors
             reason = f"{name_image(image, position)}: {str(error)[:300] or type(error).__name__}"
             self.results[position] = TaggedImage(error=reason)
         if len(self.pending) >= self.batch_size:
             self.run_batch()
 
     def run_batch(self) -> None:
-        """Send the waiting images through the model."""
+        """Tag the pending images."""
         model = self.tagger.model
         pixel_values = torch.cat([pending.pixel_values for pending in self.pending.values()])
         outputs = model(pixel_values=pixel_values.to(model.device))
@@ -219,7 +222,7 @@ class TaggingJob:
         self.pending = {}
 
     def finish(self) -> list[TaggedImage]:
-        """The results in the order of the images."""
+        """Tag the remaining images and return all results in the order of the images."""
         if self.pending:
             self.run_batch()
         errors = [result.error for result in self.results if result.error]
@@ -232,12 +235,12 @@ class TaggingJob:
 
 
 def copy_tags(tags: Tags) -> Tags:
-    """Tags that the caller may change without changing what is kept."""
+    """Copy tags, so that callers can change them without changing the cache."""
     return [dict(tag) for tag in tags]
 
 
 def name_image(image: Any, position: int) -> str:
-    """What an image is called in a report."""
+    """Return the name of an image for messages."""
     if isinstance(image, Mapping):
         image = image.get("path")
     name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
@@ -245,13 +248,13 @@ def name_image(image: Any, position: int) -> str:
 
 
 def as_images(images: Any) -> Iterable[Any]:
-    """The images to iterate over: one alone counts as a list of one."""
+    """Return an iterable of images. A single image becomes a list of one."""
     is_one = (isinstance(images, ImageSource) or not isinstance(images, Iterable)) and not is_batch(images)
     return [images] if is_one else images
 
 
 def with_progress(images: Iterable[Any], show_progress: bool | None) -> Iterator[Any]:
-    """The images behind a progress bar, if one is wanted."""
+    """Iterate over images, with a progress bar if requested."""
     total = len(images) if isinstance(images, Sized) else None
     if show_progress is None:
         show_progress = total is None or total > LONG_LIST
