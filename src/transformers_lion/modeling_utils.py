@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ class BasePreTrainedModel(PreTrainedModel):
     - Copying and pickling: the hooks with which transformers records hidden states and attentions, once they have been
       requested, are left out: they are local functions, which cannot be pickled. A copy installs its own when it needs
       them.
-    - Restoring: training, saving and loading weights undo `cpu_inference.optimize_for_inference`, which has exchanged
-      parts of the model for faster ones.
+    - Restoring: training, saving and loading weights, and moving to another device or dtype, undo
+      `cpu_inference.optimize_for_inference`, which has exchanged parts of the model for faster ones.
     - Initialisation: `_init_weights` sees every module. For classes defined outside of transformers, it skips modules
       without parameters of their own, to protect loaded weights that an `_init_weights` would write to directly. T5's
       attention and the aggregator's zero-initialised sub-layers are such modules, and the `_init_weights` of this
@@ -58,6 +58,14 @@ class BasePreTrainedModel(PreTrainedModel):
         if mode:
             self.leave_inference_form()
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Part of `to`, `half` and `cuda`. Restores an optimized model, which stays on the CPU and in float32."""
+        if "_inference_form" in self.__dict__:
+            moved = fn(torch.zeros(1))
+            if (moved.device.type, moved.dtype) != ("cpu", torch.float32):
+                self.leave_inference_form()
+        return super()._apply(fn, recurse)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As for all modules; an optimized model is restored first."""
