@@ -72,8 +72,8 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
 
     Its large linear layers get packed weights, which are read faster, and the decoder runs as a few functions a layer.
     Everything is computed in float32. The original weights are not kept: `restore_for_training` computes them again,
-    bit for bit, and `model.train()`, `model.save_pretrained()` and `model.state_dict()` do so by themselves. An
-    optimized model has no gradients, stays on the CPU and can be copied and pickled.
+    bit for bit, and `model.train()`, `model.save_pretrained()` and `model.state_dict()` do so by themselves, as
+    does moving it to another device or dtype. An optimized model has no gradients, and can be copied and pickled.
 
     Layers with hooks, LoRA or quantized weights stay as they are, as does a whole model for which the processor has
     nothing better (a GPU, a CPU with units for bfloat16; `inference_plan` tells).
