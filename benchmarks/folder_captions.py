@@ -3,7 +3,7 @@
     python benchmarks/folder_captions.py [--images 300] [--before OTHER_CHECKOUT/src] [--runs 3]
 
 The images are random JPEG files of 640x480, the model is the example checkpoint. All rows take turns, in processes of
-their own whose startup is subtracted: each is also run on one image. `benchmarks/folder_captions.md` holds a result.
+their own whose startup is subtracted: each is also run on one image. No result is published yet.
 """
 
 import argparse

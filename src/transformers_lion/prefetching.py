@@ -1,7 +1,7 @@
 """Work that threads do ahead of the one who needs its results, such as decoding images while a model computes."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ NUM_THREADS = 2
 """Threads that work ahead."""
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item in order, computed in threads.
 
     Args:
