@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ class BasePreTrainedModel(PreTrainedModel):
       would have random weights.
     - Copying and pickling: the hooks that transformers installs to record hidden states and attentions are removed,
       because they are local functions, which cannot be pickled. The copy installs its own hooks when needed.
-    - Restoring: training, saving and loading weights undo `cpu_inference.optimize_for_inference`, which replaces parts
-      of the model with faster ones.
+    - Restoring: training, saving and loading weights, and moving to another device or dtype undo
+      `cpu_inference.optimize_for_inference`, which replaces parts of the model with faster ones.
     - Initialization: `_init_weights` is called for every module. For classes defined outside of transformers, it is
       normally not called for modules without direct parameters, because it might overwrite loaded weights. T5's
       attention and the aggregator's zero-initialized sub-layers are such modules. The `_init_weights` of this package
@@ -58,6 +58,14 @@ class BasePreTrainedModel(PreTrainedModel):
         if mode:
             self.leave_inference_form()
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Part of `to`, `half` and `cuda`. Restores an optimized model, which stays on the CPU and in float32."""
+        if "_inference_form" in self.__dict__:
+            moved = fn(torch.zeros(1))
+            if (moved.device.type, moved.dtype) != ("cpu", torch.float32):
+                self.leave_inference_form()
+        return super()._apply(fn, recurse)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state dict. An optimized model is restored first."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..example import example_checkpoint
+from .common import note, show_progress
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
-def load_lion(model: str | None, tagger: str | bool, device: str | None, dtype: str | None) -> "Lion":
+def load_lion(
+    model: str | None, tagger: str | bool, device: str | None, dtype: str | None, optimize: bool = True
+) -> "Lion":
     """A model with what belongs to it.
 
     Args:
@@ -23,10 +26,12 @@ def load_lion(model: str | None, tagger: str | bool, device: str | None, dtype: 
         tagger: folder or repository of one; `True` for the model's own, if it has one; `False` for none.
         device: by default a GPU if there is one.
         dtype: of the weights; as saved by default.
+        optimize: as of `Lion.from_pretrained`. If weights are packed, a note says so where somebody sees it.
 
     Raises:
         OSError, ValueError: if something cannot be loaded; in a sentence or two.
     """
+    from ..cpu_inference.default import describe_inference, is_packed
     from ..inference import Lion
 
     name, where = check_model(model), choose_device(device)
@@ -34,9 +39,12 @@ def load_lion(model: str | None, tagger: str | bool, device: str | None, dtype: 
     if isinstance(tagger, str):
         own = load_tagger_from(tagger, where)
     try:
-        return Lion.from_pretrained(name, tagger=own, device=where, dtype=dtype)
+        lion = Lion.from_pretrained(name, tagger=own, device=where, dtype=dtype, optimize=optimize)
     except Exception as error:  # of many kinds, where files are broken
         raise ValueError(f"{name}: this cannot be loaded: {first_sentence(error)}") from error
+    if is_packed(lion.model) and show_progress():
+        note(f"{name} is computed in {describe_inference(lion.model)}; see --no-optimize.")
+    return lion
 
 
 def load_tagger(model: str | None, device: str | None) -> "ImageTagger":

@@ -48,7 +48,8 @@ def describe() -> dict[str, Any]:
 
     Returns:
         `versions`, `newer_than_tested`, `processor`, `devices`, `speed` (of each device and dtype, as a share of
-        float32), `extras` (what is missing of each), and `checks` (what each found, empty where all is well).
+        float32), `inference` (how the commands compute with weights of each dtype on this CPU), `extras` (what is
+        missing of each), and `checks` (what each found, empty where all is well).
     """
     from ..self_check import CHECKS, NEWEST_TESTED, newer_than_tested, run_checks
 
@@ -60,6 +61,7 @@ def describe() -> dict[str, Any]:
         "processor": describe_processor(),
         "devices": devices(),
         "speed": {device: dtype_speeds(device) for device in ("cpu", *devices())},
+        "inference": inference_plans(),
         "extras": missing_of_extras(),
         "checks": {name: found.get(name, "") for name in CHECKS},
     }
@@ -142,6 +144,15 @@ def dtype_speeds(device: str) -> dict[str, float]:
     return {name: round(seconds["float32"] / taken, 2) for name, taken in seconds.items()}
 
 
+def inference_plans() -> dict[str, str]:
+    """How the commands compute with weights that are saved in each dtype, on this CPU."""
+    import torch
+
+    from ..cpu_inference.plan import plan_for_dtype
+
+    return {name: str(plan_for_dtype(getattr(torch, name))) for name in DTYPES}
+
+
 def multiply_seconds(device: str, dtype: str) -> float:
     """Seconds that a product of two matrices takes, the best of several; infinite where there is none."""
     import torch
@@ -171,6 +182,7 @@ def as_text(facts: dict[str, Any]) -> str:
         f"processor features: {', '.join(processor['features']) or 'unknown'}",
         "devices: " + (", ".join(f"{name} ({label})" for name, label in facts["devices"].items()) or "no GPU"),
         *(describe_speed(device, shares) for device, shares in facts["speed"].items()),
+        *(f"a model in {dtype} on the CPU: {plan}" for dtype, plan in facts["inference"].items()),
         "",
         "extras:",
         *(

@@ -6,12 +6,14 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
 from ..images import PLUG_IN_SUFFIXES, advise, is_url, register_plug_ins, to_rgb
+from ..prefetching import prefetch
 from .common import printable
 
 SUFFIXES = frozenset({
@@ -136,6 +138,9 @@ def open_images(
 ) -> Iterator[list[tuple[str, Image.Image]]]:
     """Images with their names, so many at a time, without those that cannot be read.
 
+    Threads decode the files of the next chunk meanwhile. URLs are downloaded when it is their turn, so that Ctrl-C need
+    not wait for them.
+
     Args:
         names: a name that stands there twice gives its image twice.
         count: of different images.
@@ -143,19 +148,32 @@ def open_images(
     """
     chunk: list[tuple[str, Image.Image]] = []
     opened: dict[str, Image.Image] = {}
-    for name in names:
-        if name not in opened:
-            if len(opened) == count:
-                yield chunk
-                chunk, opened = [], {}
-            try:
-                opened[name] = open_image(name)
-            except (ValueError, OSError) as error:
-                on_error(error)
-                continue
-        chunk.append((name, opened[name]))
+    with closing(prefetch(_try_file, names, ahead=count)) as files:
+        for name, found in zip(names, files, strict=True):
+            if name not in opened:
+                if len(opened) == count:
+                    yield chunk
+                    chunk, opened = [], {}
+                picture = _try_to_open(name) if found is None else found
+                if isinstance(picture, Exception):
+                    on_error(picture)
+                    continue
+                opened[name] = picture
+            chunk.append((name, opened[name]))
     if chunk:
         yield chunk
+
+
+def _try_file(name: str) -> Image.Image | Exception | None:
+    """The image in a file, or why it cannot be read; `None` for a URL."""
+    return None if is_url(name) else _try_to_open(name)
+
+
+def _try_to_open(name: str) -> Image.Image | Exception:
+    try:
+        return open_image(name)
+    except (ValueError, OSError) as error:
+        return error
 
 
 def open_image(name: str) -> Image.Image:

@@ -81,6 +81,7 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
     has_tagger = (folder / TAGGER_FOLDER / "config.json").is_file()
     processor = folder / "processor_config.json"
     tag_prompt = read_json(processor).get("tag_prompt") if processor.is_file() else None
+    loads_as = str(config.dtype or "float32").removeprefix("torch.")
     size, generation = config.vision_config.image_size, generation_of(folder)
     return {
         "folder": str(folder),
@@ -93,7 +94,8 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
         "tag_prompt": tag_prompt,
         "tagger": describe_tagger(folder / TAGGER_FOLDER) if has_tagger else None,
         "stored": count_dtypes(stored),
-        "loads_as": str(config.dtype or "float32").removeprefix("torch."),
+        "loads_as": loads_as,
+        "computes_in": describe_inference_plan(config, loads_as),
         "generation": generation,
         "memory": {name: memory(model, config, generation, itemsize) for name, itemsize in DTYPES.items()},
         **({"placement": describe_placement(model, max_memory)} if max_memory else {}),
@@ -114,6 +116,17 @@ def describe_tagger(folder: Path) -> dict[str, Any]:
         "stored": count_dtypes(read_headers(folder)),
         "memory": {name: {"weights": size * count(model)} for name, size in DTYPES.items()},
     }
+
+
+def describe_inference_plan(config: "LionConfig", dtype: str) -> str:
+    """How the commands compute with a checkpoint on this machine's CPU."""
+    import torch
+
+    from ..cpu_inference.plan import plan_for_dtype
+
+    if getattr(config, "quantization_config", None) is not None:
+        return "weights as loaded (quantized)"
+    return str(plan_for_dtype(getattr(torch, dtype)))
 
 
 def count(module: "nn.Module") -> int:
@@ -190,6 +203,7 @@ def as_text(facts: dict[str, Any]) -> str:
     rows["Stored as"] = ", ".join(f"{name} ({number:,})" for name, number in facts["stored"].items())
     if "loads_as" in facts:
         rows["Loads as"] = facts["loads_as"]
+        rows["On this CPU"] = facts["computes_in"]
     lines += ["", *(f"{name:<12}{text}" for name, text in rows.items()), "", "Memory"]
     for name, parts in facts["memory"].items():
         text = f"  {name:<10}weights {as_size(parts['weights'])}"

@@ -59,6 +59,9 @@ MaxNewTokens = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0...", show_default="a GPU, if there is one")]
 Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Of the weights.", show_default="as saved")]
+Optimize = Annotated[
+    bool, typer.Option("--optimize/--no-optimize", help="Pack weights where that is exact and faster on this CPU.")
+]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class Settings:
     max_new_tokens: MaxNewTokens = None
     device: Device = None
     dtype: Dtype = None
+    optimize: Optimize = True
 
     def __post_init__(self) -> None:
         asks_tagger = self.tag_source in (None, "tagger") and self.tags is None

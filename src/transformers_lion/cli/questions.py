@@ -61,7 +61,7 @@ class Answering(Job):
         """Load the model, and say if it has no tagger where tags would be its."""
         settings = self.settings
         dtype = settings.dtype and settings.dtype.value
-        self.lion = load_lion(settings.model, settings.tagger_to_load, settings.device, dtype)
+        self.lion = load_lion(settings.model, settings.tagger_to_load, settings.device, dtype, settings.optimize)
         if self.lion.tagger is None and settings.tagger_to_load and settings.model is not None:
             if settings.tag_source == "tagger":
                 raise ValueError(f"{settings.model} holds no tagger for --tag-source tagger; name one with --tagger.")

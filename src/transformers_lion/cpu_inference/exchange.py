@@ -73,8 +73,8 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
     The weights of large linear layers are packed into a layout that is faster to read, and the decoder is replaced with
     one that needs only a few operations per layer. All computations are in float32. The original weights are not kept.
     `restore_for_training` recomputes them bit for bit; `model.train()`, `model.save_pretrained()` and
-    `model.state_dict()` call it automatically. An optimized model has no gradients and must stay on the CPU, but it can
-    be copied and pickled.
+    `model.state_dict()` call it automatically, as does moving the model to another device or dtype. An optimized model
+    has no gradients, but it can be copied and pickled.
 
     Layers with hooks, LoRA or quantized weights are not changed. The whole model is left unchanged if there is nothing
     to gain, for example on a GPU or on a CPU with bfloat16 units; see `inference_plan`.

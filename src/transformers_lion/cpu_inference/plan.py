@@ -73,15 +73,29 @@ def inference_plan(model: PreTrainedModel, weights: str = "auto", features: CpuF
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights is {weights!r}, but must be one of {', '.join(map(repr, WEIGHTS))}.")
-    features = detect_features() if features is None else features
     devices = {parameter.device.type for parameter in model.parameters()}
     if devices != {"cpu"}:
         return InferencePlan(None, f"weights as loaded (on {' and '.join(sorted(devices))})")
     if getattr(model, "hf_quantizer", None) is not None:
         return InferencePlan(None, "weights as loaded (quantized)")
+    return plan_for_dtype(_largest_dtype(model), weights, features)
+
+
+def plan_for_dtype(dtype: torch.dtype, weights: str = "auto", features: CpuFeatures | None = None) -> InferencePlan:
+    """`inference_plan` for a model that is on the CPU and not quantized.
+
+    Args:
+        dtype: of most weights.
+        weights, features: as of `inference_plan`.
+
+    Raises:
+        ValueError: as `inference_plan` does.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights={weights!r}, but it is one of {', '.join(map(repr, WEIGHTS))}.")
+    features = detect_features() if features is None else features
     if not features.packs_float32:
         return InferencePlan(None, f"weights as loaded (no packed products on a CPU of kind {features.capability})")
-    dtype = _largest_dtype(model)
     if weights == "auto" and (
         (dtype == torch.bfloat16 and features.multiplies_bfloat16)
         or (dtype == torch.float16 and features.multiplies_float16)
@@ -111,4 +125,4 @@ def _has_units(*names: str) -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
-__all__ = ["CpuFeatures", "InferencePlan", "detect_features", "inference_plan"]
+__all__ = ["CpuFeatures", "InferencePlan", "detect_features", "inference_plan", "plan_for_dtype"]

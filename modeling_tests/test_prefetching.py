@@ -1,0 +1,42 @@
+"""Results of threads: in order, bounded, and with the errors at their turn."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from transformers_lion.prefetching import prefetch
+
+
+def test_results_are_in_order_and_no_more_are_begun_than_there_is_room_for() -> None:
+    read: list[int] = []
+    main = threading.get_ident()
+
+    def items() -> Iterator[int]:
+        for item in range(20):
+            assert threading.get_ident() == main
+            read.append(item)
+            yield item
+
+    results = prefetch(lambda item: (item, threading.get_ident()), items(), ahead=3)
+    for expected in range(5):
+        item, thread = next(results)
+        assert item == expected
+        assert thread != main
+        assert read == list(range(expected + 4))
+    assert [item for item, _ in results] == list(range(5, 20))
+    assert read == list(range(20))
+
+
+def test_an_error_is_raised_at_its_turn_and_threads_end() -> None:
+    results = prefetch(lambda item: 1 // item, [2, 1, 0, 1], ahead=2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    started = prefetch(str, range(100), ahead=2)
+    assert next(started) == "0"
+    started.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("lion-prefetch"):
+            thread.join(10)
+            assert not thread.is_alive()

@@ -1,0 +1,43 @@
+"""What `Lion`, the pipeline and the commands do with a model that they load."""
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .exchange import optimize_for_inference
+from .plan import inference_plan
+
+logger = logging.get_logger(__name__)
+
+OPTIMIZED_DTYPES = (None, "auto", "float32", torch.float32)
+"""Values of `dtype` that an optimized model, which computes in float32, respects."""
+
+
+def optimize_by_default(model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> None:
+    """Call `optimize_for_inference` where that pays, and log what was chosen.
+
+    Args:
+        model: As it was loaded. It is changed in place.
+        dtype: The dtype that the user asked for. Any other than float32 leaves the model as it is.
+    """
+    if dtype in OPTIMIZED_DTYPES and inference_plan(model).weights is not None:
+        optimize_for_inference(model)
+    logger.info("%s: %s", model.name_or_path, describe_inference(model))
+
+
+def describe_inference(model: PreTrainedModel) -> str:
+    """Return one line that says how a model computes on this device."""
+    form = getattr(model, "_inference_form", None)
+    if form is not None:
+        return form.description
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{dtype}, weights as loaded (on {model.device.type})"
+
+
+def is_packed(model: PreTrainedModel) -> bool:
+    """Whether some weights of a model are packed."""
+    form = getattr(model, "_inference_form", None)
+    return form is not None and bool(form.layers)
+
+
+__all__ = ["describe_inference", "is_packed", "optimize_by_default"]
