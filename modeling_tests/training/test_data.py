@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from training.record_files import good_record, picture, png, write_images, write_json, write_source
+from training.record_files import good_record, make_image, png, write_images, write_json, write_source
 from transformers_lion.training import RecordError, RecordReport, load_records, mix_datasets
 from transformers_lion.training.data import FEATURES
 from transformers_lion.training.records import open_image, parse_record
@@ -64,7 +64,7 @@ def rows_without_names(dataset: Any) -> list[dict[str, Any]]:
 
 def is_image(row: dict[str, Any], seed: int) -> bool:
     """Whether a row's image is the image of that seed."""
-    return open_image(parse_record(row).image).tobytes() == picture(seed).tobytes()
+    return open_image(parse_record(row).image).tobytes() == make_image(seed).tobytes()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -279,10 +279,10 @@ def test_bad_rows_of_a_table_are_left_out_counted_and_named(folder: Path) -> Non
 
 def embedded_table(**fields: Any) -> Dataset:
     """Images inside of a table: good, none, cut off, of no format, good."""
-    pictures = [png(0), None, png(1)[:150], b"no image", png(2)]
+    contents = [png(0), None, png(1)[:150], b"no image", png(2)]
     rows = [{**good_record(seed, **fields), "image_id": seed} for seed in range(5)]
     table = Dataset.from_list(rows).remove_columns("image")
-    images = [{"bytes": content, "path": None} for content in pictures]
+    images = [{"bytes": content, "path": None} for content in contents]
     return table.add_column("image", images, feature=Image(decode=False)).cast_column("image", Image())
 
 
@@ -325,7 +325,7 @@ def test_a_table_that_was_shuffled_and_formatted_keeps_its_images_at_their_quest
 
 
 def test_images_in_a_list_are_embedded() -> None:
-    (row,) = load_records([good_record(image=picture(3))])
+    (row,) = load_records([good_record(image=make_image(3))])
     assert is_image(row, 3)
 
 

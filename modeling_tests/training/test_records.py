@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.record_files import good_record, picture, png
+from training.record_files import good_record, make_image, png
 from transformers_lion.training.records import RecordError, make_row, name_record, open_image, parse_record
 
 NAN = float("nan")
@@ -245,11 +245,11 @@ def test_a_row_is_read_back_as_the_same_record(raw: Any) -> None:
 
 
 FORMS: dict[str, Any] = {
-    "picture": picture(1),
+    "image": make_image(1),
     "bytes": png(1),
     "bytes of a dataset": {"bytes": png(1), "path": "a.png"},
-    "array": np.asarray(picture(1)),
-    "tensor": torch.from_numpy(np.array(picture(1))),
+    "array": np.asarray(make_image(1)),
+    "tensor": torch.from_numpy(np.array(make_image(1))),
     "base64": base64.b64encode(png(1)).decode(),
     "data URI": "data:image/png;base64," + base64.b64encode(png(1)).decode(),
 }
@@ -260,13 +260,13 @@ def test_embedded_images_keep_their_pixels_in_a_row(form: Any) -> None:
     row = make_row(parse_record(good_record(image=form), "folder"))
     assert set(row["image"]) == {"bytes", "path"}
     opened = open_image(parse_record(row).image)
-    assert np.array_equal(np.asarray(opened), np.asarray(picture(1)))
+    assert np.array_equal(np.asarray(opened), np.asarray(make_image(1)))
 
 
 def test_a_image_on_its_side_is_stored_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(1).save(tmp_path / "side.png", exif=exif)
+    make_image(1).save(tmp_path / "side.png", exif=exif)
     with Image.open(tmp_path / "side.png") as sideways:
         row = make_row(parse_record(good_record(image=sideways)))
     assert open_image(parse_record(row).image).size == (10, 12)
@@ -306,7 +306,7 @@ def test_an_image_that_cannot_be_opened_says_why(image: Any, kind: str, words: s
         (good_record(), "record with image 'a0.png', question 'What is a0?'"),
         (good_record(id=7, image={"bytes": b"x", "path": None}, question=None), "record with id '7'"),
         (good_record(image={"bytes": None, "path": "a.png"}), "record with image 'a.png', question 'What is a0?'"),
-        ({"image": picture()}, "record without a name"),
+        ({"image": make_image()}, "record without a name"),
         ([], "record list '[]'"),
     ],
 )

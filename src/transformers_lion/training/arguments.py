@@ -43,7 +43,7 @@ def _read_argument(name: str, value: Any, hint: Any, where: str) -> Any:
         if value in choices or any(fits(kind, value) for kind in kinds if kind is not str):
             return value
         close = get_close_matches(str(value), choices, 1)
-        hint_of = f" Do you mean {close[0]!r}?" if close else ""
+        hint_of = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{where} is {value!r}, but must be one of {', '.join(choices)}.{hint_of}")
     known = [kind for kind in kinds if is_known(kind)]
     for kind in known:
