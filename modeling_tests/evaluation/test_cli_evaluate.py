@@ -133,7 +133,7 @@ def test_tags_are_those_of_the_tagger_that_is_named(place: Path) -> None:
 
 def test_batched_answers_are_those_one_by_one(place: Path) -> None:
     result = lion("rec", "rec", "--tag-source", "none", "--check-batching", "5", "--limit", "5")
-    assert "0 of 5 answers differ in a batch from those one by one (float32)." in result.stdout
+    assert "0 of 5 answers differ when computed in a batch (float32)." in result.stdout
 
 
 def test_a_file_of_predictions_is_scored_without_a_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_an_error_on_two_processes_is_said_once(place: Path) -> None:
 # --- the command --------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "a task": (arguments("ride", "rec"), "There is no task 'ride'; there are rec, captioning, vqa"),
+    "a task": (arguments("ride", "rec"), "There is no task 'ride'; the tasks are rec, captioning, vqa"),
     "data": (arguments("rec", "lost"), "lost.jsonl: No such file or directory"),
     "images": (arguments("rec", "rec", "--images", "lost"), "lost: No such file or directory"),
     "a data set": (arguments("rec", "rec", "--dataset", "x"), "no figures of the paper for 'x' in rec; there are for"),

@@ -435,7 +435,7 @@ def test_a_missing_extra_is_named(workplace: Path, monkeypatch: pytest.MonkeyPat
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert refusal() == (
-        "error: lion train needs matplotlib, which the extra 'train' brings: pip install \"transformers-lion[train]\"."
+        "error: lion train needs matplotlib, which the extra 'train' installs: pip install \"transformers-lion[train]\"."
     )
 
 
