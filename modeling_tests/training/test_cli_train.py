@@ -39,7 +39,7 @@ SHORT: dict[str, Any] = {
     "data": [{"records": "records.json"}],
     "arguments": {"use_cpu": True, "logging_steps": 1},
 }
-"""Settings of all stages; a learning rate as YAML reads it, as a text."""
+"""Settings of all stages; a learning rate as YAML reads it, as a string."""
 
 
 @pytest.fixture
@@ -335,22 +335,22 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
         r"data\[0\]: unknown key 'image'. Did you mean images\? The keys are records, images, sample_ratio",
     ),
     "an argument of the Trainer": ({"arguments": {"save_step": 1}}, "'save_step' is not a training argument"),
-    "a misspelt choice": (
+    "a misspelled choice": (
         {"arguments": {"lr_scheduler_type": "cosin"}},
         r"Stage mixture: arguments: lr_scheduler_type is 'cosin', but must be one of .* Did you mean 'cosine'\?",
     ),
-    "a misspelt plain choice": (
+    "a misspelled plain choice": (
         {"arguments": {"train_sampling_strategy": "by_length"}}, "'by_length', but must be one of random, sequential",
     ),
-    "a text for a number of the Trainer": (
+    "a string for a number of the Trainer": (
         {"arguments": {"max_grad_norm": "1e-x"}}, "max_grad_norm is '1e-x', but must be a number",
     ),
-    "a fraction for a whole number": (
-        {"arguments": {"gradient_accumulation_steps": 2.5}}, "gradient_accumulation_steps is 2.5, but must be a whole",
+    "a fraction for an integer": (
+        {"arguments": {"gradient_accumulation_steps": 2.5}}, "gradient_accumulation_steps is 2.5, but must be an int",
     ),
-    "a misspelt truth": ({"arguments": {"use_cpu": "ture"}}, "use_cpu is 'ture', but must be true or false"),
-    "a list for a text": ({"arguments": {"run_name": ["a"]}}, "run_name is .'a'., but must be a text or null"),
-    "two orders": (
+    "a misspelled boolean": ({"arguments": {"use_cpu": "ture"}}, "use_cpu is 'ture', but must be true or false"),
+    "a list for a string": ({"arguments": {"run_name": ["a"]}}, "run_name is .'a'., but must be a string or null"),
+    "two sampling orders": (
         {"one_source_per_batch": True, "arguments": {"train_sampling_strategy": "group_by_length"}},
         "one_source_per_batch and arguments: train_sampling_strategy cannot be combined",
     ),
@@ -359,7 +359,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "no stage": ({"stages": [{}]}, "the key stage is missing"),
     "no stages": ({"stages": []}, "stages must be a list of at least one stage"),
     "an unknown stage": ({"stages": [{"stage": "four"}]}, r"There is no stage 'four'. The stages are image_level"),
-    "a text for a number": ({"batch_size": "many"}, "batch_size is 'many', but must be a whole number"),
+    "a string for a number": ({"batch_size": "many"}, "batch_size is 'many', but must be an integer"),
     "a number for a choice": ({"tag_source": 1}, "tag_source is 1, but must be 'data' or 'tagger' or 'none'"),
     "an old source of tags": ({"tag_source": "record"}, "tag_source is 'record', but must be 'data' or 'tagger'"),
     "an old key of tags": ({"tags": "auto"}, "unknown key 'tags'. Set tag_source to .*: data, tagger, none"),
@@ -435,7 +435,8 @@ def test_a_missing_extra_is_named(workplace: Path, monkeypatch: pytest.MonkeyPat
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert refusal() == (
-        "error: lion train needs matplotlib, which the extra 'train' installs: pip install \"transformers-lion[train]\"."
+        "error: lion train needs matplotlib, which the extra 'train' installs: "
+        'pip install "transformers-lion[train]".'
     )
 
 

@@ -151,8 +151,8 @@ def test_json_lines_are_known_by_their_content_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is no JSON"), ("  \n", "is no JSON"), ("[]", "holds no records"), ('[{"image": 1}', "is no JSON"),
-        ("3", "holds int, not a list"), ("[" * 100_000, "is no JSON"), ("\xff[]", "is no JSON"),
+        ("", "is not valid JSON"), ("  \n", "is not valid JSON"), ("[]", "has no records"), ('[{"image": 1}', "is not valid JSON"),
+        ("3", "contains int, not a list"), ("[" * 100_000, "is not valid JSON"), ("\xff[]", "is not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_file_without_records_stops_whatever_is_wished(
@@ -167,7 +167,7 @@ def test_a_file_without_records_stops_whatever_is_wished(
 @pytest.mark.parametrize("streaming", [False, True])
 def test_an_empty_file_of_lines_holds_no_records(streaming: bool, folder: Path) -> None:
     (folder / "a.jsonl").touch()
-    with pytest.raises(ValueError, match="holds no records"):
+    with pytest.raises(ValueError, match="has no records"):
         list(load_records(folder / "a.jsonl", streaming=streaming))
 
 
@@ -199,7 +199,7 @@ def test_a_record_with_a_field_that_stands_twice_is_a_bad_one(form: str, streami
     report = RecordReport()
     assert len(list(load_records(file, on_error="skip", report=report, streaming=streaming))) == 1
     (fault,) = report.faults
-    assert (fault.kind, fault.reason) == ("broken JSON", "'question' stands there twice")
+    assert (fault.kind, fault.reason) == ("broken JSON", "duplicate key 'question'")
 
 
 def test_a_image_that_never_arrives_is_unreadable() -> None:
@@ -356,10 +356,10 @@ def test_listed_categories_are_the_only_ones(folder: Path) -> None:
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"check_images": "all"}, "check_images is 'all'"),
         ({"source": 3}, "not from int"),
-        ({"source": []}, "records holds no records"),
+        ({"source": []}, "records has no records"),
         ({"source": DatasetDict({"train": Dataset.from_list([good_record()])})}, "from one split; this has 'train'"),
         ({"source": [good_record(answer="")], "on_error": "skip"}, "None of the 1 records"),
-        ({"source": Dataset.from_dict({"image": []})}, "dataset holds no records"),
+        ({"source": Dataset.from_dict({"image": []})}, "dataset has no records"),
         (
             {"source": Dataset.from_dict({"image": [], "hint": []})},
             "columns hint, which are not read; columns are image",

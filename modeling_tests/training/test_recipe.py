@@ -103,7 +103,7 @@ def test_an_optimizer_that_takes_no_groups_is_refused(
     found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Seq2SeqTrainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda arguments, model: found))
-    with pytest.raises(ValueError, match=r"optim='lomo' makes groups of its own"):
+    with pytest.raises(ValueError, match=r"optim='lomo' builds its own parameter groups"):
         build_optimizer(tiny_model(), training_arguments(tmp_path, optim="lomo", use_cpu=True))
 
 

@@ -43,9 +43,7 @@ def lion(
 
 
 app.command(epilog="Example: lion caption photos/ --json", no_args_is_help=True)(caption)
-app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What colour is it?"', no_args_is_help=True)(
-    ask
-)
+app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What color is it?"', no_args_is_help=True)(ask)
 app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)

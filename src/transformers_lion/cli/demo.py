@@ -29,7 +29,7 @@ def demo(
     dtype: Dtype = None,
     debug: Debug = False,
 ) -> None:
-    """Serve a web page that tags, captions, answers questions about and finds things in images."""
+    """Serve a web page for captions, questions, boxes and tags."""
     try:
         require("lion demo", "demo", ["gradio"])
     except ValueError as error:

@@ -56,10 +56,11 @@ class Options:
     num_beams: NumBeams = None
     max_new_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.", show_default="the task's"),
+        typer.Option("--max-new-tokens", min=1, help="Maximum tokens per answer.", show_default="the task's"),
     ] = None
     length_penalty: Annotated[
-        float | None, typer.Option("--length-penalty", help="Used by beam search.", show_default="the model's")
+        float | None,
+        typer.Option("--length-penalty", help="Length penalty of beam search.", show_default="the model's"),
     ] = None
     box_format: Annotated[
         str | None, typer.Option("--box-format", help="REC: xyxy or xywh, if the data do not specify it.")
@@ -73,7 +74,7 @@ class Options:
     tagger: Tagger = None
     dtype: Dtype = None
     device: Device = None
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first examples.")] = None
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Number of examples to use.")] = None
     seed: Annotated[int, typer.Option("--seed", help="Seed for checkpoints that sample.")] = 0
     check_batching: Annotated[
         int, typer.Option("--check-batching", min=0, help="Also answer this many one by one, in float32, and compare.")

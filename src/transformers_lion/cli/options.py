@@ -34,14 +34,16 @@ Images = Annotated[
     typer.Argument(metavar="IMAGE", help="Files, folders, globs or URLs; - reads a list from stdin."),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Folder or Hub id.", show_default="the example checkpoint")
+    str | None, typer.Option("--model", "-m", help="Model folder or Hub id.", show_default="the example checkpoint")
 ]
 Tags = Annotated[str | None, typer.Option("--tags", help="Tags for all prompts: 'dog, grass'.")]
 TagSourceOption = Annotated[
     TagSourceName | None,
     typer.Option("--tag-source", help="Source of tags; none omits the tag sentence.", show_default="data, else tagger"),
 ]
-Tagger = Annotated[str | None, typer.Option("--tagger", help="Folder or Hub id.", show_default="the model's, if any")]
+Tagger = Annotated[
+    str | None, typer.Option("--tagger", help="Tagger folder or Hub id.", show_default="the model's, if any")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, with all details.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write JSON Lines to this new file.", show_default="stdout")
@@ -52,10 +54,10 @@ Draw = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images and questions per batch.")]
 NumBeams = Annotated[
-    int | None, typer.Option("--num-beams", min=1, help="Beams of the search.", show_default="the model's")
+    int | None, typer.Option("--num-beams", min=1, help="Number of beams.", show_default="the model's")
 ]
 MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.", show_default="the model's")
+    int | None, typer.Option("--max-new-tokens", min=1, help="Maximum tokens per answer.", show_default="the model's")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0...", show_default="a GPU, if there is one")]
 Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Dtype of the weights.", show_default="as saved")]

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 Threshold = Annotated[
     float | None,
-    typer.Option("--threshold", min=0, max=1, help="Lowest score of a tag.", show_default="each tag's own"),
+    typer.Option("--threshold", min=0, max=1, help="Minimum score of a tag.", show_default="each tag's own"),
 ]
-TopK = Annotated[int | None, typer.Option("--top", min=1, help="Largest number of tags.", show_default="all")]
+TopK = Annotated[int | None, typer.Option("--top", min=1, help="Maximum number of tags.", show_default="all")]
 
 
 class Tagging:
