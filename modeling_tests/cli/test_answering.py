@@ -258,11 +258,11 @@ def test_images_of_the_same_name_have_drawings_of_their_own(workplace: Path, qui
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["scene.png", "--draw", "scene.png"], "--draw would overwrite scene.png"),
-        (["scene.png", "--draw", "."], "--draw would overwrite scene.png"),
-        (["scene.png", "sketch.jpg", "--draw", "."], "--draw would overwrite scene.png"),
-        (["scene.png", "--draw", "link.png"], "--draw would overwrite link.png"),
-        (["scene.png", "--draw", "out.xyz"], "ends in .png, .jpg"),
+        (["scene.png", "--draw", "scene.png"], "--draw would overwrite the input image scene.png"),
+        (["scene.png", "--draw", "."], "--draw would overwrite the input image scene.png"),
+        (["scene.png", "sketch.jpg", "--draw", "."], "--draw would overwrite the input image scene.png"),
+        (["scene.png", "--draw", "link.png"], "--draw would overwrite the input image link.png"),
+        (["scene.png", "--draw", "out.xyz"], "must end in .png, .jpg"),
         (["scene.png", "--draw", "lost/out.png"], "lost: No such file or directory."),
         (["scene.png", "sketch.jpg", "--draw", "sketch.jpg"], "sketch.jpg: File exists."),
         (["scene.png", "-o", "lost/out.jsonl"], "lost/out.jsonl: No such file or directory."),

@@ -44,7 +44,7 @@ def test_people_read_devices_and_sizes() -> None:
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (["gpu=3GB"], "--max-memory gpu=3GB: 'gpu' is no device"),
+        (["gpu=3GB"], "--max-memory gpu=3GB: 'gpu' is not a device"),
         (["0=much"], "--max-memory 0=much: 'much' is not a size; use for example 20GB"),
         (["3GB", "cpu=2GB"], "--max-memory lists cpu twice."),
     ],

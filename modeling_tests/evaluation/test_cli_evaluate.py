@@ -219,7 +219,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         arguments("rec", "rec", "--tag-source", "none", "--tagger", "x"),
         "tagger x would have nothing",
     ),
-    "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: leave --model"),
+    "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: omit --model"),
     "an option of another task": (arguments("pope", "pope", "--box-unit", "pixels"), "pope has no option box_unit"),
     "a form of boxes": (arguments("rec", "rec", "--box-format", "x"), "box_format"),
     "predictions": (arguments("rec", "rec", "--predictions", "lost"), "lost cannot be read"),

@@ -84,7 +84,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "box in pixels in a question": (
         region("a dog", question="What is at [1,2,30,40]?"), "bad box", "question has the box [1,2,30,40]",
     ),
-    "misspelt field": (good_record(tag=["dog"]), "unread field", "it has tag, which is not read; the fields are image,"),
+    "misspelt field": (good_record(tag=["dog"]), "unread field", "it has tag, which is not read; the fields are"),
     "prompt": (good_record(prompt="Look."), "unread field", "it has prompt, which is not read"),
     "answers of others": (good_record(answers=["1", "2"]), "unread field", "answers together with a single question"),
     "surrogate in a tag": (good_record(tags=["\udc00"]), "broken text", "tags is not valid Unicode"),

@@ -182,11 +182,11 @@ def test_a_model_of_another_stage_is_refused_and_left_alone(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_quantised_part_that_should_train_is_refused() -> None:
+def test_a_quantized_part_that_should_train_is_refused() -> None:
     model = tiny_model()
     weight = model.language_projection.weight
     model.language_projection.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"language_projection\.weight .* stage 3, but is quantised \(torch.int8\)"):
+    with pytest.raises(ValueError, match=r"language_projection\.weight .* stage 3, but is quantized \(torch.int8\)"):
         apply_stage(model, 3)
 
 

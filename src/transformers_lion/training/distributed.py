@@ -236,7 +236,7 @@ def find_lion(model: nn.Module) -> LionForConditionalGeneration:
 def _broadcast_trained(model: nn.Module, device: torch.device | str) -> None:
     """Give all processes the first one's trained parameters, as DistributedDataParallel does.
 
-    Otherwise parts that each process initialised for itself would be put together of pieces that do not fit.
+    Otherwise parts that each process initialized for itself would be put together of pieces that do not fit.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:

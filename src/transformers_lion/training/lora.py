@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import nn
 
 from .precision import SIXTEEN_BITS
-from .quantised import check_gradients_pass
+from .quantized import check_gradients_pass
 from .trainable_checkpoints import is_plain
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ MODULES_TO_SAVE = (
 """LION's own parts, by module name: adapters with their router, and what the stages train beside the Q-Former."""
 
 
-NOT_QUANTISED = ("language_model.lm_head", "language_projection", "aggregator", "aggregator_projection")
-"""Modules that a quantiser must skip where LoRA trains on a quantised base: what is trained whole, and `lm_head`."""
+NOT_QUANTIZED = ("language_model.lm_head", "language_projection", "aggregator", "aggregator_projection")
+"""Modules that a quantizer must skip where LoRA trains on a quantized base: what is trained whole, and `lm_head`."""
 
 
 def lora_config(
@@ -55,7 +55,7 @@ def lora_config(
 
     Raises:
         ValueError: if there is no such target, the model has none of the targets, what is to be trained whole is
-            quantised, or the base is quantised so that no gradients pass through it.
+            quantized, or the base is quantized so that no gradients pass through it.
     """
     for target in targets:
         if target not in TARGETS:
@@ -70,7 +70,7 @@ def lora_config(
     chosen = [name for name in modules_to_save if own.get(name)]
     for name in chosen:
         if not all(is_plain(parameter) for parameter in own[name]):
-            raise ValueError(f"{name} is to be trained whole, but is quantised: have the quantiser skip NOT_QUANTISED.")
+            raise ValueError(f"{name} is to be trained whole, but is quantized: have the quantizer skip NOT_QUANTIZED.")
     check_gradients_pass(model)
     _warn_of_16_bits({name: own[name] for name in chosen})
     return LoraConfig(
@@ -98,7 +98,7 @@ __all__ = [
     "LANGUAGE_MODEL_ATTENTION",
     "LANGUAGE_MODEL_FEED_FORWARD",
     "MODULES_TO_SAVE",
-    "NOT_QUANTISED",
+    "NOT_QUANTIZED",
     "QFORMER_ATTENTION",
     "TARGETS",
     "lora_config",

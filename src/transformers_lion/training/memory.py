@@ -209,7 +209,7 @@ def step_bytes(
     """
     size = model.config.vision_config.image_size
     with FakeTensorMode():
-        _materialise(model, weights_dtype)
+        _materialize(model, weights_dtype)
         model.train()
         if activation_checkpointing:
             enable_activation_checkpointing(model)
@@ -227,7 +227,7 @@ def step_bytes(
     return counter.peak - before
 
 
-def _materialise(model: nn.Module, dtype: torch.dtype) -> None:
+def _materialize(model: nn.Module, dtype: torch.dtype) -> None:
     """Replace the parameters and buffers of a model on the meta device by ones on the CPU, with their gradients."""
     replaced: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():

@@ -24,7 +24,7 @@ from .distributed import FsdpCallback, PreparedModelCallback, ProcessCheckCallba
 from .feature_cache import FeatureCache, check_not_augmented, check_tower
 from .optimizer import parameter_groups
 from .precision import train_in_float32
-from .quantised import check_gradients_pass
+from .quantized import check_gradients_pass
 from .stages import Stage
 from .trainer import LionTrainer
 

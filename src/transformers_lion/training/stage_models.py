@@ -41,7 +41,7 @@ class StageModel:
     Attributes:
         model: on the CPU, in eval mode. Nothing is frozen yet: that is `apply_stage`'s.
         origins: for each parameter `"base"`, or the stage that trained it, or `"both"` where two stages agree, or
-            `"mean"` of two stages, or `"initialised"`.
+            `"mean"` of two stages, or `"initialized"`.
     """
 
     model: LionForConditionalGeneration
@@ -135,7 +135,7 @@ def combine_stages(
     fields["aggregator_config"] = second.config.aggregator_config.to_dict()
     tensors, origins = _mix(_tensors_of(first, stage1), _tensors_of(second, stage2), soft_prompt)
     result = _assemble(LionConfig.from_dict(fields), first, tensors, origins)
-    assert all(".router." in name for name, origin in result.origins.items() if origin == "initialised")
+    assert all(".router." in name for name, origin in result.origins.items() if origin == "initialized")
     if output_dir is not None:
         result.model.save_pretrained(output_dir)  # nothing of an older model there stays
         for folder in folders:
@@ -190,7 +190,7 @@ def _assemble(
     tensors: dict[str, torch.Tensor],
     origins: dict[str, str],
 ) -> StageModel:
-    """A model of these tensors, with the rest initialised, and dtypes and generation settings as those of `source`."""
+    """A model of these tensors, with the rest initialized, and dtypes and generation settings as those of `source`."""
     with _quiet_loading():
         model, info = LionForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=dict(tensors), dtype=source.dtype, output_loading_info=True
@@ -204,7 +204,7 @@ def _assemble(
         elif part_of(name) == ADAPTERS:
             parameter.data = parameter.data.to(adapter_dtype)
     model.generation_config = copy.deepcopy(source.generation_config)
-    return StageModel(model, {name: origins.get(name, "initialised") for name, _ in model.named_parameters()})
+    return StageModel(model, {name: origins.get(name, "initialized") for name, _ in model.named_parameters()})
 
 
 def _check_same_facts(first: LionConfig, second: LionConfig) -> None:

@@ -5,7 +5,7 @@ A folder holds `trainable.safetensors`, the trained tensors under the model's ow
 - `stage`: name of the stage, or null;
 - `trained`: shape of each trained tensor;
 - `base`: shape and middle number of each other parameter, by which a base is known again in any dtype; null for one
-  that is quantised.
+  that is quantized.
 
 Together the two lists name every parameter of the model, but for those that reach no output.
 """
@@ -75,7 +75,7 @@ def load_trainable(model: LionForConditionalGeneration, folder: str | os.PathLik
         The name of the stage, if it was noted down. (Nothing is frozen: that is `apply_stage`'s.)
 
     Raises:
-        ValueError: if a tensor is missing, unknown or of another shape; if one that was trained is quantised in the
+        ValueError: if a tensor is missing, unknown or of another shape; if one that was trained is quantized in the
             model; if the model's base is another one.
     """
     index = json.loads((Path(folder) / INDEX).read_text(encoding="utf-8"))
@@ -86,7 +86,7 @@ def load_trainable(model: LionForConditionalGeneration, folder: str | os.PathLik
     for name, tensor in tensors.items():
         _check_same_shape(name, tensor.shape, parameters[name].shape)
         if not is_plain(parameters[name]):
-            raise ValueError(f"{name} is quantised in the model, and cannot take what was trained.")
+            raise ValueError(f"{name} is quantized in the model, and cannot take what was trained.")
     for name, identity in index["base"].items():
         _check_base(name, identity, _identity_of(parameters[name]))
     with torch.no_grad():
@@ -101,12 +101,12 @@ def _known_parameters(model: LionForConditionalGeneration) -> dict[str, nn.Param
 
 
 def is_plain(parameter: torch.Tensor) -> bool:
-    """Whether a parameter's numbers are what they stand for, and not a quantiser's codes."""
+    """Whether a parameter's numbers are what they stand for, and not a quantizer's codes."""
     return type(parameter) is nn.Parameter and parameter.is_floating_point()
 
 
 def _identity_of(parameter: nn.Parameter) -> dict[str, Any] | None:
-    """Shape and middle number of a parameter; without the number if it is not in memory, `None` if it is quantised."""
+    """Shape and middle number of a parameter; without the number if it is not in memory, `None` if it is quantized."""
     if not is_plain(parameter):
         return None
     middle = None if parameter.is_meta else parameter.detach().flatten()[parameter.numel() // 2].item()

@@ -1,4 +1,4 @@
-"""Whether gradients pass through the quantised layers of a base that something is trained on."""
+"""Whether gradients pass through the quantized layers of a base that something is trained on."""
 
 import copy
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ TOLERANCE = 0.25
 
 
 def check_gradients_pass(model: nn.Module, is_tower_frozen: bool = True) -> None:
-    """Look at one quantised layer of each kind.
+    """Look at one quantized layer of each kind.
 
     Args:
         model: a LION, also within PEFT's model.
@@ -24,20 +24,20 @@ def check_gradients_pass(model: nn.Module, is_tower_frozen: bool = True) -> None
             such as torchao's `Int8DynamicActivationInt8WeightConfig`, have none; what lies before them would be trained
             on noise.
     """
-    for name, layer in _quantised_layers(model):
+    for name, layer in _quantized_layers(model):
         if is_tower_frozen and "vision_model" in name.split("."):
             continue
         found = _relative_derivative(layer)
         if abs(found - 1) > TOLERANCE:
             raise ValueError(
-                f"{name} is quantised ({type(layer.weight).__name__}) so that gradients do not pass through it: its "
-                f"derivative is {found:.2g} times the true one. Nothing can be trained on such a base; quantise "
+                f"{name} is quantized ({type(layer.weight).__name__}) so that gradients do not pass through it: its "
+                f"derivative is {found:.2g} times the true one. Nothing can be trained on such a base; quantize "
                 "weights only, as Int8WeightOnlyConfig does."
             )
 
 
-def _quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The name and module of the first quantised linear layer of each kind in each part of the model."""
+def _quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The name and module of the first quantized linear layer of each kind in each part of the model."""
     seen = set()
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or is_plain(module.weight) or module.weight.is_meta:
