@@ -320,7 +320,7 @@ def test_a_recipe_that_ended_before_the_first_step_may_be_mended(workplace: Path
     faults = [json.loads(line) for line in Path("out/mixture/records.jsonl").read_text().splitlines()]
     assert {fault["Fault"]["source"] for fault in faults if "Fault" in fault} <= {"boxes.json[1]"}
     write_recipe(on_error="skip", learning_rate=2e-3)
-    assert "was begun with" in lion().stderr
+    assert "was started with" in lion().stderr
 
 
 BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
@@ -367,7 +367,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "data of the wrong kind": ({"data": "records.json"}, "data is 'records.json', but must be a list"),
     "a name twice": ({"stages": [{"stage": 3}, {"stage": 3}]}, "2 stages are called 'mixture'; give each a unique"),
     "a name that is no folder": ({"stages": [{"stage": 3, "name": "../x"}]}, r"name '../x' of a stage must consist of"),
-    "no model": ({"model": ...}, "Stage mixture has no model to begin with"),
+    "no model": ({"model": ...}, "Stage mixture has no model to start from"),
     "a missing model": ({"model": "lost"}, "lost/config.json: No such file or directory"),
     "a model of another stage": ({"stages": [{"stage": 3, "model": ["lion", "lion"]}]}, "Stage 1 .image_level. trains"),
     "two models for one": ({"stages": [{"stage": 1, "model": ["a", "b"]}]}, "model lists 2 folders; only the mixture"),
@@ -375,7 +375,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "missing images": ({"data": [{"records": "records.json", "images": "lost"}]}, "lost: No such file or directory"),
     "a reporter": ({"report_to": ["paper"]}, "report_to has 'paper', which is unknown or not installed"),
     "no tagger": ({"tag_source": "tagger"}, 'tag_source is "tagger", but there is no tagger; set tagger'),
-    "a tagger for nothing": ({"tagger": "lion", "tag_source": "data"}, "the tagger lion would have nothing to do"),
+    "a tagger for nothing": ({"tagger": "lion", "tag_source": "data"}, "the tagger lion would not be used"),
     "an impossible ratio": ({"data": [{"records": "records.json", "sample_ratio": -1}]}, "sample_ratio is -1.0, but"),
     "parts to reuse of nothing": ({"reuse": ["qformer"]}, "reuse is for the first two stages, not for mixture"),
     "a stage that does not fit": (
@@ -423,7 +423,7 @@ def test_a_stage_that_was_begun_keeps_its_settings(workplace: Path) -> None:
     for change, key in (("learning_rate=2e-3", "learning_rate"), ("seed=1", "seed"), ("model=./lion", "model")):
         result = lion(change)
         assert (result.exit_code, result.stdout) == (1, "")
-        line = rf"error: Stage mixture was begun with {key} .*, but now it is .* or delete out/mixture to begin .*\n"
+        line = rf"error: Stage mixture was started with {key} .*, but now it is .* or delete out/mixture to start .*\n"
         assert re.fullmatch(line, result.stderr)
     assert lion("num_workers=1").exit_code == 0  # changes nothing of the result
 

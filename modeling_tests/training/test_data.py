@@ -151,7 +151,8 @@ def test_json_lines_are_known_by_their_content_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "not valid JSON"), ("  \n", "not valid JSON"), ("[]", "has no records"), ('[{"image": 1}', "not valid JSON"),
+        ("", "not valid JSON"), ("  \n", "not valid JSON"), ("[]", "has no records"),
+        ('[{"image": 1}', "not valid JSON"),
         ("3", "contains int, not a list"), ("[" * 100_000, "not valid JSON"), ("\xff[]", "not valid JSON"),
     ],
 )  # fmt: skip

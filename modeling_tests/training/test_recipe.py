@@ -308,7 +308,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
     if content is not None:
         (tmp_path / "checkpoint-100" / "trainer_state.json").write_text(content)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert "checkpoint-100 is passed over" in caplog.text
+    assert "checkpoint-100: it is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize("random_state", [None, "half"])
