@@ -211,10 +211,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a task": (arguments("ride", "rec"), "There is no task 'ride'; the tasks are rec, captioning, vqa"),
     "data": (arguments("rec", "lost"), "lost.jsonl: No such file or directory"),
     "images": (arguments("rec", "rec", "--images", "lost"), "lost: No such file or directory"),
-    "a data set": (arguments("rec", "rec", "--dataset", "x"), "no figures of the paper for 'x' in rec; there are for"),
+    "a data set": (arguments("rec", "rec", "--dataset", "x"), "The paper has no rec results for 'x', only for:"),
     "a model": (arguments("rec", "rec", "--model", "./lost"), "lost"),
     "a device": (arguments("rec", "rec", "--device", "gpu9"), "--device gpu9: "),
-    "a tagger": (arguments("rec", "rec", "--tagger", "lost/it"), "lost/it is no folder, and no repository"),
+    "a tagger": (arguments("rec", "rec", "--tagger", "lost/it"), "lost/it is neither a folder nor a readable"),
     "a tagger for nothing": (
         arguments("rec", "rec", "--tag-source", "none", "--tagger", "x"),
         "tagger x would have nothing",
@@ -239,7 +239,7 @@ def test_a_mistake_is_one_line_that_names_it(command: list[str], words: str, pla
 def test_a_changed_setup_names_both(place: Path) -> None:
     lion("multiple-choice", "choice", "--tag-source", "none")
     words = (
-        "The predictions in out were made with tag_source none, but now it is data. Take the old one or another output"
+        "The predictions in out were made with tag_source none, but now it is data. Use the old value or another output"
     )
     assert words in refusal("multiple-choice", "choice", "--tag-source", "data")
 

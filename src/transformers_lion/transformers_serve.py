@@ -2,10 +2,11 @@
 
     python -m transformers_lion.transformers_serve lion-flant5-xl --port 8000
 
-takes the arguments of `transformers serve` (5.18 to 5.24, installed with `transformers[serving]`). It looks for
-a model's class in transformers, gives prompts no tags, cannot stream with beams, and cuts as many tokens off an answer
-that is not streamed as the prompt has, since a decoder's answer begins with the prompt. The classes here are LION as
-that server needs it; importing this module changes nothing, `register_served` does.
+accepts the arguments of `transformers serve` (5.18 to 5.24, installed with `transformers[serving]`). That server looks
+up model classes in transformers, adds no tags to prompts, cannot stream with beam search, and removes as many tokens
+from the start of an answer as the prompt has, unless it is streamed, because decoder-only models repeat the prompt. The
+classes here adapt LION to that server. Importing this module has no side effects; call `register_served` to register
+them.
 """
 
 import copy
@@ -27,7 +28,7 @@ from .tag_source import Tags, TagSource, check_tags, resolve_tag_source
 
 
 class ServedLion(LionForConditionalGeneration):
-    """LION whose answers begin with the prompt."""
+    """LION with answers that start with the prompt."""
 
     def generate(  # type: ignore[override]
         self,
@@ -37,7 +38,7 @@ class ServedLion(LionForConditionalGeneration):
         streamer: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Prompts and answers, (B, T + L). With a `streamer` there are no beams, which transformers cannot stream."""
+        """Return prompts and answers, (B, T + L). With a `streamer`, beam search is disabled."""
         if streamer is not None:
             generation_config = copy.deepcopy(generation_config or self.generation_config)
             generation_config.num_beams = 1
@@ -47,25 +48,25 @@ class ServedLion(LionForConditionalGeneration):
 
 
 class ServedProcessor(LionProcessor):
-    """A processor with a tagger, since the server knows models and processors only.
+    """A processor with a tagger, because the server only handles models and processors.
 
-    A request's `chat_template_kwargs` may hold `task_type`, `tags` and `tag_source`.
+    The `chat_template_kwargs` of a request may contain `task_type`, `tags` and `tag_source`.
     """
 
     tagger: ImageTagger | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As of `LionProcessor`, with the tagger in the checkpoint's folder `tagger/`, if there is one."""
+        """Load a processor as `LionProcessor` does, with the tagger in the checkpoint's `tagger/`, if there is one."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.tagger = find_tagger(str(pretrained_model_name_or_path), torch.device("cpu"), kwargs.get("revision"))
         return processor
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As of `LionProcessor`, where what is wrong with a request is the client's to know.
+        """Apply the chat template as `LionProcessor` does, and report invalid requests to the client.
 
         Raises:
-            HTTPException: of status 400, with what is wrong in its detail.
+            HTTPException: with status 400 and the error message as its detail, if the request is invalid.
         """
         from fastapi import HTTPException
 
@@ -83,14 +84,14 @@ class ServedProcessor(LionProcessor):
         tag_source: TagSource | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As of `LionProcessor`, with tags from `tag_source`.
+        """Process inputs as `LionProcessor` does, with tags from `tag_source`.
 
         Raises:
-            ValueError: if there is no image, or several, if the tags and their source do not go together, and as of
-                `LionProcessor`.
+            ValueError: if there is not exactly one image, the tags and their source conflict, or `LionProcessor` raises
+                an error.
         """
         if images is None:
-            raise ValueError("LION answers questions about an image: the messages have none.")
+            raise ValueError("LION answers questions about an image, but the messages contain none.")
         check_tags(tags, tag_source)
         source = resolve_tag_source(tags, tag_source, self.tagger is not None)
         if source == "tagger" and self.tagger is not None:
@@ -99,7 +100,7 @@ class ServedProcessor(LionProcessor):
 
 
 def check_addresses(conversation: Any) -> None:
-    """Raise `ValueError` if an image is a file of the server's, which a request may not ask for."""
+    """Raise `ValueError` if an image is a file on the server, which requests may not access."""
     for message in conversation:
         for part in message["content"] if isinstance(message.get("content"), list) else ():
             address = str(part.get("url", ""))
@@ -107,11 +108,11 @@ def check_addresses(conversation: Any) -> None:
                 raise ValueError(f"image_url is {address[:80]!r}, but must begin with http://, https:// or data:.")
 
 
-ServedProcessor.__name__ = LionProcessor.__name__  # under which a folder names it
+ServedProcessor.__name__ = LionProcessor.__name__  # the name in saved checkpoints
 
 
 def register_served() -> None:
-    """Have `transformers serve`, in this process, find these classes for LION's folders."""
+    """Make `transformers serve` in this process use these classes for LION checkpoints."""
     transformers.LionForConditionalGeneration = ServedLion
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[LionConfig.model_type] = ServedLion.__name__
     AutoProcessor.register(LionConfig, ServedProcessor, exist_ok=True)
