@@ -151,9 +151,9 @@ def test_json_lines_are_known_by_their_content_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "not valid JSON"), ("  \n", "not valid JSON"), ("[]", "has no records"),
-        ('[{"image": 1}', "not valid JSON"),
-        ("3", "contains int, not a list"), ("[" * 100_000, "not valid JSON"), ("\xff[]", "not valid JSON"),
+        ("", "is not valid JSON"), ("  \n", "is not valid JSON"), ("[]", "has no records"),
+        ('[{"image": 1}', "is not valid JSON"), ("3", "contains int, not a list"), ("[" * 100_000, "is not valid JSON"),
+        ("\xff[]", "is not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_file_without_records_stops_whatever_is_wished(
@@ -166,7 +166,7 @@ def test_a_file_without_records_stops_whatever_is_wished(
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_empty_file_of_lines_holds_no_records(streaming: bool, folder: Path) -> None:
+def test_an_empty_file_of_lines_has_no_records(streaming: bool, folder: Path) -> None:
     (folder / "a.jsonl").touch()
     with pytest.raises(ValueError, match="has no records"):
         list(load_records(folder / "a.jsonl", streaming=streaming))
@@ -347,7 +347,7 @@ def test_listed_categories_are_the_only_ones(folder: Path) -> None:
     dataset = load_records(records, folder, categories={"box": "region_level"}, on_error="skip", report=report)
     assert dataset["task_type"][:] == ["region_level"]
     assert report.counts == {"unknown category": 2}
-    with pytest.raises(ValueError, match="'pixel_level' for 'box'"):
+    with pytest.raises(ValueError, match="maps 'box' to 'pixel_level'"):
         load_records(records, folder, categories={"box": "pixel_level"})
 
 
@@ -358,7 +358,10 @@ def test_listed_categories_are_the_only_ones(folder: Path) -> None:
         ({"check_images": "all"}, "check_images is 'all'"),
         ({"source": 3}, "not from int"),
         ({"source": []}, "records has no records"),
-        ({"source": DatasetDict({"train": Dataset.from_list([good_record()])})}, "from one split; this has 'train'"),
+        (
+            {"source": DatasetDict({"train": Dataset.from_list([good_record()])})},
+            "Pass one split of the data; this has 'train'",
+        ),
         ({"source": [good_record(answer="")], "on_error": "skip"}, "None of the 1 records"),
         ({"source": Dataset.from_dict({"image": []})}, "dataset has no records"),
         (

@@ -91,7 +91,7 @@ def test_data_parallel_steps_are_those_of_one_process(stage: str, data_parallel:
 
 
 def test_fsdp2_that_would_be_something_else_is_refused_by_name(data_parallel: Results) -> None:
-    assert "accelerate runs DistributedDataParallel (MULTI_CPU)" in data_parallel["refusal"]
+    assert "accelerate uses DistributedDataParallel (MULTI_CPU)" in data_parallel["refusal"]
 
 
 def test_processes_that_train_apart_are_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

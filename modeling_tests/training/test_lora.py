@@ -139,7 +139,7 @@ def test_what_was_trained_is_saved_loaded_and_merged(stage: Stage, tmp_path: Pat
 
 @pytest.mark.parametrize("parts", [["vision_model"], ["qformer", "aggregator"]])
 def test_an_unknown_target_is_refused(parts: list[str]) -> None:
-    with pytest.raises(ValueError, match=rf"no target '{parts[-1]}', but language_model, qformer"):
+    with pytest.raises(ValueError, match=rf"no LoRA target '{parts[-1]}'; the targets are language_model, qformer"):
         lora_config(tiny_model(), targets=parts)
 
 

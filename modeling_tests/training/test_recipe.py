@@ -108,7 +108,7 @@ def test_an_optimizer_that_takes_no_groups_is_refused(
 
 
 def test_an_unknown_argument_is_refused_with_one_like_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'warmup_step' is no argument .*; such are warmup_steps"):
+    with pytest.raises(ValueError, match=r"'warmup_step' is not a training argument .*; did you mean warmup_steps"):
         training_arguments(tmp_path, warmup_step=3)
 
 
@@ -167,7 +167,7 @@ def test_rows_beyond_the_samples_are_cut_off(lion_processor: LionProcessor) -> N
 
 
 def test_logits_are_refused(lion_processor: LionProcessor) -> None:
-    with pytest.raises(ValueError, match=r"predict_with_generate=True\), but was given float64 of shape \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"predict_with_generate=True\), but got float64 of shape \(1, 2, 3\)"):
         AnswerMetrics(lion_processor)(EvalPrediction(predictions=np.zeros((1, 2, 3)), label_ids=np.zeros((1, 2))))
 
 
@@ -412,5 +412,5 @@ def test_a_trainable_checkpoint_of_another_base_is_refused(
     trainer = build(folder, lion_folder, Path(trainable_run.args.output_dir), trainable_only=True)
     with torch.no_grad():
         trainer.model.language_model.shared.weight.add_(1.0)
-    with pytest.raises(ValueError, match=r"not on the base of the checkpoint: .*language_model\.shared\.weight"):
+    with pytest.raises(ValueError, match=r"base is not that of the checkpoint: .*language_model\.shared\.weight"):
         train(trainer)

@@ -308,7 +308,7 @@ def test_a_base_can_be_a_folder_and_the_new_model_can_be_saved(tmp_path: Path) -
 
 @pytest.mark.parametrize("part", ["qformer", ADAPTERS, "heads"])
 def test_a_part_that_cannot_be_reused_is_refused(part: str) -> None:
-    with pytest.raises(ValueError, match=r"Stage 2 cannot reuse .*, but only \['aggregator', ") as info:
+    with pytest.raises(ValueError, match=r"Stage 2 cannot reuse .* of this base, only \['aggregator', ") as info:
         start_stage(2, tiny_model(), reuse=[part])
     assert repr(part) in str(info.value)
 
