@@ -236,12 +236,12 @@ def render(scene: Scene, size: int = 200) -> Image.Image:
     return paste_objects(scene, Image.fromarray(_background_pixels(scene, size)))
 
 
-def paste_objects(scene: Scene, picture: Image.Image) -> Image.Image:
+def paste_objects(scene: Scene, canvas: Image.Image) -> Image.Image:
     """Draw a scene's objects on a square image, in place, and return it."""
     for thing in scene.objects:
-        alpha, corner = mask(thing, picture.width)
-        picture.paste(thing.rgb, (*corner, corner[0] + alpha.width, corner[1] + alpha.height), alpha)
-    return picture
+        alpha, corner = mask(thing, canvas.width)
+        canvas.paste(thing.rgb, (*corner, corner[0] + alpha.width, corner[1] + alpha.height), alpha)
+    return canvas
 
 
 def visible_objects(scene: Scene, size: int) -> np.ndarray:

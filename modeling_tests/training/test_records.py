@@ -72,7 +72,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "answer that nobody sees": (good_record(answer="\u200b "), "no answer", "answer is empty"),
     "number of too many digits": (good_record(answer=10**5000), "wrong type", "answer is int with too many digits"),
     "question of too many digits": (good_record(question=10**5000), "wrong type", "question is int with too many"),
-    "numbers for a box": (good_record(answer=[0.1, 0.2, 0.3, 0.4]), "wrong type", "write boxes as text, with grounding.format_boxes"),
+    "numbers for a box": (good_record(answer=[0.1, 0.2, 0.3, 0.4]), "wrong type", "with grounding.format_boxes"),
     "box that is not a number": (region("[nan,0.1,0.2,0.3]"), "bad box", "[nan,0.1,0.2,0.3], but coordinates must be"),
     "box without an end": (region("[0.1,0.1,inf,0.3]"), "bad box", "but coordinates must be from 0 to 1"),
     "box in pixels": (region("Answer: [10,20,300,400]"), "bad box", "answer has the box [10,20,300,400]"),
