@@ -1,7 +1,7 @@
-"""Look at a wheel and a source distribution, or try an installed wheel that has no extras.
+"""Checks a wheel and a source distribution, or an installed wheel without extras.
 
-`check_release.py FOLDER` looks at what is in the folder, with `--tag v0.1.0` also whether the version is the tag's.
-`check_release.py --installed`, by the Python of an environment that has the wheel and nothing else, runs it there.
+`check_release.py FOLDER` checks the distributions in a folder; with `--tag v0.1.0` also that the version matches the
+tag. `check_release.py --installed` checks the installed package; run it in an environment with only the wheel.
 """
 
 import argparse
@@ -22,13 +22,13 @@ CAPTIONS = '{"images": [{"id": 1, "file_name": "sketch.png"}], "annotations": [{
 
 
 def check(is_right: bool, complaint: str) -> None:
-    """End with a complaint unless something is right."""
+    """Exit with an error message unless a condition holds."""
     if not is_right:
         sys.exit(f"error: {complaint}")
 
 
 def check_files(folder: Path, tag: str | None) -> None:
-    """Look at what was built."""
+    """Check the built distributions."""
     (wheel,) = folder.glob("*.whl")
     (source,) = folder.glob("*.tar.gz")
     version = wheel.name.split("-")[1]
@@ -56,7 +56,7 @@ def check_files(folder: Path, tag: str | None) -> None:
 
 
 def check_installed() -> None:
-    """Run what needs no extra, and see that what does says so."""
+    """Run everything that needs no extra, and check that the rest names the missing extra."""
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         run(0, "python", "-c", "from transformers_lion.example import sketch; sketch().save('sketch.png')")
@@ -80,7 +80,7 @@ def check_installed() -> None:
 
 
 def run(code: int, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of this environment, which must end with an exit code."""
+    """Run a program of this environment, and check its exit code."""
     path = Path(sys.executable).parent / program
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run([str(path), *arguments], capture_output=True, text=True, env=environment)
@@ -89,7 +89,7 @@ def run(code: int, program: str, *arguments: str) -> subprocess.CompletedProcess
 
 
 def main() -> None:
-    """Do one of the two."""
+    """Run the requested check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("dist"))
     parser.add_argument("--tag")

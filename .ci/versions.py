@@ -3,8 +3,8 @@
     python .ci/versions.py            # the releases above the lowest, which `make test-oldest` runs on in full
     python .ci/versions.py --write    # all of them; writes .ci/versions.json and the page's table
 
-Run by the Python of the environment that has the lowest versions of everything else. Each release of transformers is
-installed, without what it requires, into a folder of its own that PYTHONPATH puts before the environment's.
+Use the Python of the environment with the lowest versions of all other packages. Each release of transformers is
+installed without dependencies into its own folder, which takes precedence through PYTHONPATH.
 """
 
 import argparse
@@ -35,13 +35,13 @@ GROUPS = {
     "saving and loading": ("test_loading",),
     "Trainer and LoRA": ("test_trainer",),
 }
-"""Columns of the table, and the test modules of each."""
+"""Columns of the table with their test modules."""
 SHOWN = ("torch", "accelerate", "peft", "datasets", "huggingface-hub", "tokenizers", "numpy", "pillow")
-"""Packages whose versions the page names."""
+"""Packages whose versions the page lists."""
 
 
 def supported_minors() -> list[str]:
-    """The minor releases that pyproject.toml allows, such as 5.18, the lowest first."""
+    """Return the minor releases that pyproject.toml allows, such as 5.18, in ascending order."""
     found = re.search(r'"transformers>=(\d+)\.(\d+),<(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
     if found is None or found[1] != found[3]:
         sys.exit('error: pyproject.toml has no range such as "transformers>=5.18,<5.25".')
@@ -49,13 +49,13 @@ def supported_minors() -> list[str]:
 
 
 def test_files() -> dict[str, str]:
-    """The column of each test module, by the name that JUnit's XML has for it."""
+    """Return the column of each test module, by its name in JUnit XML."""
     names = {module: group for group, modules in GROUPS.items() for module in modules}
     return {f"modeling_tests.{module.replace('/', '.')}": group for module, group in names.items()}
 
 
 def install(minor: str) -> Path:
-    """The folder that holds the newest patch release of a minor release, downloaded if it is not there."""
+    """Return the folder with the latest patch release of a minor release, and download it if necessary."""
     folder = FOLDERS / minor
     if not list(folder.glob("transformers-*.dist-info")):
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
@@ -66,7 +66,7 @@ def install(minor: str) -> Path:
 
 
 def check_requirements(distribution: Distribution) -> None:
-    """End with a complaint if the environment lacks what a release of transformers requires."""
+    """Exit with an error message if the environment lacks a dependency of a release of transformers."""
     for requirement in map(Requirement, distribution.requires or ()):
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             found = version(requirement.name)
@@ -78,7 +78,7 @@ def run_tests(minor: str, workers: int) -> dict[str, Any]:
     """Run the core tests on a minor release.
 
     Returns:
-        `release`, what Python imported; `exit_code`, pytest's; `groups`, the counts of outcomes in each column.
+        `release`, the imported version; `exit_code` of pytest; `groups`, the counts of outcomes in each column.
     """
     folder = install(minor)
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
@@ -96,10 +96,10 @@ def run_tests(minor: str, workers: int) -> dict[str, Any]:
 
 
 def read_report(report: Path) -> dict[str, dict[str, int]]:
-    """Counts of what passed, failed and was skipped in each column, from JUnit's XML."""
+    """Count the passed, failed and skipped tests in each column, from JUnit XML."""
     columns = test_files()
     counts: dict[str, dict[str, int]] = {group: {} for group in GROUPS}
-    if not report.is_file():  # pytest did not come so far
+    if not report.is_file():  # pytest stopped before writing it
         return counts
     for case in ElementTree.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -110,7 +110,7 @@ def read_report(report: Path) -> dict[str, dict[str, int]]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The table of a run."""
+    """Format the table of a run."""
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines = [
         f"Run on {result['date']} on Python {result['python']} with {versions}:",
@@ -127,7 +127,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def with_table(page: str, table: str) -> str:
-    """A page with the table in its place."""
+    """Insert the table into a page."""
     before, _, rest = page.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
@@ -136,14 +136,14 @@ def with_table(page: str, table: str) -> str:
 
 
 def main() -> int:
-    """Run what is asked for, and say what failed.
+    """Run the requested tests, and report failures.
 
     Returns:
         The exit code.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="run on all releases, and write the page's table")
-    parser.add_argument("--workers", type=int, default=2, help="processes of pytest")
+    parser.add_argument("--workers", type=int, default=2, help="number of pytest processes")
     arguments = parser.parse_args()
     minors = supported_minors() if arguments.write else supported_minors()[1:]
     runs = [run_tests(minor, arguments.workers) for minor in minors]

@@ -1,8 +1,8 @@
-"""What the site needs beyond MkDocs: links as they are on GitHub, and notebooks as pages.
+"""MkDocs hooks that support repository links and notebooks.
 
-Pages link by paths of the repository. What they link to outside of `docs/` becomes a page of the site, under
-`repository/`, so that the site needs no other. A notebook becomes a page with its code and its
-outputs, and stays there as a file.
+Pages use the same links as on GitHub, relative to the repository. Linked files outside of `docs/` become pages of the
+site under `repository/`, so that the site is self-contained. A notebook becomes a page with its code and outputs, and
+is also available as a file.
 """
 
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=(?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^ *```", re.MULTILINE)
 PLACES = {"CHANGELOG.md": "changelog.md", "README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
-"""Pages of the site for files of the repository, where they are not those that the rule gives."""
+"""Pages for files of the repository that do not follow the general rule."""
 
 LANGUAGES = {
     ".py": "python",
@@ -29,11 +29,11 @@ LANGUAGES = {
     ".cff": "yaml",
 }
 origins: dict[str, str] = {}
-"""Where each page of the site is in the repository."""
+"""The path in the repository of each page."""
 
 
 def place(path: str) -> str:
-    """The site's page or file for a path of the repository."""
+    """Return the site's page or file for a path in the repository."""
     if path in PLACES:
         return PLACES[path]
     inside = path.removeprefix("docs/")
@@ -44,7 +44,7 @@ def place(path: str) -> str:
 
 
 def targets(markdown: str, origin: str) -> dict[str, str]:
-    """Links of a page that lead to files or folders of the repository, with the paths of those."""
+    """Yield the links of a page to files or folders of the repository, with their paths."""
     found = {}
     for link in LINK.findall("".join(FENCE.split(markdown)[::2])):
         path = os.path.normpath(os.path.join(os.path.dirname(origin), link))
@@ -54,7 +54,7 @@ def targets(markdown: str, origin: str) -> dict[str, str]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of notebooks, and of what is linked to outside of `docs/`."""
+    """Add pages for notebooks and for linked files outside of `docs/`."""
     origins.clear()
     origins.update({file.src_uri: f"docs/{file.src_uri}" for file in files.documentation_pages()})
     waiting = [(f"docs/{file.src_uri}", file.content_string) for file in files.documentation_pages()]
@@ -78,7 +78,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def page_of(path: str) -> str:
-    """The text of a page that shows a file or a folder of the repository."""
+    """Return the text of a page that shows a file or folder of the repository."""
     source = ROOT / path
     if source.is_dir():
         names = sorted(item.name for item in source.iterdir() if item.is_file())
@@ -92,7 +92,7 @@ def page_of(path: str) -> str:
 
 
 def page_of_notebook(text: str, name: str) -> str:
-    """A notebook's cells one after the other, with what they print and show."""
+    """Convert a notebook to Markdown, with the outputs of its cells."""
     parts = []
     for cell in nbformat.reads(text, as_version=4).cells:
         if cell.cell_type == "markdown":
@@ -111,7 +111,7 @@ def page_of_notebook(text: str, name: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turn links by paths of the repository into links by the site's pages."""
+    """Replace links to paths in the repository by links to pages of the site."""
     origin = origins.get(page.file.src_uri)
     if origin is None:
         return markdown

@@ -1,7 +1,7 @@
-"""Run the code of the pages, and put what it prints into them.
+"""Runs the code on the pages, and updates its outputs.
 
-`python docs/refresh.py` does so for the README, all pages and all notebooks, `python docs/refresh.py inference tags`
-for some. `--check` writes nothing, shows what differs, and ends with exit code 1 if anything does.
+`python docs/refresh.py` updates the README, all pages and all notebooks; `python docs/refresh.py inference tags` only
+some. `--check` writes nothing, shows the differences, and exits with code 1 if there are any.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from recipe import write_lion_files  # noqa: E402
 
 @contextlib.contextmanager
 def workplace(lion_folder: Path, lion_files: Path) -> Iterator[Path]:
-    """A working folder as the pages describe it, which the process is in."""
+    """Change to a working folder with the files that the pages use."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)
@@ -36,14 +36,14 @@ def workplace(lion_folder: Path, lion_files: Path) -> Iterator[Path]:
 
 
 def renew(page: Path, folder: Path, keep_varying: bool) -> str:
-    """A page's text with what its code prints now, but for what may vary, if that is to be kept."""
+    """Return a page's text with the current outputs of its code, optionally keeping outputs that may vary."""
     if page.suffix == ".ipynb":
         return execute(page, folder)
     return with_outputs(page.read_text(), list(run_page(page.read_text(), page.name, folder)), keep_varying)
 
 
 def main() -> int:
-    """Renew the pages that are named, or all.
+    """Update the named pages, or all.
 
     Returns:
         The exit code.

@@ -1,1 +1,1 @@
-"""Programs that are run from a checkout and are not part of the installed package."""
+"""Programs to run from a checkout; they are not part of the installed package."""

@@ -1,4 +1,4 @@
-"""The example checkpoint at work on two images: `python -m examples.answers [FOLDER]`."""
+"""Runs the example checkpoint on two images: `python -m examples.answers [FOLDER]`."""
 
 import argparse
 from pathlib import Path
@@ -16,9 +16,9 @@ SKETCH_PHRASES = ("the red circle", "the blue triangle", "the small yellow squar
 
 
 def main() -> None:
-    """Tag, caption, ask and locate in two images; print the answers and write the images with boxes."""
+    """Tag, caption and query two images, print the answers, and save the images with boxes."""
     parser = argparse.ArgumentParser(prog="python -m examples.answers", description="Show LION at work.")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"), help="for the images")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"), help="folder for the output images")
     folder = parser.parse_args().folder
     logging.set_verbosity_error()
     logging.disable_progress_bar()

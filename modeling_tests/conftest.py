@@ -1,4 +1,4 @@
-"""What many tests share: the small LION's original files, converted once, with its model and processor."""
+"""Shared fixtures: the small LION, converted once from its original files, with its model and processor."""
 
 import json
 import os
@@ -18,19 +18,19 @@ from recipe import GOLDENS, write_lion_files
 from restored_logging import no_deprecations, restored_logging
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 
-torch.set_num_threads(1)  # the models are too small to share
+torch.set_num_threads(1)  # the models are too small for several threads
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 
 @pytest.fixture(autouse=True)
 def logging_of_its_own() -> Iterator[None]:
-    """Whatever a test's commands do to logging and progress bars ends with it; a logged deprecation is an error."""
+    """Restore logging and progress bars after each test; a logged deprecation is an error."""
     with restored_logging(), no_deprecations():
         yield
 
 
 def convert_lion(files: Path, output: Path, lion: str = "lion.pth") -> Path:
-    """Run the conversion's command on the small LION's files."""
+    """Run the conversion command on the small LION's files."""
     arguments = {
         "--lion": files / lion,
         "--vision": files / "eva_vit.pth",
@@ -55,7 +55,7 @@ def lion_folder(lion_files: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def lion_model(lion_folder: Path) -> LionForConditionalGeneration:
-    """Shared: a test that changes it works on a copy."""
+    """Shared by all tests; copy it before changing it."""
     return LionForConditionalGeneration.from_pretrained(lion_folder).eval()
 
 
@@ -74,11 +74,11 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
-    """What the reference computed, and the pixels that it was given."""
+    """The reference's outputs, and its input pixels."""
     return {**load_file(GOLDENS / "lion" / "outputs.safetensors"), **load_file(GOLDENS / "lion" / "inputs.safetensors")}
 
 
 @pytest.fixture(scope="session")
 def case() -> dict[str, Any]:
-    """Questions, tags and answers of the parity cases, and the texts that the reference generated."""
+    """Questions, tags and answers of the parity cases, and the reference's generated texts."""
     return json.loads((GOLDENS / "lion" / "case.json").read_text())

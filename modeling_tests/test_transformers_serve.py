@@ -74,7 +74,7 @@ def test_prompts_have_the_taggers_tags_or_their_own(processor: Any) -> None:
 
 
 def test_a_question_without_a_image_is_refused(processor: Any) -> None:
-    with pytest.raises(ValueError, match="the messages have none"):
+    with pytest.raises(ValueError, match="the messages contain none"):
         processor(text=QUESTION)
 
 

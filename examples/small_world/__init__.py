@@ -1,6 +1,6 @@
-"""Trains the example checkpoint from scratch: scenes of coloured shapes, sentences about them, and a recipe.
+"""Trains the example checkpoint from scratch, on scenes of colored shapes and sentences about them.
 
-Reading order: `scenes.py` (what there is), `language.py` (what is said of it), `architecture.py`, then the training:
-`pretrain.py` (stage 0: vision tower, language model, tagger), `stage_training.py` (stages 1 to 3), `evaluation.py`,
-`package_checkpoint.py` (the result becomes the package's example checkpoint).
+Reading order: `scenes.py` (the images), `language.py` (the sentences), `architecture.py`, then the training:
+`pretrain.py` (stage 0: vision tower, language model, tagger), `stage_training.py` (stages 1 to 3), `evaluation.py`, and
+`package_checkpoint.py` (writes the package's example checkpoint).
 """

@@ -1,8 +1,8 @@
-"""Between stage 0 and stage 2: the aggregator learns to write what the language model learned to read.
+"""Aligns the aggregator with the language model, between stage 0 and stage 2.
 
-LION's aggregator starts stage 2 from nothing, in front of FlanT5. The small language model has seen so little
-that its answers teach a new aggregator nothing (stage 2 alone stayed at first loss for 200 steps). So the aggregator
-and its projection first imitate the vectors of words (`SceneWords`) that stand for each cell.
+LION's aggregator starts stage 2 from scratch, with FlanT5 as the language model. The small language model is trained on
+so little text that its answers cannot train a new aggregator (in stage 2 alone, the loss did not decrease for 200
+steps). The aggregator and its projection therefore first learn to imitate the word vectors (`SceneWords`) of each cell.
 
 Shape letters: B images, G cells on a side.
 """
@@ -24,7 +24,7 @@ BATCH = 64
 
 
 def _cell_words(labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels of cells -> what `SceneWords` takes: (B, 1 + G * G, FIELDS) and (B, 1 + G * G, 4)."""
+    """Convert labels of cells to inputs of `SceneWords`: (B, 1 + G * G, FIELDS) and (B, 1 + G * G, 4)."""
     shape = labels["shape"].flatten(1)
     fields = torch.zeros(*shape.shape, FIELDS, dtype=torch.long)
     fields[..., 0] = (shape > 0) * OBJECT
@@ -38,7 +38,7 @@ def _cell_words(labels: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Te
 
 
 class _AlignedAggregator(nn.Module):
-    """A LION whose aggregator and projection are trained, and the words that they imitate."""
+    """A LION whose aggregator and projection learn to imitate word vectors."""
 
     def __init__(self, model: LionForConditionalGeneration, words: SceneWords, embed: nn.Module):
         super().__init__()
@@ -50,7 +50,7 @@ class _AlignedAggregator(nn.Module):
         model.aggregator_projection.requires_grad_(True)
 
     def loss(self, batch: tuple[torch.Tensor, dict[str, torch.Tensor]]) -> torch.Tensor:
-        """Mean square of the difference, in parts of the words' own."""
+        """Return the mean squared error, relative to the mean square of the word vectors."""
         pixels, labels = batch
         fields, boxes = _cell_words(labels)
         target = self.words(fields, boxes, self.embed, on_grid=True).float()
@@ -59,7 +59,7 @@ class _AlignedAggregator(nn.Module):
 
 
 def align(folder: Path, model: LionForConditionalGeneration, seed: int = 0) -> None:
-    """Train the aggregator of `model`, and save aggregator and projection as `folder/aggregator.pt`."""
+    """Train the aggregator of `model`, and save it with its projection as `folder/aggregator.pt`."""
     images, labels = load_scenes(folder, "train", NUM_TOWER_SCENES)
     unseen = load_scenes(folder, "validation", NUM_VALIDATION_SCENES)
     file = folder / "tag_language" / "checkpoint.pt"

@@ -1,4 +1,4 @@
-"""Sizes of the small world's LION and tagger: every part of the big ones, at a width that trains on two cores."""
+"""Configurations of the small world's LION and tagger: all parts of the full models, sized to train on two cores."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ TEXT = {
 
 
 def small_config(visual_branch: str = "both") -> LionConfig:
-    """The configuration of the small LION, with two adapters where it has both branches and one elsewhere."""
+    """Return the configuration of the small LION, with two adapters if it has both branches, otherwise one."""
     tokenizer, questions = language_model_tokenizer(), qformer_tokenizer()
     num_adapters = 2 if visual_branch == "both" else 1
     text: dict[str, Any] = {**TEXT, "vocab_size": len(tokenizer), "num_adapters": num_adapters}
@@ -46,7 +46,7 @@ def small_config(visual_branch: str = "both") -> LionConfig:
 
 
 def small_tagger_config() -> RamConfig:
-    """The configuration of the small tagger."""
+    """Return the configuration of the small tagger."""
     vision = SwinConfig(
         image_size=96,
         patch_size=4,
@@ -61,7 +61,7 @@ def small_tagger_config() -> RamConfig:
         vision_config=vision, id2label=dict(enumerate(TAGS)), default_threshold=0.5, label_embed_dim=64,
         encoder_hidden_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.1, loss_gamma_negative=0.0,
-        loss_clip=0.0,  # a third of the tags are present: nothing to play down
+        loss_clip=0.0,  # a third of the tags are present, so negatives need no down-weighting
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""What the renderer knows at every cell of a grid: which object is there, and all that is true of it.
+"""Dense labels from the renderer: the object in each cell of a grid, with its attributes.
 
-The vision tower of the small world learns these dense labels (stage 0), and its language model reads them as words.
+The vision tower of the small world learns these labels in stage 0, and its language model reads them as words.
 
 Shape letters: N scenes, G cells on a side, C channels.
 """
@@ -14,17 +14,17 @@ import numpy as np
 from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, render, sample_scene, visible_objects
 
 MIN_COVER = 0.15
-"""Share of a cell that an object has to cover to be what is there."""
+"""Minimum fraction of a cell that an object must cover."""
 
 
 @dataclass(frozen=True)
 class CellLabels:
-    """Labels of the cells of N scenes; classes are counted from 1, and 0 is none.
+    """Labels of the cells of N scenes; classes start at 1, and 0 means no object.
 
     Attributes:
         color, shape, size: (N, G, G) int64.
-        box: (N, G, G, 4) float32, the whole box of the object that is there, in fractions of the image.
-        background: (N,) int64, from 0.
+        box: (N, G, G, 4) float32, the whole box of the object in the cell, in fractions of the image.
+        background: (N,) int64, class of the background, from 0.
     """
 
     color: np.ndarray
@@ -41,17 +41,19 @@ class CellLabels:
 
 
 def cell_objects(scene: Scene, grid: int, pixels: int = 10) -> np.ndarray:
-    """(G, G), the number of the object that covers most of each cell, -1 where none covers `MIN_COVER` of it."""
+    """Return the index (G, G) of the object that covers most of each cell, -1 if none covers `MIN_COVER` of it."""
     visible = visible_objects(scene, grid * pixels).reshape(grid, pixels, grid, pixels)
     cover = np.stack([(visible == number).mean(axis=(1, 3)) for number in range(len(scene.objects))])
     return np.where(cover.max(axis=0) >= MIN_COVER, cover.argmax(axis=0), -1)
 
 
 def label_cells(scenes: Sequence[Scene], grid: int) -> CellLabels:
-    """The labels of each scene's cells."""
+    """Return the labels of the cells of scenes."""
     rows = []
     for scene in scenes:
-        table = np.zeros((len(scene.objects) + 1, 7), dtype=np.float32)  # the last row, number -1, is of no object
+        table = np.zeros(
+            (len(scene.objects) + 1, 7), dtype=np.float32
+        )  # the last row, with index -1, stands for no object
         for number, thing in enumerate(scene.objects):
             classes = list(COLORS).index(thing.color), SHAPES.index(thing.shape), list(SIZES).index(thing.size)
             table[number] = [*(index + 1 for index in classes), *thing.box]

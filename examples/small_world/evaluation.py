@@ -1,7 +1,7 @@
-"""How well a small LION does on unseen scenes: boxes, captions, and each kind of question.
+"""Evaluates a small LION on unseen scenes: boxes, captions, and each kind of question.
 
 `python -m examples.small_world.evaluation MODEL [--tagger DIR] [--split test] [--scenes 1000]`;
-`--photographs` puts the objects on photographs, `--reword` asks as no training did.
+`--photographs` puts the objects on photographs, and `--reword` uses wordings not seen in training.
 """
 
 import argparse
@@ -31,7 +31,7 @@ GROUND = re.compile(rf"({'|'.join(BACKGROUNDS)}) background")
 
 
 def caption_attributes(caption: str) -> Counter[str]:
-    """What a caption says: of each object its shape with its size and with its colour, and the background."""
+    """Return the facts in a caption: each object's shape with its size and color, and the background."""
     said: Counter[str] = Counter(f"{size} {shape}" for size, _, shape in THING.findall(caption))
     said.update(f"{color} {shape}" for _, color, shape in THING.findall(caption))
     said.update(GROUND.findall(caption))
@@ -39,20 +39,20 @@ def caption_attributes(caption: str) -> Counter[str]:
 
 
 def is_right(sample: Sample, answer: str) -> bool:
-    """Whether an answer is the one expected; for boxes, whether the first has an IoU of a half or more."""
+    """Whether an answer is correct; for boxes, whether the first one has an IoU of at least 0.5."""
     if sample.kind != "locate":
         return answer.strip() == sample.answer
     return _locate_iou(sample, answer) >= 0.5
 
 
 def _locate_iou(sample: Sample, answer: str) -> float:
-    """IoU of the first box of an answer, 0 if it has none."""
+    """Return the IoU of the first box of an answer, 0 if it has none."""
     boxes = extract_boxes(answer)
     return box_iou(boxes[0], extract_boxes(sample.answer)[0]) if boxes else 0.0
 
 
 def summarize(samples: Sequence[Sample], answers: Sequence[str]) -> dict[str, float]:
-    """Figures of all samples: `rec` (accuracy at IoU 0.5), `miou`, `caption_f1`, and the share of right answers."""
+    """Return the metrics of all samples: `rec` (accuracy at IoU 0.5), `miou`, `caption_f1`, and accuracy by kind."""
     right: dict[str, list[bool]] = {}
     ious, said, true, both = [], 0, 0, 0
     for sample, answer in zip(samples, answers, strict=True):
@@ -78,16 +78,16 @@ REWORDINGS = (
     lambda x: f"Tell me: {x}", lambda x: f"{x} I can't see it well.", lambda x: x.replace("the", "that"),
     lambda x: x.replace("What", "So what").replace("Is there", "I wonder, is there").replace("How", "Just how"),
 )  # fmt: skip
-"""Questions as people may type them and no training had them."""
+"""Questions in natural wordings that do not occur in training."""
 
 
 def reword(generator: np.random.Generator, question: str) -> str:
-    """The question in one of the `REWORDINGS`."""
+    """Reword a question with one of the `REWORDINGS`."""
     return REWORDINGS[int(generator.integers(len(REWORDINGS)))](question)
 
 
 def on_photograph(scene: Scene, size: int, generator: np.random.Generator) -> Image.Image:
-    """The scene's objects on a piece of one of scikit-learn's two photographs, instead of its background."""
+    """Draw the scene's objects on a crop of one of scikit-learn's two photographs, instead of its background."""
     from sklearn.datasets import load_sample_images
 
     photograph = Image.fromarray(load_sample_images().images[int(generator.integers(2))])
@@ -110,14 +110,14 @@ def evaluate(
     photographs: bool = False,
     rewordings: bool = False,
 ) -> dict[str, float]:
-    """Ask one question of each kind about each scene, greedily.
+    """Answer one question of each kind about each scene, with greedy decoding.
 
     Args:
-        tags: share of wrong or missing tags among the true ones; `None` for no true tags.
-        tagger: makes the tags where there are no true ones.
-        size: pixels of the images.
-        photographs: whether the objects lie on photographs; no question is then about the background.
-        rewordings: whether questions are asked in one of the `REWORDINGS`.
+        tags: fraction of wrong or missing tags among the true ones; `None` for no true tags.
+        tagger: provides the tags if there are no true ones.
+        size: width and height of the images in pixels.
+        photographs: whether to draw the objects on photographs, without questions about the background.
+        rewordings: whether to reword questions with the `REWORDINGS`.
 
     Returns:
         See `summarize`.
@@ -127,25 +127,25 @@ def evaluate(
     samples: list[Sample] = []
     answers: list[str] = []
     for low in range(0, num_scenes, batch_size):
-        pictures, chosen, indices, tag_rows = [], [], [], []
+        images, chosen, indices, tag_rows = [], [], [], []
         for index in range(low, min(low + batch_size, num_scenes)):
             scene, generator = sample_scene(split, index, seed), np.random.default_rng([9, seed, index])
-            pictures.append(on_photograph(scene, size, generator) if photographs else render(scene, size))
+            images.append(on_photograph(scene, size, generator) if photographs else render(scene, size))
             asked = [sample for kind in kinds if (sample := ASKERS[kind](generator, scene)) is not None]
             if rewordings:
                 asked = [replace(sample, question=reword(generator, sample.question)) for sample in asked]
             chosen += asked
-            indices += [len(pictures) - 1] * len(asked)
+            indices += [len(images) - 1] * len(asked)
             given = noisy_tags(generator, scene, tags) if isinstance(tags, float) else None
             tag_rows += [given] * len(asked)
         if tags is None and tagger is not None:
-            found = tagger(pictures)
+            found = tagger(images)
             tag_rows = [found[index] for index in indices]
         batch = processor(
             text=[sample.question for sample in chosen], tags=tag_rows, return_tensors="pt",
             task_type=[sample.task_type for sample in chosen],
         )  # fmt: skip
-        pixels = processor(images=pictures, return_tensors="pt")
+        pixels = processor(images=images, return_tensors="pt")
         with torch.no_grad():
             ids = model.generate(
                 **pixels, **batch, image_indices=torch.tensor(indices), num_beams=1, max_new_tokens=64, do_sample=False
@@ -156,7 +156,7 @@ def evaluate(
 
 
 def main() -> None:
-    """Print the figures of a model."""
+    """Print the metrics of a model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--tagger", type=Path)

@@ -1,7 +1,8 @@
 """Sentences about scenes: captions, questions with answers, referring expressions with boxes, descriptions of a box.
 
-All are true by construction: each is written from the scene's geometry, and an expression is only used where it fits
-one object alone. Wordings vary; answers are in one form. The kinds and how often they are asked are in `KIND_WEIGHTS`.
+All are true by construction: they are generated from the scene's geometry, and referring expressions are used only if
+they fit exactly one object. Wordings vary, but answers have a fixed form. `KIND_WEIGHTS` lists the kinds of samples and
+their frequencies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +15,13 @@ from transformers_lion.grounding import format_boxes
 from .scenes import COLORS, HELD_OUT_PAIRS, SHAPES, SIZES, Scene, SceneObject
 
 MARGIN = 0.08
-"""Distance, in fractions of the image, from which on one thing counts as left of, or above, another."""
+"""Minimum distance, in fractions of the image, for an object to count as left of or above another."""
 
 KIND_WEIGHTS = {
     "caption": 0.14, "existence": 0.12, "color": 0.08, "shape": 0.08, "count": 0.1, "relation": 0.09, "size": 0.05,
     "background": 0.03, "locate": 0.24, "describe": 0.07,
 }  # fmt: skip
-"""Kinds of samples, and the share of each."""
+"""Kinds of samples and their weights."""
 
 REGION_LEVEL_KINDS = frozenset({"locate", "describe"})
 
@@ -31,7 +32,7 @@ WORDS = {
     "large": ("large", "large", "big"),
     "color": ("color", "color", "colour"),
 }
-"""Words of the templates that may be said in other words."""
+"""Synonyms of words in the templates."""
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     kind: tuple(block.strip().splitlines())
@@ -145,7 +146,7 @@ What is inside the box {box}?
 """,
     }.items()
 }
-"""Wordings of the questions of each kind, in the order of `KIND_WEIGHTS`; some stand twice to be used more often."""
+"""Wordings of the questions of each kind, in the order of `KIND_WEIGHTS`; duplicates are used more often."""
 
 RELATIONS: dict[str, tuple[int, int]] = {
     "to the left of": (0, -1), "left of": (0, -1), "to the right of": (0, 1), "right of": (0, 1), "above": (1, -1),
@@ -163,8 +164,8 @@ class Sample:
     """One question about a scene and its answer.
 
     Attributes:
-        kind: of `KIND_WEIGHTS`.
-        about: numbers of the objects that the question speaks of; `None` where it speaks of none in particular.
+        kind: a key of `KIND_WEIGHTS`.
+        about: indices of the objects that the question is about; `None` if it is not about specific objects.
     """
 
     kind: str
@@ -174,26 +175,26 @@ class Sample:
 
     @property
     def target(self) -> int:
-        """Number of the one object that the question is about."""
+        """Index of the only object that the question is about."""
         assert self.about is not None
         return self.about[0]
 
     @property
     def task_type(self) -> str:
-        """The task for LION's router."""
+        """The task type for LION's router."""
         return "region_level" if self.kind in REGION_LEVEL_KINDS else "image_level"
 
 
 @dataclass(frozen=True)
 class _Description:
-    """Words that fit some objects: size, colour and shape, each perhaps left open."""
+    """A description of objects by size, color and shape, each of which may be unspecified."""
 
     size: str | None = None
     color: str | None = None
     shape: str | None = None
 
     def fits(self, thing: SceneObject) -> bool:
-        """Whether the words are true of an object."""
+        """Whether the description fits an object."""
         return all(getattr(self, name) in (None, getattr(thing, name)) for name in ("size", "color", "shape"))
 
     def words(self, generator: np.random.Generator, plural: bool = False) -> str:
@@ -226,14 +227,14 @@ def full_description(thing: SceneObject) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """All objects from left to right, and the background."""
+    """Caption the scene: all objects from left to right, and the background."""
     things = [full_description(thing) for thing in sorted(scene.objects, key=lambda thing: thing.center[0])]
     listed = things[0] if len(things) == 1 else f"{', '.join(things[:-1])} and {things[-1]}"
     return f"{listed} on {article(scene.background)} background"
 
 
 def describe(generator: np.random.Generator, thing: SceneObject, detail: int | None = None) -> _Description:
-    """A description of an object with one to three of its attributes, more often with its colour and shape."""
+    """Describe an object with one to three of its attributes, most often its color and shape."""
     use = (
         (False, False, True), (False, True, False), (False, True, True), (False, True, True), (True, False, True),
         (True, True, False), (True, True, True), (True, True, True), (True, False, False),
@@ -243,21 +244,21 @@ def describe(generator: np.random.Generator, thing: SceneObject, detail: int | N
 
 
 def is_beside(thing: SceneObject, other: SceneObject, axis: int, side: int, margin: float = MARGIN) -> bool:
-    """Whether a thing is clearly on one side of another."""
+    """Whether an object is clearly on one side of another."""
     return side * (thing.center[axis] - other.center[axis]) > margin
 
 
 def unique_phrase(
     generator: np.random.Generator, scene: Scene, target: int, without: str | None = None, tries: int = 12
 ) -> str | None:
-    """Words, with `the`, that fit one object of the scene alone.
+    """Return an expression, with `the`, that fits only one object of the scene.
 
     Args:
-        target: its number.
-        without: an attribute that must not be said.
+        target: index of the object.
+        without: an attribute that must not be mentioned.
 
     Returns:
-        `None` if none were found.
+        The expression; `None` if none was found.
     """
     thing = scene.objects[target]
     for _ in range(tries):
@@ -279,7 +280,7 @@ def unique_phrase(
 def superlative(
     generator: np.random.Generator, thing: SceneObject, rivals: list[SceneObject], words: str
 ) -> str | None:
-    """`the leftmost red circle`, if it is."""
+    """Return an expression such as `the leftmost red circle`, if it is true."""
     fitting = [
         name for name, (axis, side) in SUPERLATIVES.items() if all(is_beside(thing, x, axis, side) for x in rivals)
     ]
@@ -289,7 +290,7 @@ def superlative(
 def _beside_phrase(
     generator: np.random.Generator, scene: Scene, thing: SceneObject, rivals: list[SceneObject], words: str
 ) -> str | None:
-    """`the red circle to the left of the blue star`, if that is so of this one and clearly not of its rivals."""
+    """Return an expression such as `the red circle to the left of the blue star`, if it fits only this object."""
     others = [other for other in scene.objects if other is not thing and other not in rivals]
     for index in generator.permutation(len(others)):
         anchor = others[index]
@@ -304,18 +305,18 @@ def _beside_phrase(
 
 
 def _fill(generator: np.random.Generator, kind: str, **parts: str) -> str:
-    """A question in one of the wordings of its kind."""
+    """Return a question in a random wording of its kind."""
     words = {name: pick(generator, options) for name, options in WORDS.items()}
     return pick(generator, TEMPLATES[kind]).format(**{**words, **parts})
 
 
 def _ask_caption(generator: np.random.Generator, scene: Scene) -> Sample | None:
-    """A description of the whole scene."""
+    """Ask for a description of the whole scene."""
     return Sample("caption", _fill(generator, "caption"), caption(scene))
 
 
 def _ask_existence(generator: np.random.Generator, scene: Scene) -> Sample | None:
-    """Yes and no equally often; what is absent differs in few words from what is there."""
+    """Ask whether an object exists; yes and no are equally frequent, and absent objects resemble present ones."""
     present = bool(generator.random() < 0.5)
     thing = scene.objects[int(generator.integers(len(scene.objects)))]
     for _ in range(20):
@@ -333,7 +334,7 @@ def _ask_existence(generator: np.random.Generator, scene: Scene) -> Sample | Non
 
 
 def change(generator: np.random.Generator, description: _Description) -> _Description:
-    """The description with one of its words replaced."""
+    """Replace one word of a description."""
     options: dict[str, Sequence[str]] = {"size": list(SIZES), "color": list(COLORS), "shape": SHAPES}
     used = [name for name in options if getattr(description, name)]
     name = pick(generator, used)
@@ -342,7 +343,7 @@ def change(generator: np.random.Generator, description: _Description) -> _Descri
 
 
 def _ask_attribute(kind: str) -> Callable[[np.random.Generator, Scene], Sample | None]:
-    """Questions for the colour, the shape or the size of one object."""
+    """Ask for the color, shape or size of an object."""
 
     def ask(generator: np.random.Generator, scene: Scene) -> Sample | None:
         target = int(generator.integers(len(scene.objects)))
@@ -355,7 +356,7 @@ def _ask_attribute(kind: str) -> Callable[[np.random.Generator, Scene], Sample |
 
 
 def _ask_count(generator: np.random.Generator, scene: Scene) -> Sample | None:
-    """How many objects fit a description, from none to all."""
+    """Ask how many objects fit a description, from none to all."""
     thing = scene.objects[int(generator.integers(len(scene.objects)))]
     detail = int(generator.choice([0, 0, 1, 1, 2, 8, 9]))
     description = _Description() if detail == 9 else describe(generator, thing, detail)
@@ -367,7 +368,7 @@ def _ask_count(generator: np.random.Generator, scene: Scene) -> Sample | None:
 
 
 def _ask_relation(generator: np.random.Generator, scene: Scene) -> Sample | None:
-    """Whether one object is on a side of another; yes and no equally often, and never where it is a close call."""
+    """Ask about the relation of two objects; yes and no are equally frequent, and close calls are avoided."""
     if len(scene.objects) < 2:
         return None
     first, second = (int(index) for index in generator.permutation(len(scene.objects))[:2])
@@ -385,12 +386,12 @@ def _ask_relation(generator: np.random.Generator, scene: Scene) -> Sample | None
 
 
 def _ask_background(generator: np.random.Generator, scene: Scene) -> Sample | None:
-    """What the background looks like."""
+    """Ask what the background looks like."""
     return Sample("background", _fill(generator, "background"), scene.background)
 
 
 def _ask_locate(generator: np.random.Generator, scene: Scene) -> Sample | None:
-    """Where the object of a referring expression is."""
+    """Ask for the box of the object of a referring expression."""
     target = int(generator.integers(len(scene.objects)))
     phrase = unique_phrase(generator, scene, target)
     if phrase is None:
@@ -423,12 +424,12 @@ def ask(
     kinds: Sequence[str] = tuple(KIND_WEIGHTS),
     kind_weights: Mapping[str, float] = KIND_WEIGHTS,
 ) -> Sample:
-    """A sample of one of the kinds, drawn by their weights.
+    """Return a random sample of one of the kinds.
 
     Args:
-        generator: decides on everything.
-        kinds: to draw from. If a scene does not allow one (relations of a single object), another is drawn.
-        kind_weights: how often each kind is drawn, beside the others.
+        generator: the random number generator.
+        kinds: kinds to draw from. If a scene does not allow one (relations need two objects), another is drawn.
+        kind_weights: relative frequencies of the kinds.
     """
     weights = np.array([kind_weights[kind] for kind in kinds])
     while True:
@@ -441,7 +442,7 @@ def ask(
 
 
 def roughen(generator: np.random.Generator, question: str) -> str:
-    """The question as people type it: sometimes in lower case, without its last mark, or with a `please`."""
+    """Vary a question: sometimes in lowercase, without the final punctuation mark, or with a `please`."""
     if generator.random() < 0.25:
         question = question[0].lower() + question[1:]
     if generator.random() < 0.15:
@@ -460,7 +461,7 @@ SWAPS = (("the ", "this "), ("What ", "And what "), ("there", "here"), (" a ", "
 
 
 def chatter(generator: np.random.Generator, question: str) -> str:
-    """The question with words around and within it that change nothing of what is asked."""
+    """Add words around and within a question that do not change its meaning."""
     if generator.random() < 0.15:
         question = question.upper()
     if generator.random() < 0.3:

@@ -1,9 +1,9 @@
-"""Stage 0, the language model: it learns the small world's language from text and from scenes told in words.
+"""Stage 0, the language model: learns the small world's language from text and from scenes encoded as words.
 
-No pixel is read here. A scene stands before the question as vectors of words, in the two forms in which LION will later
-show images: a set of a few (as from the Q-Former), and one for each cell of a grid (as from the aggregator). What turns
-words into such vectors (`SceneWords`) is thrown away; the visual branches learn to write them. Some samples have
-no scene but a text that tells it.
+No pixels are used here. A scene precedes the question as word vectors, in the two forms of LION's image features: a
+small set (as from the Q-Former), and one vector per cell of a grid (as from the aggregator). The module that encodes
+words as vectors (`SceneWords`) is discarded; the visual branches learn to produce such vectors. Some samples have a
+text description instead of a scene.
 
 Shape letters: B samples, Q query slots, G cells on a side, D language-model width.
 """
@@ -27,23 +27,23 @@ from .scene_records import noisy_tags
 from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, sample_scene
 
 BACKGROUND, OBJECT = 1, 2
-"""Kinds of a vector of words; 0 is of nothing."""
+"""Kinds of word vectors; 0 is empty."""
 
 FIELDS = 5
-"""Kind, colour, shape, size and background of each vector; classes count from 1, 0 is unsaid."""
+"""Kind, color, shape, size and background of each vector; classes start at 1, and 0 means unspecified."""
 
 
 FREQUENCIES = (0.5, 1.0, 2.0, 4.0)
-"""Waves that tell a coordinate, in periods across the image: few and slow, since a visual branch has to learn them."""
+"""Frequencies that encode a coordinate, in periods per image; few and low, because a visual branch must learn them."""
 
 
 class SceneWords(nn.Module):
-    """Adds up, for each vector, the language model's own embeddings of its words, its box, and its place on the grid.
+    """Sums, for each vector, the language model's embeddings of its words, and embeddings of its box and position.
 
     Args:
-        tokenizer: whose tokens the words are.
-        width: of the language model.
-        grid: cells on a side.
+        tokenizer: the language model's tokenizer.
+        width: width of the language model.
+        grid: number of cells per side.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int, grid: int):
@@ -58,7 +58,7 @@ class SceneWords(nn.Module):
         self.register_buffer("frequencies", torch.tensor(FREQUENCIES) * 2 * torch.pi, persistent=False)
         for embedding in (self.kind, self.place):
             nn.init.normal_(embedding.weight, std=0.6)
-        nn.init.normal_(self.box.weight, std=0.25)  # so that a box weighs as much as a word or two
+        nn.init.normal_(self.box.weight, std=0.25)  # gives a box the magnitude of one or two words
 
     def forward(self, fields: torch.Tensor, boxes: torch.Tensor, embed: nn.Module, on_grid: bool) -> torch.Tensor:
         """(B, N, FIELDS) and (B, N, 4) -> (B, N, D)."""
@@ -74,7 +74,7 @@ class SceneWords(nn.Module):
 
 @torch.no_grad()
 def prepare_small_language_model(model: LionT5ForConditionalGeneration) -> None:
-    """Start where a short training gets furthest: queries of self-attention that look for what is like themselves."""
+    """Initialize for a short training: self-attention queries that match similar tokens."""
     for layer in model.encoder.block:
         attention: Any = layer.get_submodule("layer.0.SelfAttention")
         scale = float(attention.q.weight.std() / attention.k.weight.std())
@@ -85,18 +85,18 @@ def prepare_small_language_model(model: LionT5ForConditionalGeneration) -> None:
 
 @dataclass
 class SymbolicBatch:
-    """Scenes in words, and questions about them.
+    """Scenes as word vectors, with questions about them.
 
     Attributes:
         slots, slot_boxes: (B, Q, FIELDS) and (B, Q, 4), or `None`.
         cells, cell_boxes: (B, 1 + G * G, FIELDS) and (B, 1 + G * G, 4), or `None`.
         input_ids, attention_mask: (B, T).
         labels: (B, L), padded with -100.
-        asked: (B, Q + 1 + G * G) or what of it there is: 1 where a vector is of an object that the question is about, 0
-            where it is not, -1 where the question is about none in particular.
-        first: of the same shape, for questions about how one object lies to another: 1 where a vector is of the one, 0
-            where it is of the other, -1 elsewhere.
-        is_tag: (B, T), 1 for tokens of the sentence of tags, 0 for those of the question, -1 elsewhere.
+        asked: (B, Q + 1 + G * G), or the existing part of it: 1 if a vector belongs to an object that the question is
+            about, 0 if not, -1 if the question is not about specific objects.
+        first: same shape, for questions about the relation of two objects: 1 for vectors of the first object, 0 for
+            those of the second, -1 elsewhere.
+        is_tag: (B, T), 1 for tokens of the tag sentence, 0 for those of the question, -1 elsewhere.
     """
 
     slots: torch.Tensor | None
@@ -112,7 +112,7 @@ class SymbolicBatch:
 
 
 def _object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Fields and boxes of the scene's objects, and of the background in the last row."""
+    """Return the fields and boxes of the scene's objects, and those of the background in the last row."""
     rows = [
         (OBJECT, list(COLORS).index(x.color) + 1, SHAPES.index(x.shape) + 1, list(SIZES).index(x.size) + 1, 0)
         for x in scene.objects
@@ -122,7 +122,7 @@ def _object_table(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slot_rows(generator: np.random.Generator, num_objects: int, num_slots: int) -> np.ndarray:
-    """Which row of the table each slot holds: everything at least once, in any order, the rest repeats or nothing."""
+    """Assign table rows to slots: each row at least once, in random order; other slots repeat rows or are empty."""
     everything = np.arange(num_objects + 1)
     more = generator.integers(-1, num_objects + 1, size=num_slots - len(everything))
     return generator.permutation(np.concatenate([everything, more]))
@@ -131,7 +131,7 @@ def slot_rows(generator: np.random.Generator, num_objects: int, num_slots: int) 
 def _blur(
     generator: np.random.Generator, fields: np.ndarray, boxes: np.ndarray, box_noise: float = 0.012
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a tower is unsure of: words left unsaid, a few of them wrong, boxes a little off."""
+    """Simulate the errors of a vision tower: missing words, a few wrong ones, and slightly shifted boxes."""
     fields = fields.copy()
     is_object = fields[..., 0] == OBJECT
     for column, count in ((1, len(COLORS)), (2, len(SHAPES)), (3, len(SIZES))):
@@ -145,20 +145,20 @@ def _blur(
 
 @dataclass(frozen=True)
 class SymbolicScene:
-    """A scene with its cells worked out."""
+    """A scene with its cell labels."""
 
     scene: Scene
     cells: np.ndarray
 
     @classmethod
     def build(cls, split: str, index: int, seed: int, grid: int) -> "SymbolicScene":
-        """Scene number `index` of a split."""
+        """Return a scene of a split."""
         scene = sample_scene(split, index, seed)
         return cls(scene, cell_objects(scene, grid, pixels=5).astype(np.int8))
 
 
 def told(generator: np.random.Generator, scene: Scene) -> str:
-    """The scene as text, objects in any order with their boxes."""
+    """Describe the scene as text, with objects in random order and their boxes."""
     order = generator.permutation(len(scene.objects))
     things = [f"{full_description(scene.objects[i])} {format_boxes([scene.objects[i].box])}" for i in order]
     return f"{', '.join(things)} on a {scene.background} background. "
@@ -173,18 +173,18 @@ def make_batch(
     samples: list[Sample] | None = None,
     tag_share: float = 0.35,
 ) -> SymbolicBatch:
-    """Ask a question about each scene, and tell the scene in one of the forms `slots`, `cells`, `both`, `text`.
+    """Build a batch of questions about scenes, with scenes in one of the forms `slots`, `cells`, `both` and `text`.
 
     Args:
-        samples: the questions; drawn where they are left out.
-        tag_share: of the prompts, those that have a sentence of tags.
+        samples: the questions; drawn at random by default.
+        tag_share: fraction of prompts with a tag sentence.
     """
     samples = samples or [ask(generator, item.scene) for item in scenes]
     slots, slot_boxes, cells, cell_boxes, asked, first = [], [], [], [], [], []
     for item, sample in zip(scenes, samples, strict=True):
         shown: list[np.ndarray] = []
         fields, boxes = _object_table(item.scene)
-        fields = np.concatenate([fields, np.zeros((1, FIELDS), dtype=fields.dtype)])  # the last row is nothing
+        fields = np.concatenate([fields, np.zeros((1, FIELDS), dtype=fields.dtype)])  # the last row is empty
         boxes = np.concatenate([boxes, np.zeros((1, 4))])
         if form in ("slots", "both"):
             rows = slot_rows(generator, len(item.scene.objects), num_slots)
@@ -227,14 +227,14 @@ def make_batch(
 
 
 def _tag_mask(attention_mask: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """`SymbolicBatch.is_tag` from (B, 2), the numbers of tokens before and up to the end of the tags."""
+    """Compute `SymbolicBatch.is_tag` from (B, 2), the token positions of the start and end of the tags."""
     place = torch.arange(attention_mask.shape[1])
     outside = (place < ends[:, :1]) | (attention_mask == 0)
     return (place < ends[:, 1:]).float().masked_fill(outside, -1.0)
 
 
 def embed_batch(batch: SymbolicBatch, words: SceneWords, embed: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """The encoder's input and mask: slots, cells and text, as LION orders them."""
+    """Return the encoder's inputs and mask: slots, cells and text, in LION's order."""
     parts = []
     if batch.slots is not None:
         parts.append(words(batch.slots, batch.slot_boxes, embed, on_grid=False))
@@ -256,9 +256,9 @@ def step_batch(
     kind_weights: Mapping[str, float] = KIND_WEIGHTS,
     tag_share: float = 0.35,
 ) -> list[SymbolicBatch]:
-    """The batch of one step, of one form, drawn by the weights in `forms`.
+    """Return the batch of a step, in one form drawn with the weights in `forms`.
 
-    It comes in two parts, captions and other answers, so that little of it is padding.
+    It is split into captions and other answers, to reduce padding.
     """
     generator = np.random.default_rng([seed, step])
     form = str(generator.choice(list(forms), p=np.array(list(forms.values())) / sum(forms.values())))

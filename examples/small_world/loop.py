@@ -1,7 +1,7 @@
-"""The loop of stage 0: fixed steps, checkpoints that a killed run continues from, and a log with the curve.
+"""The training loop of stage 0, with a fixed number of steps, resumable checkpoints, and a log.
 
-Matrices of the blocks are trained by Muon (https://kellerjordan.github.io/posts/muon/, as PyTorch has it), all else by
-AdamW; the learning rate warms up, stays, and falls to zero.
+Muon (https://kellerjordan.github.io/posts/muon/, PyTorch's implementation) trains the matrices of the blocks, and AdamW
+all other parameters. The learning rate warms up, stays constant, and decays to zero.
 """
 
 import json
@@ -18,16 +18,16 @@ from torch import nn
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast.
+    """Settings of the training loop.
 
     Attributes:
-        num_steps: in all.
-        learning_rate: of both optimizers at its height.
-        weight_decay: of the matrices.
-        warmup: steps until the learning rate is at its height.
-        decay: share of the steps at the end over which it falls to zero.
-        save_every: steps between checkpoints.
-        bf16: compute in bfloat16 where autocast does.
+        num_steps: total number of steps.
+        learning_rate: peak learning rate of both optimizers.
+        weight_decay: weight decay of matrices.
+        warmup: number of warmup steps.
+        decay: fraction of the steps, at the end, over which the learning rate decays to zero.
+        save_every: number of steps between checkpoints.
+        bf16: whether to use autocast with bfloat16.
     """
 
     num_steps: int
@@ -39,13 +39,13 @@ class LoopSettings:
     bf16: bool = True
 
     def factor(self, step: int) -> float:
-        """Of the learning rate at a step."""
+        """Return the factor on the learning rate at a step."""
         rest = (self.num_steps - step) / (self.decay * self.num_steps)
         return min(1.0, (step + 1) / self.warmup, max(0.0, rest))
 
 
 def _build_optimizers(model: nn.Module, is_matrix: Callable[[str], bool], settings: LoopSettings) -> list[Any]:
-    """Muon for the trainable matrices that `is_matrix` names, AdamW for the other trainable parameters."""
+    """Create Muon for the trainable matrices that `is_matrix` selects, and AdamW for other trainable parameters."""
     named = [(name, x) for name, x in model.named_parameters() if x.requires_grad]
     matrices = [x for name, x in named if x.ndim == 2 and is_matrix(name)]
     others = [x for name, x in named if not (x.ndim == 2 and is_matrix(name))]
@@ -63,16 +63,16 @@ def run_loop(
     folder: Path,
     evaluate: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
-    """Train, from the last checkpoint in `folder` if there is one.
+    """Train, and resume from the last checkpoint in `folder` if there is one.
 
     Args:
-        model: whose trainable parameters are trained.
-        loss_of: from a batch to its loss.
-        batches_from: from a step to the batches from there on; the same whenever it is asked.
-        is_matrix: whether a parameter of that name belongs to Muon if it is a matrix.
-        settings: see `LoopSettings`.
-        folder: gets `checkpoint.pt` and `log.jsonl`.
-        evaluate: figures for the log at each checkpoint.
+        model: the model; its trainable parameters are trained.
+        loss_of: computes the loss of a batch.
+        batches_from: yields the batches from a given step on; it must be deterministic.
+        is_matrix: whether Muon trains a parameter with a given name, if it is a matrix.
+        settings: settings of the loop.
+        folder: folder for `checkpoint.pt` and `log.jsonl`.
+        evaluate: returns metrics for the log at each checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     optimizers = _build_optimizers(model, is_matrix, settings)

@@ -1,7 +1,7 @@
-"""From trained folders to the example checkpoint: `python -m examples.small_world.package_checkpoint FOLDER`.
+"""Packages trained models as the example checkpoint: `python -m examples.small_world.package_checkpoint FOLDER`.
 
-Tensors are stored in float16 and load as float32 (the configuration's dtype), which halves the files and changes no
-answer that was looked at.
+Tensors are stored in float16 and loaded as float32 (the configuration's dtype). This halves the size of the files, and
+changed none of the answers that were compared.
 """
 
 import argparse
@@ -27,18 +27,18 @@ def _halve(file: Path) -> None:
         if tensor.is_floating_point():
             tensors[name] = tensor.to(torch.float16)
             if not tensors[name].isfinite().all():
-                raise ValueError(f"{name} has {tensor.abs().max().item():.3g}, which float16 cannot hold.")
+                raise ValueError(f"{name} has {tensor.abs().max().item():.3g}, which is too large for float16.")
     save_file(tensors, file, metadata={"format": "pt"})
 
 
 def _export(folder: Path, output: Path = FOLDER) -> int:
-    """Copy `folder/mixture` and `folder/tagger` to `output`, halved.
+    """Copy `folder/mixture` and `folder/tagger` to `output`, in float16.
 
     Returns:
-        The bytes of all files.
+        The total size of all files in bytes.
 
     Raises:
-        ValueError: if they are more than `MAX_BYTES`.
+        ValueError: if the size exceeds `MAX_BYTES`.
     """
     shutil.rmtree(output, ignore_errors=True)
     shutil.copytree(folder / "mixture", output)
@@ -48,7 +48,7 @@ def _export(folder: Path, output: Path = FOLDER) -> int:
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     if size > MAX_BYTES:
-        raise ValueError(f"The example checkpoint has {size:,} bytes, but may have {MAX_BYTES:,}.")
+        raise ValueError(f"The example checkpoint has {size:,} bytes, but the maximum is {MAX_BYTES:,}.")
     return size
 
 

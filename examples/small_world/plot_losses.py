@@ -1,6 +1,6 @@
-"""Plots the loss of every part of the small world's training in one image, and prints how long each part took.
+"""Plots the losses of all parts of the small world's training in one image, and prints how long each part took.
 
-`python -m examples.small_world.plot_losses FOLDER PICTURE`
+`python -m examples.small_world.plot_losses FOLDER IMAGE`
 """
 
 import argparse
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 PARTS = ("tower", "language", "tag_language", "tagger", "alignment", "image_level", "region_level", "mixture")
-"""In the order of training; those of stage 0 have a log of their own, the stages that of the Trainer."""
+"""The parts in the order of training; those of stage 0 have their own log format, the others that of the Trainer."""
 
 
 def _read_log(folder: Path, part: str) -> list[dict[str, Any]]:
-    """Entries with `step` and `loss`, and among them those of evaluations; empty if there is no such log."""
+    """Return the log entries with `step` and `loss`; an empty list if there is no log."""
     for name in (part, f"{part}-training"):
         file = folder / name / "log.jsonl"
         if file.exists():
@@ -25,12 +25,12 @@ def _read_log(folder: Path, part: str) -> list[dict[str, Any]]:
 
 
 def _seconds_of(entries: list[dict[str, Any]]) -> float:
-    """How long a part took, all its starts together."""
+    """Return how long a part took, over all of its runs."""
     return max((entry.get("seconds", entry.get("train_runtime", 0.0)) for entry in entries), default=0.0)
 
 
-def draw(folder: Path, picture: Path) -> dict[str, dict[str, float]]:
-    """Draw what there is, and return of each part its steps, its seconds, and its first and last loss."""
+def draw(folder: Path, image: Path) -> dict[str, dict[str, float]]:
+    """Plot the existing logs, and return the steps, seconds, and first and last loss of each part."""
     from matplotlib.figure import Figure
 
     logs = {part: entries for part in PARTS if (entries := _read_log(folder, part))}
@@ -49,15 +49,15 @@ def draw(folder: Path, picture: Path) -> dict[str, dict[str, float]]:
             "steps": points[-1][0], "seconds": round(_seconds_of(entries)), "first loss": points[0][1],
             "last loss": points[-1][1],
         }  # fmt: skip
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=70)
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=70)
     return facts
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     options = parser.parse_args()
-    for part, facts in draw(options.folder, options.picture).items():
+    for part, facts in draw(options.folder, options.image).items():
         print(part, json.dumps(facts))

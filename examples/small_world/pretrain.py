@@ -1,8 +1,7 @@
 """Stage 0 of the small world: `python -m examples.small_world.pretrain PART FOLDER`.
 
-The parts are the vision tower, the language model (first `language`, then `tag_language`) and the tagger. Each can be
-killed and started again. The three are independent, so they can run side by side, each on one core
-(`OMP_NUM_THREADS=1`).
+The parts are the vision tower, the language model (first `language`, then `tag_language`) and the tagger. Each resumes
+if it is interrupted. The three are independent, so they can run in parallel, each on one core (`OMP_NUM_THREADS=1`).
 """
 
 import argparse
@@ -34,7 +33,7 @@ FIRST_LANGUAGE_SCENE = 1_000_000
 EASY_FORMS = {"slots": 0.9, "text": 0.1}
 ALL_FORMS = {"slots": 0.28, "cells": 0.42, "both": 0.22, "text": 0.08}
 EASY_SHARE, EASY_NUM_SLOTS = 0.5, 8
-"""Share of the language model's steps that hold only the short forms of scenes, and the length of these."""
+"""Fraction of the language model's steps with only the short forms of scenes, and the length of these forms."""
 
 TAG_LANGUAGE = LoopSettings(num_steps=1900, learning_rate=2e-3, decay=0.6, save_every=200)
 TAG_SHARE = 0.65
@@ -42,18 +41,18 @@ TAG_KIND_WEIGHTS = {
     "caption": 0.12, "existence": 0.12, "color": 0.07, "shape": 0.07, "count": 0.1, "relation": 0.16, "size": 0.04,
     "background": 0.02, "locate": 0.18, "describe": 0.12,
 }  # fmt: skip
-"""The language model's second part: most prompts have tags, and what the first part left hardest is asked more."""
+"""The language model's second part: most prompts have tags, and difficult kinds of questions are more frequent."""
 
 POINTING_WEIGHT, ORDER_WEIGHT, TAG_WEIGHT = 2.0, 1.0, 1.0
 ATTENTION_WEIGHT, LATER_ATTENTION_WEIGHT, ATTENTION_STEPS = 2.0, 20.0, 400
-"""Weight of attention to tags: for these steps, and from then on. The higher one at once undoes what was learned."""
+"""Loss weights of attention to tags, for these steps and afterwards. Starting with the higher one undoes learning."""
 
 MAX_NUM_EASY = 3
-"""Objects of the scenes in the first half of these steps."""
+"""Number of objects in the scenes in the first half of these steps."""
 
 
 def load_scenes(folder: Path, split: str, count: int) -> tuple[np.ndarray, CellLabels]:
-    """Images and labels of a split, drawn once and kept in the folder."""
+    """Return the images and labels of a split, drawn once and cached in the folder."""
     file = folder / f"{split}-{count}.npz"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,11 +85,11 @@ def _train_tower(folder: Path, seed: int = 0) -> None:
 
 
 class SymbolicLanguageModel(nn.Module):
-    """The language model with what shows it scenes in words and read-outs of where it looks, both thrown away.
+    """The language model, with modules that encode scenes as words and auxiliary heads, both discarded afterwards.
 
     Args:
-        tags: also read out which of two objects a question names first, and which words are tags, and keep scene
-            and question from attending to these: without it, tags were taken for words of the question.
+        tags: whether to also predict which of two objects a question names first and which words are tags, and to keep
+            scene and question from attending to tags. Without this, the model confused tags with words of the question.
     """
 
     def __init__(self, tags: bool = False) -> None:
@@ -114,9 +113,9 @@ class SymbolicLanguageModel(nn.Module):
         return {"inputs_embeds": embeds, "attention_mask": attention_mask}
 
     def loss(self, parts: Sequence[SymbolicBatch]) -> torch.Tensor:
-        """Mean over answers of the mean cross-entropy of their tokens: a word counts as much as a caption.
+        """Return the cross-entropy, averaged first per answer, so that a word counts as much as a caption.
 
-        And how well the encoder's states show which objects the question is about.
+        It includes the auxiliary loss of predicting which objects the question is about.
         """
         total = torch.zeros(())
         for part in parts:
@@ -135,7 +134,7 @@ class SymbolicLanguageModel(nn.Module):
         return total / sum(len(part.labels) for part in parts)
 
     def tag_loss(self, outputs: Any, batch: SymbolicBatch) -> torch.Tensor:
-        """How badly the first layer tells tags from the question, and what scene and question attend to tags."""
+        """Return the losses of telling tags from the question in the first layer, and of attention to tags."""
         num_visual = batch.asked.shape[1]
         text = outputs.encoder_hidden_states[1][:, num_visual:]
         assert self.tag_pointer is not None
@@ -154,7 +153,7 @@ class SymbolicLanguageModel(nn.Module):
 
 
 def _read_out_loss(read_out: nn.Module, hidden_states: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of a linear read-out of (B, N, D) against 0 and 1, (B, N') with N' up to N; -1 is left out."""
+    """Return the cross-entropy of a linear head on (B, N, D) with labels 0 and 1, (B, N'), N' <= N; -1 is ignored."""
     logits = read_out(hidden_states[:, : expected.shape[1]]).squeeze(-1).float()
     known = (expected >= 0).float()
     losses = nn.functional.binary_cross_entropy_with_logits(logits, expected.clamp(min=0), reduction="none")
@@ -164,7 +163,7 @@ def _read_out_loss(read_out: nn.Module, hidden_states: torch.Tensor, expected: t
 def _evaluate_language(
     model: SymbolicLanguageModel, scenes: Sequence[SymbolicScene], form: str, tag_share: float = 0.35
 ) -> dict[str, Any]:
-    """Share of right answers of each kind; of boxes, those with an IoU of a half or more."""
+    """Return the accuracy by kind of question; boxes are correct if their IoU is at least 0.5."""
     tokenizer, generator = language_model_tokenizer(), np.random.default_rng(7)
     right: dict[str, list[bool]] = {}
     for low in range(0, len(scenes), 100):
@@ -180,7 +179,7 @@ def _evaluate_language(
 
 
 def _language_scenes() -> tuple[list[SymbolicScene], list[SymbolicScene]]:
-    """Scenes for the language model: those to train on, and unseen ones."""
+    """Return the training scenes and the unseen scenes of the language model."""
     build, first = SymbolicScene.build, FIRST_LANGUAGE_SCENE
     scenes = [build("train", index, 0, GRID) for index in range(first, first + NUM_LANGUAGE_SCENES)]
     return scenes, [build("validation", index, 0, GRID) for index in range(300)]
@@ -215,7 +214,7 @@ def _train_language(folder: Path, seed: int = 0) -> None:
 
 
 def _train_tag_language(folder: Path, seed: int = 0) -> None:
-    """Go on with the language model, mostly with tags in its prompts, and save it as `language.pt`."""
+    """Continue to train the language model, mostly with tags in prompts, and save it as `language.pt`."""
     torch.manual_seed(seed)
     tokenizer = language_model_tokenizer()
     scenes, unseen = _language_scenes()

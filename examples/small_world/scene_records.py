@@ -16,23 +16,23 @@ KINDS = {
     "region_level": tuple(sorted(REGION_LEVEL_KINDS)),
     "mixture": tuple(KIND_WEIGHTS),
 }
-"""Kinds of questions of each stage's data."""
+"""The kinds of questions in each stage's data."""
 
 
 class SceneRecords(torch.utils.data.Dataset):
-    """Records that are made when they are asked for; number k is always the same.
+    """Records generated on access; a given index always yields the same record.
 
     Args:
-        split: of the small world.
-        count: how many scenes.
-        kinds: of questions, see `KIND_WEIGHTS`.
-        num_questions: of each scene.
-        start: number of the first scene.
-        seed: of questions and tags; the scenes are those of world 0.
-        tag_share: of the scenes, those that come with tags.
-        wrong_tags: chance of each tag to be another one, and of each to be missing.
-        chatter_share: of the questions, those with needless words.
-        size: pixels of the images.
+        split: a split of the small world.
+        count: number of scenes.
+        kinds: kinds of questions; see `KIND_WEIGHTS`.
+        num_questions: number of questions per scene.
+        start: index of the first scene.
+        seed: seed of questions and tags; the scenes are always those of seed 0.
+        tag_share: fraction of scenes with tags.
+        wrong_tags: probability that a tag is replaced, and that it is missing.
+        chatter_share: fraction of questions with extra words.
+        size: width and height of the images in pixels.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class SceneRecords(torch.utils.data.Dataset):
         return self.count
 
     def scene(self, index: int) -> Scene:
-        """The scene of record number `index`."""
+        """Return the scene of a record."""
         return sample_scene(self.split, self.start + index)
 
     def samples(self, index: int) -> tuple[list[Sample], list[str] | None]:
-        """The questions with their answers, and the tags, of record number `index`."""
+        """Return the questions, answers and tags of a record."""
         generator = np.random.default_rng([self.seed, self.start + index])
         scene = self.scene(index)
         samples = [ask(generator, scene, self.kinds) for _ in range(self.num_questions)]
@@ -83,7 +83,7 @@ class SceneRecords(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.count:
-            raise IndexError(f"There are {self.count} records, but number {index} was asked for.")
+            raise IndexError(f"Index {index} is out of range: there are {self.count} records.")
         samples, tags = self.samples(index)
         return {
             "image": render(self.scene(index), self.size),
@@ -95,10 +95,10 @@ class SceneRecords(torch.utils.data.Dataset):
 
 
 def noisy_tags(generator: np.random.Generator, scene: Scene, wrong: float = 0.1) -> list[str]:
-    """The scene's tags as a tagger gives them, in the usual order: some are others, some are missing.
+    """Return the scene's tags with errors like those of a tagger: some are wrong, and some are missing.
 
     Args:
-        wrong: chance of each tag to be replaced by any other, and again of each to be left out.
+        wrong: probability that a tag is replaced by a random one, and that it is left out.
     """
     named = [tag if generator.random() > wrong else TAGS[generator.integers(len(TAGS))] for tag in scene.tags]
     kept = {tag for tag in named if generator.random() > wrong}

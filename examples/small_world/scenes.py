@@ -1,8 +1,8 @@
-"""Scenes of coloured shapes on textured backgrounds: sampled from a seed, drawn at any size, with what is true of them.
+"""Scenes of colored shapes on textured backgrounds, sampled from a seed and drawn at any size.
 
-A scene is geometry in fractions of the image, so that the same scene can be drawn at 100 or at 1000 pixels. The worlds
-(`SPLITS`) are streams of scenes that never meet: each scene has a random generator of its own, seeded by the world, its
-split and its number. Some pairs of colour and shape (`HELD_OUT_PAIRS`) occur in the split `heldout` only.
+A scene is geometry in fractions of the image, so that the same scene can be drawn at 100 or 1000 pixels. The splits
+(`SPLITS`) are disjoint streams of scenes: each scene has its own random generator, seeded by the seed of the world, the
+split and the index of the scene. Some pairs of color and shape (`HELD_OUT_PAIRS`) occur only in the split `heldout`.
 """
 
 import math
@@ -19,34 +19,34 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
 SIZES: dict[str, tuple[float, float]] = {"small": (0.19, 0.25), "large": (0.34, 0.46)}
-"""Range of the diameter of a size, in fractions of the image."""
+"""Range of diameters of each size, in fractions of the image."""
 
 BACKGROUNDS = ("plain", "striped", "dotted", "checkered", "noisy", "shaded")
 SPLITS = ("train", "validation", "test", "heldout")
 HELD_OUT_PAIRS = frozenset(zip(COLORS, np.roll(SHAPES, 3).tolist(), strict=True))
-"""Colour and shape: each colour and each shape once."""
+"""Pairs of color and shape; each color and each shape occurs once."""
 
 MAX_NUM_OBJECTS = 5
 MIN_VISIBLE = 0.72
-"""Share of an object that the objects in front of it leave visible."""
+"""Minimum fraction of an object that must be visible behind other objects."""
 
 MAX_TILT = {"circle": 0.0, "ring": 0.0, "square": 14.0, "triangle": 25.0, "star": 36.0, "cross": 18.0, "heart": 22.0,
             "moon": 40.0}  # fmt: skip
-"""Degrees by which a shape may be turned either way."""
+"""Maximum rotation of a shape in either direction, in degrees."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in a scene.
+    """An object in a scene.
 
     Attributes:
-        shape, color, size: words of `SHAPES`, `COLORS` and `SIZES`.
-        center: (x, y), fractions of the image.
-        diameter: of the circle around it before it was turned, a fraction of the image.
-        tilt: degrees.
-        rgb: the colour as drawn, near the one of its name.
+        shape, color, size: words in `SHAPES`, `COLORS` and `SIZES`.
+        center: (x, y) in fractions of the image.
+        diameter: diameter of the circumscribed circle, as a fraction of the image.
+        tilt: rotation in degrees.
+        rgb: the color as drawn, close to the named color.
     """
 
     shape: str
@@ -59,24 +59,24 @@ class SceneObject:
 
     @property
     def outline(self) -> np.ndarray:
-        """(N, 2), the corners of its outline in fractions of the image."""
+        """The corners of its outline, (N, 2), in fractions of the image."""
         return place(unit_outline(self.shape), self.center, self.diameter, self.tilt)
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """x1, y1, x2, y2 in fractions of the image; parts that are hidden count."""
+        """x1, y1, x2, y2 in fractions of the image, including hidden parts."""
         (x1, y1), (x2, y2) = self.outline.min(axis=0), self.outline.max(axis=0)
         return float(x1), float(y1), float(x2), float(y2)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects from the rearmost to the foremost, and what is behind them.
+    """Objects on a background.
 
     Attributes:
-        objects: 1 to `MAX_NUM_OBJECTS`.
-        background: a word of `BACKGROUNDS`.
-        texture_seed: decides on the background's colours and pattern.
+        objects: 1 to `MAX_NUM_OBJECTS` objects, from the rearmost to the foremost.
+        background: a word in `BACKGROUNDS`.
+        texture_seed: seed of the background's colors and pattern.
     """
 
     objects: tuple[SceneObject, ...]
@@ -85,18 +85,18 @@ class Scene:
 
     @property
     def tags(self) -> list[str]:
-        """What a perfect tagger would say, in the order of `TAGS`."""
+        """The tags that a perfect tagger would find, in the order of `TAGS`."""
         present = {self.background, *(thing.shape for thing in self.objects), *(thing.color for thing in self.objects)}
         return [tag for tag in TAGS if tag.removesuffix(" background") in present]
 
 
 TAGS = (*SHAPES, *COLORS, *(f"{background} background" for background in BACKGROUNDS))
-"""What the tagger of this world knows, and nothing more."""
+"""All tags of the small world's tagger."""
 
 
 @cache
 def unit_outline(shape: str) -> np.ndarray:
-    """(N, 2), the corners of an upright shape within the circle of diameter one around the origin.
+    """Return the corners (N, 2) of an upright shape in the circle of diameter 1 around the origin.
 
     Raises:
         ValueError: if there is no such shape.
@@ -129,36 +129,37 @@ def unit_outline(shape: str) -> np.ndarray:
 
 
 def _regular(corners: int, turned: float = 0.0) -> np.ndarray:
-    """(corners, 2), a regular polygon whose first corner is on top."""
+    """Return the corners (corners, 2) of a regular polygon, with the first corner at the top."""
     angles = np.radians(turned - 90 + 360 * np.arange(corners) / corners)
     return 0.5 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def place(outline: np.ndarray, center: Point, diameter: float, tilt: float) -> np.ndarray:
-    """Turn, scale and move an outline, (N, 2) -> (N, 2)."""
+    """Rotate, scale and move an outline, (N, 2) -> (N, 2)."""
     angle = math.radians(tilt)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return outline @ turn * diameter + np.asarray(center)
 
 
 def _scene_generator(split: str, index: int, seed: int = 0) -> np.random.Generator:
-    """The random generator of one scene.
+    """Return the random generator of a scene.
 
     Raises:
         ValueError: if there is no such split.
     """
     if split not in SPLITS:
-        raise ValueError(f"There is no split {split!r}; there are {', '.join(SPLITS)}.")
+        raise ValueError(f"There is no split {split!r}; the splits are {', '.join(SPLITS)}.")
     return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
 def sample_scene(split: str, index: int, seed: int = 0) -> Scene:
-    """Scene number `index` of a split.
+    """Sample a scene of a split.
 
     Args:
-        split: one of `SPLITS`. In `heldout` every scene has at least one of the `HELD_OUT_PAIRS`, elsewhere none has.
-        index: any number from zero on.
-        seed: of the world.
+        split: one of `SPLITS`. Every scene in `heldout` has at least one of the `HELD_OUT_PAIRS`; other scenes have
+            none.
+        index: index of the scene, from 0.
+        seed: seed of the world.
     """
     generator = _scene_generator(split, index, seed)
     while True:
@@ -170,17 +171,17 @@ def sample_scene(split: str, index: int, seed: int = 0) -> Scene:
 
 
 def scenes(split: str, seed: int = 0, start: int = 0) -> Iterator[Scene]:
-    """The scenes of a split from number `start` on, without end."""
+    """Yield endless scenes of a split, starting at index `start`."""
     while True:
         yield sample_scene(split, start, seed)
         start += 1
 
 
 def _sample_objects(generator: np.random.Generator, held_out: bool) -> tuple[SceneObject, ...]:
-    """Objects that fit in the image and hide little of each other; empty if no place was found for some."""
+    """Place objects so that they fit in the image and hide little of each other; an empty list if this fails."""
     num_objects = int(generator.integers(1, MAX_NUM_OBJECTS + 1))
     pairs = [_sample_pair(generator, held_out and index == 0) for index in range(num_objects)]
-    if num_objects > 1 and generator.random() < 0.5:  # likeness is what makes referring hard
+    if num_objects > 1 and generator.random() < 0.5:  # similar objects make referring expressions difficult
         first, second = pairs[0], pairs[1]
         mixed = (first[0], second[1]) if generator.random() < 0.5 else (second[0], first[1])
         pairs[1] = mixed if mixed not in HELD_OUT_PAIRS else pairs[1]
@@ -194,7 +195,7 @@ def _sample_objects(generator: np.random.Generator, held_out: bool) -> tuple[Sce
 
 
 def _sample_pair(generator: np.random.Generator, held_out: bool) -> tuple[str, str]:
-    """A colour and a shape, of the held-out pairs or of the others."""
+    """Draw a color and a shape, either from the held-out pairs or from the others."""
     while True:
         pair = list(COLORS)[generator.integers(len(COLORS))], SHAPES[generator.integers(len(SHAPES))]
         if (pair in HELD_OUT_PAIRS) == held_out:
@@ -204,7 +205,7 @@ def _sample_pair(generator: np.random.Generator, held_out: bool) -> tuple[str, s
 def _place_object(
     generator: np.random.Generator, color: str, shape: str, behind: list[SceneObject], tries: int = 40
 ) -> SceneObject | None:
-    """Find a place in front of the objects `behind` that leaves enough of each of them visible."""
+    """Find a position in front of the objects `behind` that leaves enough of each of them visible."""
     size = "small" if generator.random() < 0.5 else "large"
     rgb = tuple(int(x) for x in np.clip(np.array(COLORS[color]) + generator.normal(0, 8, 3).clip(-16, 16), 0, 255))
     for _ in range(tries):
@@ -219,7 +220,7 @@ def _place_object(
 
 
 def _overlap(thing: SceneObject, other: SceneObject) -> float:
-    """Share of the smaller one's box that both cover."""
+    """Return the intersection of two boxes as a fraction of the smaller one."""
     a, b = thing.box, other.box
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
@@ -227,7 +228,7 @@ def _overlap(thing: SceneObject, other: SceneObject) -> float:
 
 
 def render(scene: Scene, size: int = 200) -> Image.Image:
-    """Draw a scene, smooth at the edges.
+    """Draw a scene with antialiasing.
 
     Args:
         size: width and height in pixels.
@@ -235,16 +236,16 @@ def render(scene: Scene, size: int = 200) -> Image.Image:
     return paste_objects(scene, Image.fromarray(_background_pixels(scene, size)))
 
 
-def paste_objects(scene: Scene, picture: Image.Image) -> Image.Image:
-    """Draw a scene's objects on a square image, which is changed and returned."""
+def paste_objects(scene: Scene, canvas: Image.Image) -> Image.Image:
+    """Draw a scene's objects on a square image, in place, and return it."""
     for thing in scene.objects:
-        alpha, corner = mask(thing, picture.width)
-        picture.paste(thing.rgb, (*corner, corner[0] + alpha.width, corner[1] + alpha.height), alpha)
-    return picture
+        alpha, corner = mask(thing, canvas.width)
+        canvas.paste(thing.rgb, (*corner, corner[0] + alpha.width, corner[1] + alpha.height), alpha)
+    return canvas
 
 
 def visible_objects(scene: Scene, size: int) -> np.ndarray:
-    """(size, size) int8, for each pixel the number of the foremost object that covers it, -1 for the background."""
+    """Return the index (size, size), int8, of the foremost object at each pixel, -1 for the background."""
     numbers = Image.new("L", (size, size), 255)
     for number, thing in enumerate(scene.objects):
         alpha, corner = mask(thing, size)
@@ -254,7 +255,7 @@ def visible_objects(scene: Scene, size: int) -> np.ndarray:
 
 
 def mask(thing: SceneObject, size: int, oversampling: int = 4) -> tuple[Image.Image, tuple[int, int]]:
-    """An object's coverage of the pixels around it, in grey levels, and the upper left pixel of that window."""
+    """Return an object's coverage of the pixels around it, as a grayscale image, and the window's upper left pixel."""
     x1, y1, x2, y2 = (value * size for value in thing.box)
     left, top = math.floor(x1), math.floor(y1)
     width, height = math.ceil(x2) - left, math.ceil(y2) - top
@@ -269,7 +270,7 @@ def mask(thing: SceneObject, size: int, oversampling: int = 4) -> tuple[Image.Im
 
 
 def _background_pixels(scene: Scene, size: int) -> np.ndarray:
-    """(size, size, 3) uint8, the background alone: two dull tones in the scene's pattern, and a little grain."""
+    """Draw the background, (size, size, 3) uint8: two dull tones in the scene's pattern, with slight noise."""
     generator = np.random.default_rng(scene.texture_seed)
     base = generator.uniform(95, 165) + generator.uniform(-14, 14, 3)
     contrast = generator.choice([-1, 1]) * generator.uniform(18, 38) + generator.uniform(-8, 8, 3)
@@ -281,7 +282,7 @@ def _background_pixels(scene: Scene, size: int) -> np.ndarray:
 
 
 def pattern(background: str, size: int, generator: np.random.Generator) -> np.ndarray:
-    """(size, size), from 0 to 1: how much of the second tone each pixel has."""
+    """Return the fraction (size, size) of the second tone at each pixel, from 0 to 1."""
     position = (np.arange(size) + 0.5) / size
     x, y = position[None, :], position[:, None]
     angle, pitch, phase = generator.uniform(0, math.pi), generator.uniform(0.09, 0.16), generator.uniform(0, 1, 2)

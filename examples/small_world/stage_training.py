@@ -1,7 +1,7 @@
-"""Stages 1 to 3 in the small world, by the stages, the collator and the recipe that everybody's data go through.
+"""Trains stages 1 to 3 in the small world, with the package's own stages, collator and recipe.
 
-`python -m examples.small_world.stage_training STAGE FOLDER`, where FOLDER holds what
-`pretrain` left there. A stage that was killed goes on from its last checkpoint when it is started again.
+`python -m examples.small_world.stage_training STAGE FOLDER`, where FOLDER contains the results of `pretrain`. An
+interrupted stage resumes from its last checkpoint.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CHATTER_SHARE = {"image_level": 0.0, "region_level": 0.0, "mixture": 0.4}
 
 
 def make_processor() -> LionProcessor:
-    """The small world's processor."""
+    """Return the small world's processor."""
     image_processor = LionImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE})
     return LionProcessor(
         image_processor, language_model_tokenizer(), qformer_tokenizer(), caption_prompt="Describe the image."
@@ -39,9 +39,9 @@ def make_processor() -> LionProcessor:
 
 
 def make_base(folder: Path, seed: int = 0) -> LionForConditionalGeneration:
-    """A LION whose vision tower and language model are those of stage 0, and its aggregator the aligned one, if any.
+    """Return a LION with the vision tower and language model of stage 0, and the aligned aggregator, if any.
 
-    Its soft prompt begins as the marker's own embedding, which is what stage 0 read in its place.
+    Its soft prompt starts as the embedding of the placeholder token, which stage 0 read in its place.
     """
     torch.manual_seed(seed)
     model = LionForConditionalGeneration(small_config())
@@ -81,13 +81,13 @@ def train(
     seed: int = 0,
     aggregator_lr_multiplier: float = 1.0,
 ) -> None:
-    """Train what a stage trains, and save model and processor.
+    """Train a stage, and save the model and processor.
 
     Args:
-        model: to begin with.
-        stage: what is frozen.
-        records: `BATCH_IMAGES` of them make a batch.
-        output: folder of the result; `output`-training keeps the checkpoints that a killed run goes on from.
+        model: the initial model.
+        stage: the stage, which determines the trainable parameters.
+        records: the data; a batch has `BATCH_IMAGES` records.
+        output: folder of the result; checkpoints for resuming are kept in `output`-training.
     """
     model.set_attn_implementation("eager")  # faster than sdpa in training at this size on a CPU
     print(apply_stage(model, stage), flush=True)
@@ -107,7 +107,7 @@ def train(
 
 
 def _train_stage(stage: str, folder: Path, seed: int = 0) -> None:
-    """Train a stage at its own length, from what the stages before left in `folder`, to `folder/STAGE`."""
+    """Train a stage for its number of steps, from the previous results in `folder`, and save it to `folder/STAGE`."""
     steps = NUM_STEPS[stage]
     records = SceneRecords(
         "train", BATCH_IMAGES * steps, KINDS[stage], NUM_QUESTIONS, FIRST_SCENE[stage], seed,

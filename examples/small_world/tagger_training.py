@@ -1,7 +1,7 @@
-"""The small world's tagger: RAM at a small size, trained on true tags, with thresholds found afterwards.
+"""Trains the small world's tagger, a small RAM, on true tags, and then determines its thresholds.
 
-Its vision tower also learns to name the shape at each of its tokens, by a linear read-out that is thrown away: from
-tags alone it takes far longer to tell shapes apart.
+Its vision tower also learns to classify the shape at each token, with a linear head that is discarded afterwards: from
+tags alone, it takes far longer to learn to distinguish shapes.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def tag_labels(labels: CellLabels) -> torch.Tensor:
 
 
 def _to_tagger_pixels(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, 3, H, W) in 0 to 1 -> (B, 3, size, size), resized and normalised nearly as by `RamImageProcessor`."""
+    """(B, 3, H, W) in 0 to 1 -> (B, 3, size, size), resized and normalized almost as by `RamImageProcessor`."""
     resized = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
     return vision_pretraining.normalize(resized, RamImageProcessor)
 
@@ -46,14 +46,14 @@ def _to_tagger_pixels(pixels: torch.Tensor, size: int) -> torch.Tensor:
 def batches(
     images: np.ndarray, labels: CellLabels, size: int, seed: int, first_step: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Pixels (B, 3, size, size), tags (B, L) and shapes (B, G, G) without end, augmented as for the vision tower."""
+    """Yield endless batches of augmented pixels (B, 3, size, size), tags (B, L) and shapes (B, G, G)."""
     tags = tag_labels(labels)
     for rows, pixels, targets in vision_pretraining.augmented_batches(images, labels, BATCH, seed, first_step):
         yield _to_tagger_pixels(pixels, size), tags[rows], targets["shape"]
 
 
 class _TaggerWithShapes(nn.Module):
-    """The tagger, and the read-out of shapes at its image tokens."""
+    """The tagger, with a head that classifies the shapes at its image tokens."""
 
     def __init__(self, tagger: RamForImageTagging):
         super().__init__()
@@ -61,12 +61,12 @@ class _TaggerWithShapes(nn.Module):
         self.shapes = nn.Linear(tagger.config.encoder_hidden_size, len(SHAPES) + 1)
 
     def loss(self, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Of the tags and of the shapes."""
+        """Return the loss of tags and shapes."""
         pixels, tags, cells = batch
         outputs = self.tagger(pixels, labels=tags)
         rows, columns = self.tagger.config.feature_grid
         picked = cells[:, _nearest(rows, cells.shape[1])][:, :, _nearest(columns, cells.shape[2])]
-        logits = self.shapes(outputs.image_embeds[:, 1:])  # behind the mean
+        logits = self.shapes(outputs.image_embeds[:, 1:])  # the first token is the mean
         return outputs.loss + SHAPE_WEIGHT * F.cross_entropy(logits.float().flatten(0, 1), picked.flatten())
 
 
@@ -94,14 +94,14 @@ def average_precision(scores: torch.Tensor, truth: torch.Tensor) -> torch.Tensor
 
 
 def best_thresholds(scores: torch.Tensor, truth: torch.Tensor) -> list[float]:
-    """For each tag the threshold of highest F1, of 0.05 to 0.95."""
+    """Return the threshold with the highest F1 for each tag, from 0.05 to 0.95."""
     candidates = torch.linspace(0.05, 0.95, 91)
     f1 = []
     for threshold in candidates:
         present = (scores > threshold).float()
         f1.append(2 * (present * truth).sum(0) / (present.sum(0) + truth.sum(0)).clamp(min=1))
     best = torch.stack(f1)
-    ties = best >= best.max(0).values - 1e-4  # in the middle of the best ones
+    ties = best >= best.max(0).values - 1e-4  # use the middle of tied thresholds
     return [float(candidates[column.nonzero().float().mean().round().long()]) for column in ties.T]
 
 

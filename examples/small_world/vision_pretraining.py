@@ -1,7 +1,7 @@
-"""Stage 0, the vision tower: it learns to say at every cell of its grid what is there, from what the renderer knows.
+"""Stage 0, the vision tower: learns to classify the content of every cell of its grid, with labels from the renderer.
 
-LION's own tower is EVA-ViT-g, which learned to rebuild CLIP features from masked images; this is the small world's
-stand-in for that. The heads are linear, read two depths of the tower, and are thrown away afterwards.
+It replaces the pretraining of LION's own tower, EVA-ViT-g, which learned to reconstruct CLIP features from masked
+images. The heads are linear, are attached at two depths of the tower, and are discarded afterwards.
 
 Shape letters: B images, G cells on a side, V vision width.
 """
@@ -24,11 +24,11 @@ from .scenes import BACKGROUNDS, COLORS, SHAPES, SIZES
 CLASSES = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "size": len(SIZES) + 1}
 BOX_WEIGHT = 6.0
 MIDDLE_WEIGHT = 0.3
-"""Weight of the loss of the middle depth's heads."""
+"""Loss weight of the heads on the middle block."""
 
 
 class DenseHeads(nn.Module):
-    """Linear read-outs of one depth: classes and box at each cell, and the background from CLS."""
+    """Linear heads at one depth: classes and box of each cell, and the background from the CLS token."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -64,17 +64,17 @@ class DenseLabelModel(nn.Module):
         _prepare_small_tower(self.tower)
 
     def forward(self, pixel_values: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """(B, 3, H, W) -> predictions of the last and of the middle block."""
+        """(B, 3, H, W) -> predictions of the heads on the last and on the middle block."""
         outputs = self.tower(pixel_values, feature_layers=(self.middle,), return_dict=True)
         return [self.heads[0](outputs.last_hidden_state), self.heads[1](outputs.feature_maps[0])]
 
 
 @torch.no_grad()
 def _prepare_small_tower(tower: LionVisionModel) -> None:
-    """Start where a short training gets furthest: positions that know their neighbours, attention that looks there.
+    """Initialize for a short training: position embeddings and attention that favor neighboring cells.
 
-    The position table starts as sines and cosines (arXiv:2010.11929, appendix D.4), queries and keys as each other's
-    near copies, values and outputs as near opposites (arXiv:2305.09828).
+    Position embeddings start as sines and cosines (arXiv:2010.11929, appendix D.4), queries and keys as near copies of
+    each other, and values and outputs as near opposites (arXiv:2305.09828).
     """
     config = tower.config
     side = config.image_size // config.patch_size
@@ -104,7 +104,7 @@ def _sines(side: int, width: int) -> torch.Tensor:
 
 
 def dense_loss(predictions: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of each attribute and of the background, and the box's distance where there is an object."""
+    """Return the cross-entropy of the attributes and the background, and the box loss of cells with an object."""
     loss = F.cross_entropy(predictions["background"], labels["background"]) * 0.3
     for name in CLASSES:
         loss = loss + F.cross_entropy(predictions[name].flatten(0, 1), labels[name].flatten())
@@ -116,12 +116,12 @@ def dense_loss(predictions: dict[str, torch.Tensor], labels: dict[str, torch.Ten
 def augment(
     pixels: torch.Tensor, labels: dict[str, torch.Tensor], generator: torch.Generator
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Mirror some images with their labels, and change light, sharpness and noise of all.
+    """Flip some images with their labels, and vary the brightness, sharpness and noise of all.
 
     Args:
         pixels: (B, 3, H, W) in 0 to 1.
-        labels: as `CellLabels` has them.
-        generator: of the random numbers.
+        labels: the fields of `CellLabels`.
+        generator: the random number generator.
     """
     count = len(pixels)
     mirrored = torch.rand(count, generator=generator) < 0.5
@@ -144,7 +144,7 @@ def augment(
 
 
 def batch_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """(batch_size,), which of `count` images batch number `step` holds; each image once an epoch."""
+    """Return the indices (batch_size,) of the images of a step, out of `count`; each image occurs once per epoch."""
     epoch, place = divmod(step, count // batch_size)
     order = np.random.default_rng([seed, epoch]).permutation(count)
     return np.sort(order[place * batch_size : (place + 1) * batch_size])
@@ -164,10 +164,10 @@ def normalize(pixels: torch.Tensor, processor: type[LionImageProcessor] = LionIm
 def augmented_batches(
     images: np.ndarray, labels: CellLabels, batch_size: int, seed: int, first_step: int = 0
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, dict[str, torch.Tensor]]]:
-    """Augmented batches without end; step k is the same whatever step was the first.
+    """Yield endless augmented batches; the batch of a step does not depend on the first step.
 
     Yields:
-        (B,) numbers of the images, (B, 3, H, W) pixels in 0 to 1, and the labels.
+        (B,) indices of the images, (B, 3, H, W) pixels in 0 to 1, and the labels.
     """
     step = first_step
     while True:
@@ -182,14 +182,14 @@ def augmented_batches(
 def batches(
     images: np.ndarray, labels: CellLabels, batch_size: int, seed: int, first_step: int = 0
 ) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """As `augmented_batches`, the pixels (B, 3, H, W) normalised as for LION, without the numbers."""
+    """Yield `augmented_batches` with pixels (B, 3, H, W) normalized as for LION, without indices."""
     for _, pixels, targets in augmented_batches(images, labels, batch_size, seed, first_step):
         yield normalize(pixels), targets
 
 
 @torch.no_grad()
 def evaluate(model: DenseLabelModel, images: np.ndarray, labels: CellLabels, batch_size: int = 100) -> dict[str, float]:
-    """Share of object cells whose class is right, of all cells that are told from the background, and box error."""
+    """Return the accuracy of classes in object cells, the accuracy of objects vs. background, and the box error."""
     model.eval()
     sums: dict[str, float] = {}
     inside_total = 0

@@ -1,7 +1,7 @@
-"""The two tokenizers of the small world: every word of its sentences is one token, all else is spelled out.
+"""The two tokenizers of the small world: each word of its sentences is one token, and all other words are spelled out.
 
-The language model's is of T5's kind (Unigram), with FlanT5's special tokens; numbers such as `0.440` are two pieces,
-`0.44` and `0`. The Q-Former's is of BERT's kind (WordPiece, lower case).
+The language model's tokenizer follows T5 (Unigram), with FlanT5's special tokens; numbers such as `0.440` are split
+into `0.44` and `0`. The Q-Former's tokenizer follows BERT (WordPiece, lowercase).
 """
 
 import re
@@ -23,7 +23,7 @@ SPACE = "▁"
 
 
 def _world_words() -> list[str]:
-    """All words of the small world's sentences, sorted, each as it is written and with a small first letter."""
+    """Return all words of the small world's sentences, sorted, as written and with a lowercase first letter."""
     texts: list[str] = [
         *TAGS,
         *BACKGROUNDS,
@@ -49,7 +49,7 @@ def _number_pieces() -> list[str]:
 
 
 def language_model_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of T5's kind for the small world; pad 0, end 1, unknown 2, and the soft prompt's marker last."""
+    """Build a T5-style tokenizer: pad 0, end of sequence 1, unknown 2, and the soft prompt's placeholder last."""
     words = _world_words()
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (SPACE, -4.0)]
     pieces += [(SPACE + word, -2.0) for word in words]
@@ -71,7 +71,7 @@ def language_model_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def qformer_tokenizer() -> PreTrainedTokenizerBase:
-    """A tokenizer of BERT's kind for the small world, with `[DEC]` as the reference adds it."""
+    """Build a BERT-style tokenizer, with `[DEC]` as in the reference."""
     characters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces += [*characters, *(f"##{c}" for c in string.ascii_lowercase + string.digits)]
@@ -82,7 +82,7 @@ def qformer_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def sample_sentences(count: int, seed: int = 0) -> Iterable[str]:
-    """Questions and answers of the training world, for looking at how they are cut into tokens."""
+    """Return questions and answers of the training split, to inspect their tokenization."""
     for index in range(count):
         generator = np.random.default_rng([seed, index])
         for asker in ASKERS.values():

@@ -1,7 +1,7 @@
-"""Writes `examples/scenes`, the labelled images of the documentation: `python -m examples.small_world.write_scenes`.
+"""Writes `examples/scenes`, the labeled images of the documentation: `python -m examples.small_world.write_scenes`.
 
-`train.jsonl` and `validation.jsonl` have a line for each image: an expression for its foremost object, and the
-box (x1, y1, x2, y2) of that object in pixels, as `lion eval rec` reads them.
+`train.jsonl` and `validation.jsonl` have one line per image, in the format of `lion eval rec`: a referring expression
+for the foremost object, and the box (x1, y1, x2, y2) of that object in pixels.
 """
 
 import json

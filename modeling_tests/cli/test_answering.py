@@ -127,7 +127,7 @@ def test_one_unreadable_image_among_a_thousand_is_reported_and_the_rest_done(wor
     ran = lion("caption", "many", "-b", 64)
     assert ran.code == 1
     assert len(ran.lines) == 999
-    assert ran.errors == ["error: many/500.bmp: this cannot be read: it is not an image in a known format."]
+    assert ran.errors == ["error: many/500.bmp cannot be read: it is not an image in a known format."]
     assert max(map(len, quick)) == 64
     assert [line.split("\t")[0] for line in ran.lines] == [f"many/{i:03}.bmp" for i in range(1000) if i != 500]
 
@@ -258,11 +258,11 @@ def test_images_of_the_same_name_have_drawings_of_their_own(workplace: Path, qui
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["scene.png", "--draw", "scene.png"], "--draw would overwrite scene.png"),
-        (["scene.png", "--draw", "."], "--draw would overwrite scene.png"),
-        (["scene.png", "sketch.jpg", "--draw", "."], "--draw would overwrite scene.png"),
-        (["scene.png", "--draw", "link.png"], "--draw would overwrite link.png"),
-        (["scene.png", "--draw", "out.xyz"], "ends in .png, .jpg"),
+        (["scene.png", "--draw", "scene.png"], "--draw would overwrite the input image scene.png"),
+        (["scene.png", "--draw", "."], "--draw would overwrite the input image scene.png"),
+        (["scene.png", "sketch.jpg", "--draw", "."], "--draw would overwrite the input image scene.png"),
+        (["scene.png", "--draw", "link.png"], "--draw would overwrite the input image link.png"),
+        (["scene.png", "--draw", "out.xyz"], "must end in .png, .jpg"),
         (["scene.png", "--draw", "lost/out.png"], "lost: No such file or directory."),
         (["scene.png", "sketch.jpg", "--draw", "sketch.jpg"], "sketch.jpg: File exists."),
         (["scene.png", "-o", "lost/out.jsonl"], "lost/out.jsonl: No such file or directory."),
@@ -338,7 +338,7 @@ def test_progress_is_shown_to_terminals_only(
     monkeypatch.setattr(answering, "stderr_console", lambda: Console(stderr=True, force_terminal=True))
     ran = lion("caption", "scene.png", "-o", "out.jsonl")
     assert ran.lines == []
-    assert any("Pictures" in line for line in ran.errors) is shown
+    assert any("Images" in line for line in ran.errors) is shown
 
 
 def test_the_model_is_loaded_only_if_there_is_something_to_do(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a million layers": (lambda folder: edit_part(folder, num_layers=10**6), "num_layers is 1000000, but must be"),
     "a weight that is no number": (
         lambda folder: change(folder, "soft_prompt.weight", float("nan")),
-        "lion: this cannot be loaded: .*soft_prompt.weight contains infinite values or NaN",
+        "lion cannot be loaded: .*soft_prompt.weight contains infinite values or NaN",
     ),
 }  # fmt: skip
 
@@ -134,14 +134,14 @@ def test_a_model_is_loaded_as_asked(folder: Path) -> None:
 def test_who_asks_a_model_without_a_tagger_is_told_so(folder: Path) -> None:
     ran = lion("caption", "a.png", "--model", "lion", "--max-new-tokens", 2)
     assert ran.code == 0
-    assert ran.errors == ["note: lion holds no tagger, so that prompts have no tag sentence; see --tags and --tagger."]
-    words = "lion holds no tagger for --tag-source tagger; name one with --tagger."
+    assert ran.errors == ["note: lion has no tagger, so prompts have no tag sentence; see --tags and --tagger."]
+    words = "lion has no tagger for --tag-source tagger; specify one with --tagger."
     assert refusal("caption", "a.png", "--model", "lion", "--tag-source", "tagger") == words
     assert lion("caption", "a.png", "--model", "lion", "--tag-source", "none", "--max-new-tokens", 2).errors == []
 
 
 def test_taggers_are_found_by_themselves_in_a_lion_and_in_the_example(folder: Path) -> None:
-    with pytest.raises(ValueError, match="it holds no tagger"):
+    with pytest.raises(ValueError, match="has no tagger"):
         load_tagger("lion", None)
     example = load_tagger(None, None)
     example.save_pretrained("lion/tagger")
@@ -200,7 +200,7 @@ def test_info_of_a_tagger_and_of_a_lion_that_holds_it(folder: Path) -> None:
     )
     inside = json.loads("\n".join(lion("info", "lion", "--json").lines))["tagger"]
     assert inside["num_tags"] == alone["num_tags"] > 10
-    assert "by its own tagger" in "\n".join(lion("info", "lion").lines)
+    assert "from its own tagger" in "\n".join(lion("info", "lion").lines)
     assert "RAM, a tagger" in "\n".join(lion("info", "lion/tagger").lines)
 
 

@@ -37,16 +37,16 @@ def test_places_are_those_of_transformers() -> None:
 
 def test_people_read_devices_and_sizes() -> None:
     lines = lion("info", example_checkpoint(), "--max-memory", "0=8MiB", "--max-memory", "cpu=1GB").lines
-    assert 'Weights by device_map="auto" with at most GPU 0 8.0 MiB, cpu 953.7 MiB' in lines
+    assert 'Weights with device_map="auto" and at most GPU 0 8.0 MiB, cpu 953.7 MiB' in lines
     assert any(line.startswith("  bfloat16  GPU 0 ") and "disk" not in line for line in lines)
 
 
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (["gpu=3GB"], "--max-memory gpu=3GB: 'gpu' is no device"),
-        (["0=much"], "--max-memory 0=much: 'much' is no size, such as 20GB"),
-        (["3GB", "cpu=2GB"], "--max-memory names cpu twice."),
+        (["gpu=3GB"], "--max-memory gpu=3GB: 'gpu' is not a device"),
+        (["0=much"], "--max-memory 0=much: 'much' is not a size; use for example 20GB"),
+        (["3GB", "cpu=2GB"], "--max-memory lists cpu twice."),
     ],
 )
 def test_a_limit_that_is_none_is_named(limits: list[str], words: str) -> None:

@@ -27,7 +27,7 @@ def test_without_gradio_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     ran = lion("demo")
     assert ran.code == 2
     assert ran.errors == [
-        "error: lion demo needs gradio, which the extra 'demo' brings: pip install \"transformers-lion[demo]\"."
+        "error: lion demo needs gradio, which the extra 'demo' installs: pip install \"transformers-lion[demo]\"."
     ]
 
 

@@ -133,7 +133,7 @@ def test_tags_are_those_of_the_tagger_that_is_named(place: Path) -> None:
 
 def test_batched_answers_are_those_one_by_one(place: Path) -> None:
     result = lion("rec", "rec", "--tag-source", "none", "--check-batching", "5", "--limit", "5")
-    assert "0 of 5 answers differ in a batch from those one by one (float32)." in result.stdout
+    assert "0 of 5 answers differ when computed in a batch (float32)." in result.stdout
 
 
 def test_a_file_of_predictions_is_scored_without_a_model(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,18 +208,18 @@ def test_an_error_on_two_processes_is_said_once(place: Path) -> None:
 # --- the command --------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "a task": (arguments("ride", "rec"), "There is no task 'ride'; there are rec, captioning, vqa"),
+    "a task": (arguments("ride", "rec"), "There is no task 'ride'; the tasks are rec, captioning, vqa"),
     "data": (arguments("rec", "lost"), "lost.jsonl: No such file or directory"),
     "images": (arguments("rec", "rec", "--images", "lost"), "lost: No such file or directory"),
-    "a data set": (arguments("rec", "rec", "--dataset", "x"), "no figures of the paper for 'x' in rec; there are for"),
+    "a data set": (arguments("rec", "rec", "--dataset", "x"), "The paper has no rec results for 'x', only for:"),
     "a model": (arguments("rec", "rec", "--model", "./lost"), "lost"),
     "a device": (arguments("rec", "rec", "--device", "gpu9"), "--device gpu9: "),
-    "a tagger": (arguments("rec", "rec", "--tagger", "lost/it"), "lost/it is no folder, and no repository"),
+    "a tagger": (arguments("rec", "rec", "--tagger", "lost/it"), "lost/it is neither a folder nor a readable"),
     "a tagger for nothing": (
         arguments("rec", "rec", "--tag-source", "none", "--tagger", "x"),
         "tagger x would have nothing",
     ),
-    "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: leave --model"),
+    "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: omit --model"),
     "an option of another task": (arguments("pope", "pope", "--box-unit", "pixels"), "pope has no option box_unit"),
     "a form of boxes": (arguments("rec", "rec", "--box-format", "x"), "box_format"),
     "predictions": (arguments("rec", "rec", "--predictions", "lost"), "lost cannot be read"),
@@ -239,7 +239,7 @@ def test_a_mistake_is_one_line_that_names_it(command: list[str], words: str, pla
 def test_a_changed_setup_names_both(place: Path) -> None:
     lion("multiple-choice", "choice", "--tag-source", "none")
     words = (
-        "The predictions in out were made with tag_source none, but now it is data. Take the old one or another output"
+        "The predictions in out were made with tag_source none, but now it is data. Use the old value or another output"
     )
     assert words in refusal("multiple-choice", "choice", "--tag-source", "data")
 

@@ -116,7 +116,7 @@ def test_the_result_has_metrics_settings_versions_and_the_papers_number(place: P
 
 
 def test_a_data_set_that_the_paper_does_not_have_is_named_with_those_it_has(place: Path) -> None:
-    with pytest.raises(ValueError, match="no figures of the paper for 'other' in Echo; there are for: Small-val"):
+    with pytest.raises(ValueError, match="The paper has no Echo results for 'other', only for: Small-val"):
         run(place, dataset="other")
 
 
@@ -348,11 +348,9 @@ def test_a_record_that_gives_its_image_another_size_is_named(phone: Path) -> Non
     errors = {row["id"]: row["error"] for row in map(json.loads, (phone / "out" / "errors.jsonl").open())}
     assert list(errors) == ["turned", "cropped"]
     assert errors["turned"].startswith(
-        "Image turned.jpg is 64 x 48 pixels upright, but the data give 48 x 64: its EXIF orientation turns it"
+        "Image turned.jpg is 64 x 48 pixels upright, but the data say 48 x 64: its EXIF orientation rotates"
     )
-    assert (
-        "Image cropped.jpg is 48 x 40 pixels upright, but the data give 48 x 64: boxes in pixels" in errors["cropped"]
-    )
+    assert "Image cropped.jpg is 48 x 40 pixels upright, but the data say 48 x 64: boxes in pixels" in errors["cropped"]
     assert result.counts["missing"] == 2
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from transformers_lion import Lion, LionImageProcessor, to_rgb
-from transformers_lion.cli.images import open_image
+from transformers_lion.cli.image_sources import open_image
 from transformers_lion.images import downloads
 from transformers_lion.images.downloads import MAX_REDIRECTS, download
 from transformers_lion.training import load_records

@@ -213,7 +213,7 @@ def run_loop(folder: Path) -> dict[str, Any]:
     torch.manual_seed(dist.get_rank())
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     model = stage_model("mixture")
-    if dist.get_rank() == 1:  # what each process initialised for itself
+    if dist.get_rank() == 1:  # what each process initialized for itself
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data.normal_()

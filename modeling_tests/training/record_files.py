@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed: int = 0, width: int = 12, height: int = 10) -> Image.Image:
+def make_image(seed: int = 0, width: int = 12, height: int = 10) -> Image.Image:
     """An image of noise."""
     pixels = np.random.RandomState(seed).randint(0, 256, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))
@@ -19,7 +19,7 @@ def picture(seed: int = 0, width: int = 12, height: int = 10) -> Image.Image:
 def png(seed: int = 0, width: int = 12, height: int = 10) -> bytes:
     """The same image as a file."""
     file = io.BytesIO()
-    picture(seed, width, height).save(file, "PNG")
+    make_image(seed, width, height).save(file, "PNG")
     return file.getvalue()
 
 

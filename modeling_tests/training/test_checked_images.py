@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.record_files import good_record, picture, png, write_images
+from training.record_files import good_record, make_image, png, write_images
 from transformers_lion.training import RecordReport, checked_images, load_records
 from transformers_lion.training.checked_images import CheckedImages
 from transformers_lion.training.records import RecordError
@@ -54,17 +54,17 @@ def test_each_image_is_decoded_once_and_not_again_in_the_next_run(tmp_path: Path
 
 
 def test_embedded_images_are_known_by_their_bytes_and_others_are_opened(tmp_path: Path, opened: list[Any]) -> None:
-    pictures = CheckedImages(tmp_path / "images.jsonl")
-    for image in (png(0), png(0), png(1), picture(0), picture(0)):
-        pictures.check(image)
+    checked = CheckedImages(tmp_path / "images.jsonl")
+    for image in (png(0), png(0), png(1), make_image(0), make_image(0)):
+        checked.check(image)
     assert len(opened) == 4
     for _ in range(2):
         with pytest.raises(RecordError, match="not an image in a known format") as caught:
-            pictures.check(b"no image")
+            checked.check(b"no image")
         assert caught.value.kind == "unreadable image"
     assert opened[4:] == [b"no image"]
     with pytest.raises(RecordError, match="does not exist"):
-        pictures.check(str(tmp_path / "lost.png"))
+        checked.check(str(tmp_path / "lost.png"))
     assert not (tmp_path / "images.jsonl").exists()
 
 

@@ -22,7 +22,7 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from training.record_files import good_record, picture, png, write_images, write_json
+from training.record_files import good_record, make_image, png, write_images, write_json
 from transformers_lion import LionForConditionalGeneration, LionProcessor, cli
 from transformers_lion.file_utils import LOCK, locked
 from transformers_lion.training import STAGES, combine_stages, preflight, run_stages
@@ -39,7 +39,7 @@ SHORT: dict[str, Any] = {
     "data": [{"records": "records.json"}],
     "arguments": {"use_cpu": True, "logging_steps": 1},
 }
-"""Settings of all stages; a learning rate as YAML reads it, as a text."""
+"""Settings of all stages; a learning rate as YAML reads it, as a string."""
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_bad_records_are_reported_in_the_stages_folder(workplace: Path) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_image_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of_it(kind: str, workplace: Path) -> None:
     whole = io.BytesIO()
-    picture(1, 120, 100).save(whole, kind)
+    make_image(1, 120, 100).save(whole, kind)
     (workplace / "a1.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     assert PIL.Image.open(workplace / "a1.png").size == (120, 100)
     write_recipe(on_error="skip", epochs=1, steps=..., batch_size=1)
@@ -320,54 +320,54 @@ def test_a_recipe_that_ended_before_the_first_step_may_be_mended(workplace: Path
     faults = [json.loads(line) for line in Path("out/mixture/records.jsonl").read_text().splitlines()]
     assert {fault["Fault"]["source"] for fault in faults if "Fault" in fault} <= {"boxes.json[1]"}
     write_recipe(on_error="skip", learning_rate=2e-3)
-    assert "was begun with" in lion().stderr
+    assert "was started with" in lion().stderr
 
 
 BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "a key at the top": (
-        {"learnin_rate": 1}, r"recipe.yaml: there is no key 'learnin_rate'. Do you mean learning_rate\? The keys",
+        {"learnin_rate": 1}, r"recipe.yaml: unknown key 'learnin_rate'. Did you mean learning_rate\? The keys",
     ),
     "a key of a stage": (
-        {"stages": [{"stage": 3, "lr": 1}]}, r"recipe.yaml: stages\[0\]: there is no key 'lr'. The keys are stage,",
+        {"stages": [{"stage": 3, "lr": 1}]}, r"recipe.yaml: stages\[0\]: unknown key 'lr'. The keys are stage,",
     ),
     "a key of a source": (
         {"data": [{"records": "records.json", "image": "."}]},
-        r"data\[0\]: there is no key 'image'. Do you mean images\? The keys are records, images, sample_ratio",
+        r"data\[0\]: unknown key 'image'. Did you mean images\? The keys are records, images, sample_ratio",
     ),
-    "an argument of the Trainer": ({"arguments": {"save_step": 1}}, "'save_step' is no argument of the Trainer"),
-    "a misspelt choice": (
+    "an argument of the Trainer": ({"arguments": {"save_step": 1}}, "'save_step' is not a training argument"),
+    "a misspelled choice": (
         {"arguments": {"lr_scheduler_type": "cosin"}},
-        r"Stage mixture: arguments: lr_scheduler_type is 'cosin', but must be one of linear, .* Do you mean 'cosine'\?",
+        r"Stage mixture: arguments: lr_scheduler_type is 'cosin', but must be one of .* Did you mean 'cosine'\?",
     ),
-    "a misspelt plain choice": (
+    "a misspelled plain choice": (
         {"arguments": {"train_sampling_strategy": "by_length"}}, "'by_length', but must be one of random, sequential",
     ),
-    "a text for a number of the Trainer": (
+    "a string for a number of the Trainer": (
         {"arguments": {"max_grad_norm": "1e-x"}}, "max_grad_norm is '1e-x', but must be a number",
     ),
-    "a fraction for a whole number": (
-        {"arguments": {"gradient_accumulation_steps": 2.5}}, "gradient_accumulation_steps is 2.5, but must be a whole",
+    "a fraction for an integer": (
+        {"arguments": {"gradient_accumulation_steps": 2.5}}, "gradient_accumulation_steps is 2.5, but must be an int",
     ),
-    "a misspelt truth": ({"arguments": {"use_cpu": "ture"}}, "use_cpu is 'ture', but must be true or false"),
-    "a list for a text": ({"arguments": {"run_name": ["a"]}}, "run_name is .'a'., but must be a text or null"),
-    "two orders": (
+    "a misspelled boolean": ({"arguments": {"use_cpu": "ture"}}, "use_cpu is 'ture', but must be true or false"),
+    "a list for a string": ({"arguments": {"run_name": ["a"]}}, "run_name is .'a'., but must be a string or null"),
+    "two sampling orders": (
         {"one_source_per_batch": True, "arguments": {"train_sampling_strategy": "group_by_length"}},
-        "one_source_per_batch and arguments: train_sampling_strategy exclude each other",
+        "one_source_per_batch and arguments: train_sampling_strategy cannot be combined",
     ),
     "no output": ({"output": ...}, "the key output is missing"),
     "no data": ({"data": ...}, "the key data is missing"),
     "no stage": ({"stages": [{}]}, "the key stage is missing"),
-    "no stages": ({"stages": []}, "stages must be a list of one stage or more"),
+    "no stages": ({"stages": []}, "stages must be a list of at least one stage"),
     "an unknown stage": ({"stages": [{"stage": "four"}]}, r"There is no stage 'four'. The stages are image_level"),
-    "a text for a number": ({"batch_size": "many"}, "batch_size is 'many', but must be a whole number"),
+    "a string for a number": ({"batch_size": "many"}, "batch_size is 'many', but must be an integer"),
     "a number for a choice": ({"tag_source": 1}, "tag_source is 1, but must be 'data' or 'tagger' or 'none'"),
     "an old source of tags": ({"tag_source": "record"}, "tag_source is 'record', but must be 'data' or 'tagger'"),
-    "an old key of tags": ({"tags": "auto"}, "no key 'tags'. tag_source says where .*: data, tagger, none"),
+    "an old key of tags": ({"tags": "auto"}, "unknown key 'tags'. Set tag_source to .*: data, tagger, none"),
     "nothing to learn": ({"steps": 0}, "steps is 0, but must be above 0"),
     "data of the wrong kind": ({"data": "records.json"}, "data is 'records.json', but must be a list"),
-    "a name twice": ({"stages": [{"stage": 3}, {"stage": 3}]}, "2 stages are called 'mixture': give each a name"),
+    "a name twice": ({"stages": [{"stage": 3}, {"stage": 3}]}, "2 stages are called 'mixture'; give each a unique"),
     "a name that is no folder": ({"stages": [{"stage": 3, "name": "../x"}]}, r"name '../x' of a stage must consist of"),
-    "no model": ({"model": ...}, "Stage mixture has no model to begin with"),
+    "no model": ({"model": ...}, "Stage mixture has no model to start from"),
     "a missing model": ({"model": "lost"}, "lost/config.json: No such file or directory"),
     "a model of another stage": ({"stages": [{"stage": 3, "model": ["lion", "lion"]}]}, "Stage 1 .image_level. trains"),
     "two models for one": ({"stages": [{"stage": 1, "model": ["a", "b"]}]}, "model lists 2 folders; only the mixture"),
@@ -375,7 +375,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "missing images": ({"data": [{"records": "records.json", "images": "lost"}]}, "lost: No such file or directory"),
     "a reporter": ({"report_to": ["paper"]}, "report_to has 'paper', which is unknown or not installed"),
     "no tagger": ({"tag_source": "tagger"}, 'tag_source is "tagger", but there is no tagger; set tagger'),
-    "a tagger for nothing": ({"tagger": "lion", "tag_source": "data"}, "the tagger lion would have nothing to do"),
+    "a tagger for nothing": ({"tagger": "lion", "tag_source": "data"}, "the tagger lion would not be used"),
     "an impossible ratio": ({"data": [{"records": "records.json", "sample_ratio": -1}]}, "sample_ratio is -1.0, but"),
     "parts to reuse of nothing": ({"reuse": ["qformer"]}, "reuse is for the first two stages, not for mixture"),
     "a stage that does not fit": (
@@ -398,10 +398,10 @@ def test_a_wrong_setting_is_one_line_that_names_it(keys: dict[str, Any], words: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("learning_rate", "'learning_rate' must be KEY=VALUE"), ("lr=1", "lr=1: there is no key 'lr'"),
-        ("mixtur.steps=1", "'mixtur' is no stage; stages are image_level, region_level, mixture"),
-        ("mixture.seed=1", "mixture.seed=1: there is no key 'seed'"), ("steps=[1", "this is no YAML"),
-        ("stage=1", "there is no key 'stage'"),
+        ("learning_rate", "'learning_rate' must be KEY=VALUE"), ("lr=1", "lr=1: unknown key 'lr'"),
+        ("mixtur.steps=1", "'mixtur' is not a stage; the stages are image_level, region_level, mixture"),
+        ("mixture.seed=1", "mixture.seed=1: unknown key 'seed'"), ("steps=[1", "invalid YAML"),
+        ("stage=1", "unknown key 'stage'"),
     ],
 )  # fmt: skip
 def test_a_wrong_change_is_one_line_that_names_it(change: str, words: str, workplace: Path) -> None:
@@ -410,9 +410,9 @@ def test_a_wrong_change_is_one_line_that_names_it(change: str, words: str, workp
 
 def test_a_file_that_is_no_yaml_is_one_line_with_the_place(workplace: Path) -> None:
     Path("recipe.yaml").write_text("output: out\nstages: [\n")
-    assert "recipe.yaml, line 3: this is no YAML" in refusal()
+    assert "recipe.yaml, line 3: invalid YAML" in refusal()
     Path("recipe.yaml").write_text("- output\n")
-    assert "recipe.yaml must hold keys with values" in refusal()
+    assert "recipe.yaml must be a mapping of keys to values" in refusal()
     Path("recipe.yaml").unlink()
     assert refusal() == "error: recipe.yaml: No such file or directory."
 
@@ -423,7 +423,7 @@ def test_a_stage_that_was_begun_keeps_its_settings(workplace: Path) -> None:
     for change, key in (("learning_rate=2e-3", "learning_rate"), ("seed=1", "seed"), ("model=./lion", "model")):
         result = lion(change)
         assert (result.exit_code, result.stdout) == (1, "")
-        line = rf"error: Stage mixture was begun with {key} .*, but now it is .* or delete out/mixture to begin .*\n"
+        line = rf"error: Stage mixture was started with {key} .*, but now it is .* or delete out/mixture to start .*\n"
         assert re.fullmatch(line, result.stderr)
     assert lion("num_workers=1").exit_code == 0  # changes nothing of the result
 
@@ -435,7 +435,8 @@ def test_a_missing_extra_is_named(workplace: Path, monkeypatch: pytest.MonkeyPat
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     assert refusal() == (
-        "error: lion train needs matplotlib, which the extra 'train' brings: pip install \"transformers-lion[train]\"."
+        "error: lion train needs matplotlib, which the extra 'train' installs: "
+        'pip install "transformers-lion[train]".'
     )
 
 
@@ -449,7 +450,7 @@ def test_an_interrupted_command_says_so(workplace: Path, monkeypatch: pytest.Mon
 
 
 def test_a_traceback_is_shown_on_request(workplace: Path) -> None:
-    with pytest.raises(ValueError, match="there is no key"):
+    with pytest.raises(ValueError, match="unknown key"):
         lion("lr=1", "--debug")
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from ram.factories import tiny_tagger
-from training.record_files import good_record, picture, png, write_images, write_json
+from training.record_files import good_record, make_image, png, write_images, write_json
 from transformers_lion import LionForConditionalGeneration, LionProcessor
 from transformers_lion.training import (
     CollatorEpochCallback,
@@ -65,7 +65,7 @@ def test_a_batch_is_what_the_processor_makes_of_its_records(folder: Path, lion_p
     ]
     batch = LionDataCollator(lion_processor)(list(load_records(records, folder)))
     expected = lion_processor(
-        images=[picture(seed) for seed in range(3)],
+        images=[make_image(seed) for seed in range(3)],
         text=["What is a0?", "What is a1?", "What is a2?"],
         tags=[["dog", "grass"], [], None],
         task_type=["region_level", "image_level", "image_level"],
@@ -119,7 +119,7 @@ def test_a_image_is_tagged_once_in_all_epochs(lion_processor: LionProcessor) -> 
     collator = LionDataCollator(lion_processor, tag_source="tagger", tagger=tagger, augmentation=ALWAYS)
     for epoch in range(3):
         collator.set_epoch(epoch)
-        collator([good_record(0, image=picture(0)), good_record(1, image=picture(1))])
+        collator([good_record(0, image=make_image(0)), good_record(1, image=make_image(1))])
     assert sum(sizes) == 2
 
 
@@ -131,7 +131,7 @@ def test_a_missing_tagger_is_missed_at_once(lion_processor: LionProcessor) -> No
 @pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
 def test_a_worker_that_shares_no_memory_tags_too(start_method: str, lion_processor: LionProcessor) -> None:
     collator = LionDataCollator(lion_processor, tagger=tiny_tagger())
-    records = [good_record(image=picture(seed)) for seed in range(2)]
+    records = [good_record(image=make_image(seed)) for seed in range(2)]
     (batch,) = DataLoader(
         records, 2, collate_fn=collator, num_workers=1, multiprocessing_context=start_method, timeout=300
     )
@@ -160,7 +160,7 @@ def test_an_image_with_several_questions_is_in_the_batch_once(folder: Path, lion
     assert batch["image_indices"].tolist() == [0, 0, 1, 2, 2]
     assert batch["image_indices"].dtype == torch.int64
     expected = lion_processor(
-        images=[picture(index) for index in (0, 0, 1, 2, 2)],
+        images=[make_image(index) for index in (0, 0, 1, 2, 2)],
         text=["Question 0?", "Question 1?", "What is a1?", "Question 0?", "Question 1?"],
         tags=[["dog"], ["dog"], None, None, None],
         task_type=["region_level", *["image_level"] * 4],
@@ -290,9 +290,9 @@ def pixels(processor: LionProcessor, record: Any, epoch: int = 0, **augmentation
 
 
 def test_images_are_not_changed_unless_that_is_wished(lion_processor: LionProcessor) -> None:
-    record = good_record(image=picture(1))
+    record = good_record(image=make_image(1))
     plain = LionDataCollator(lion_processor)([record])["pixel_values"]
-    assert torch.equal(plain, lion_processor(images=[picture(1)], return_tensors="pt")["pixel_values"])
+    assert torch.equal(plain, lion_processor(images=[make_image(1)], return_tensors="pt")["pixel_values"])
     assert not torch.equal(pixels(lion_processor, record), plain)
 
 
@@ -307,7 +307,7 @@ def test_images_are_not_changed_unless_that_is_wished(lion_processor: LionProces
     ids=["region level", "box in the answer", "box in the question", "one of two questions"],
 )
 def test_a_image_with_boxes_is_never_changed(record: dict[str, Any], lion_processor: LionProcessor) -> None:
-    record["image"] = picture(1)
+    record["image"] = make_image(1)
     plain = LionDataCollator(lion_processor)([record])["pixel_values"]
     assert torch.equal(pixels(lion_processor, record), plain)
 
@@ -370,8 +370,8 @@ def test_a_change_follows_from_seed_epoch_and_record_alone(folder: Path, lion_pr
 
 
 def test_unnamed_images_are_told_apart_by_their_pixels(lion_processor: LionProcessor) -> None:
-    record = good_record(image=picture(1, 60, 40))
-    twin = good_record(image=picture(1, 60, 40))
+    record = good_record(image=make_image(1, 60, 40))
+    twin = good_record(image=make_image(1, 60, 40))
     assert torch.equal(pixels(lion_processor, record), pixels(lion_processor, twin))
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset, DatasetDict, Image, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
-from training.record_files import good_record, picture, png, write_images, write_json, write_source
+from training.record_files import good_record, make_image, png, write_images, write_json, write_source
 from transformers_lion.training import RecordError, RecordReport, load_records, mix_datasets
 from transformers_lion.training.data import FEATURES
 from transformers_lion.training.records import open_image, parse_record
@@ -64,7 +64,7 @@ def rows_without_names(dataset: Any) -> list[dict[str, Any]]:
 
 def is_image(row: dict[str, Any], seed: int) -> bool:
     """Whether a row's image is the image of that seed."""
-    return open_image(parse_record(row).image).tobytes() == picture(seed).tobytes()
+    return open_image(parse_record(row).image).tobytes() == make_image(seed).tobytes()
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -151,8 +151,9 @@ def test_json_lines_are_known_by_their_content_too(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "is no JSON"), ("  \n", "is no JSON"), ("[]", "holds no records"), ('[{"image": 1}', "is no JSON"),
-        ("3", "holds int, not a list"), ("[" * 100_000, "is no JSON"), ("\xff[]", "is no JSON"),
+        ("", "is not valid JSON"), ("  \n", "is not valid JSON"), ("[]", "has no records"),
+        ('[{"image": 1}', "is not valid JSON"), ("3", "contains int, not a list"), ("[" * 100_000, "is not valid JSON"),
+        ("\xff[]", "is not valid JSON"),
     ],
 )  # fmt: skip
 def test_a_file_without_records_stops_whatever_is_wished(
@@ -165,9 +166,9 @@ def test_a_file_without_records_stops_whatever_is_wished(
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_an_empty_file_of_lines_holds_no_records(streaming: bool, folder: Path) -> None:
+def test_an_empty_file_of_lines_has_no_records(streaming: bool, folder: Path) -> None:
     (folder / "a.jsonl").touch()
-    with pytest.raises(ValueError, match="holds no records"):
+    with pytest.raises(ValueError, match="has no records"):
         list(load_records(folder / "a.jsonl", streaming=streaming))
 
 
@@ -199,7 +200,7 @@ def test_a_record_with_a_field_that_stands_twice_is_a_bad_one(form: str, streami
     report = RecordReport()
     assert len(list(load_records(file, on_error="skip", report=report, streaming=streaming))) == 1
     (fault,) = report.faults
-    assert (fault.kind, fault.reason) == ("broken JSON", "'question' stands there twice")
+    assert (fault.kind, fault.reason) == ("broken JSON", "duplicate key 'question'")
 
 
 def test_a_image_that_never_arrives_is_unreadable() -> None:
@@ -279,10 +280,10 @@ def test_bad_rows_of_a_table_are_left_out_counted_and_named(folder: Path) -> Non
 
 def embedded_table(**fields: Any) -> Dataset:
     """Images inside of a table: good, none, cut off, of no format, good."""
-    pictures = [png(0), None, png(1)[:150], b"no image", png(2)]
+    contents = [png(0), None, png(1)[:150], b"no image", png(2)]
     rows = [{**good_record(seed, **fields), "image_id": seed} for seed in range(5)]
     table = Dataset.from_list(rows).remove_columns("image")
-    images = [{"bytes": content, "path": None} for content in pictures]
+    images = [{"bytes": content, "path": None} for content in contents]
     return table.add_column("image", images, feature=Image(decode=False)).cast_column("image", Image())
 
 
@@ -325,7 +326,7 @@ def test_a_table_that_was_shuffled_and_formatted_keeps_its_images_at_their_quest
 
 
 def test_images_in_a_list_are_embedded() -> None:
-    (row,) = load_records([good_record(image=picture(3))])
+    (row,) = load_records([good_record(image=make_image(3))])
     assert is_image(row, 3)
 
 
@@ -346,7 +347,7 @@ def test_listed_categories_are_the_only_ones(folder: Path) -> None:
     dataset = load_records(records, folder, categories={"box": "region_level"}, on_error="skip", report=report)
     assert dataset["task_type"][:] == ["region_level"]
     assert report.counts == {"unknown category": 2}
-    with pytest.raises(ValueError, match="'pixel_level' for 'box'"):
+    with pytest.raises(ValueError, match="maps 'box' to 'pixel_level'"):
         load_records(records, folder, categories={"box": "pixel_level"})
 
 
@@ -356,10 +357,13 @@ def test_listed_categories_are_the_only_ones(folder: Path) -> None:
         ({"on_error": "ignore"}, "on_error is 'ignore'"),
         ({"check_images": "all"}, "check_images is 'all'"),
         ({"source": 3}, "not from int"),
-        ({"source": []}, "records holds no records"),
-        ({"source": DatasetDict({"train": Dataset.from_list([good_record()])})}, "from one split; this has 'train'"),
+        ({"source": []}, "records has no records"),
+        (
+            {"source": DatasetDict({"train": Dataset.from_list([good_record()])})},
+            "Pass one split of the data; this has 'train'",
+        ),
         ({"source": [good_record(answer="")], "on_error": "skip"}, "None of the 1 records"),
-        ({"source": Dataset.from_dict({"image": []})}, "dataset holds no records"),
+        ({"source": Dataset.from_dict({"image": []})}, "dataset has no records"),
         (
             {"source": Dataset.from_dict({"image": [], "hint": []})},
             "columns hint, which are not read; columns are image",

@@ -26,7 +26,7 @@ from transformers_lion.training import (
 peft = pytest.importorskip("peft")
 
 from transformers_lion.training import lora  # noqa: E402
-from transformers_lion.training.lora import MODULES_TO_SAVE, NOT_QUANTISED, lora_config  # noqa: E402
+from transformers_lion.training.lora import MODULES_TO_SAVE, NOT_QUANTIZED, lora_config  # noqa: E402
 
 EACH_STAGE = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES.keys())
 
@@ -139,7 +139,7 @@ def test_what_was_trained_is_saved_loaded_and_merged(stage: Stage, tmp_path: Pat
 
 @pytest.mark.parametrize("parts", [["vision_model"], ["qformer", "aggregator"]])
 def test_an_unknown_target_is_refused(parts: list[str]) -> None:
-    with pytest.raises(ValueError, match=rf"no target '{parts[-1]}', but language_model, qformer"):
+    with pytest.raises(ValueError, match=rf"no LoRA target '{parts[-1]}'; the targets are language_model, qformer"):
         lora_config(tiny_model(), targets=parts)
 
 
@@ -255,7 +255,7 @@ def test_checkpoints_of_what_is_trained_alone_are_not_for_peft(
         lora_trainer(tmp_path, lion_model, lion_processor, trainable_only=True)
 
 
-# --- on a quantised base ------------------------------------------------------------------------------------------
+# --- on a quantized base ------------------------------------------------------------------------------------------
 
 
 def torchao_int8(skip: list[str] | None) -> Any:
@@ -275,14 +275,14 @@ def bitsandbytes_nf4(skip: list[str] | None) -> Any:
     )
 
 
-QUANTISERS = pytest.mark.parametrize(
-    "quantiser", [torchao_int8, bitsandbytes_int8, bitsandbytes_nf4], ids=lambda make: make.__name__
+QUANTIZERS = pytest.mark.parametrize(
+    "quantizer", [torchao_int8, bitsandbytes_int8, bitsandbytes_nf4], ids=lambda make: make.__name__
 )
 
 
 @pytest.fixture(scope="module")
 def bfloat16_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose widths are multiples of 64, as quantisers want them and LION's own are."""
+    """A model whose widths are multiples of 64, as quantizers want them and LION's own are."""
     width = {"hidden_size": 64, "intermediate_size": 128}
     text = {"d_model": 64, "d_kv": 16, "d_ff": 128}
     folder = tmp_path_factory.mktemp("bfloat16")
@@ -293,11 +293,11 @@ def bfloat16_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore")  # the quantisers' own
-@QUANTISERS
-def test_lora_trains_on_a_quantised_base(quantiser: Any, bfloat16_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # the quantizers' own
+@QUANTIZERS
+def test_lora_trains_on_a_quantized_base(quantizer: Any, bfloat16_folder: Path, tmp_path: Path) -> None:
     def load() -> LionForConditionalGeneration:
-        config = quantiser(list(NOT_QUANTISED))
+        config = quantizer(list(NOT_QUANTIZED))
         return LionForConditionalGeneration.from_pretrained(
             bfloat16_folder, dtype="bfloat16", quantization_config=config
         )
@@ -321,28 +321,28 @@ def test_lora_trains_on_a_quantised_base(quantiser: Any, bfloat16_folder: Path, 
 
 
 @pytest.mark.filterwarnings("ignore")
-@QUANTISERS
-def test_a_quantised_part_that_should_train_whole_is_refused(quantiser: Any, bfloat16_folder: Path) -> None:
+@QUANTIZERS
+def test_a_quantized_part_that_should_train_whole_is_refused(quantizer: Any, bfloat16_folder: Path) -> None:
     model = LionForConditionalGeneration.from_pretrained(
-        bfloat16_folder, dtype="bfloat16", quantization_config=quantiser(None)
+        bfloat16_folder, dtype="bfloat16", quantization_config=quantizer(None)
     )
-    with pytest.raises(ValueError, match="language_projection is to be trained whole, but is quantised"):
+    with pytest.raises(ValueError, match="language_projection must not be quantized"):
         lora_config(model)
 
 
 class StandInWeight(torch.nn.Parameter):
-    """A stand-in for a quantised weight, where torchao is not installed."""
+    """A stand-in for a quantized weight, where torchao is not installed."""
 
 
 class StandInRounding(torch.nn.Linear):
-    """A stand-in for a layer that quantises what goes in, through which no gradient passes."""
+    """A stand-in for a layer that quantizes what goes in, through which no gradient passes."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return super().forward((inputs * 32).round() / 32)
 
 
 class StandInWeightOnly(torch.nn.Linear):
-    """A stand-in for a layer that quantises its weight alone."""
+    """A stand-in for a layer that quantizes its weight alone."""
 
 
 def with_stand_in(kind: type[torch.nn.Linear], name: str) -> LionForConditionalGeneration:
@@ -359,7 +359,7 @@ QUERY = "language_model.encoder.block.0.layer.0.SelfAttention.q"
 def test_a_base_that_no_gradients_pass_through_is_refused(
     lion_model: LionForConditionalGeneration, lion_processor: LionProcessor, tmp_path: Path
 ) -> None:
-    expected = rf"{QUERY} is quantised .StandInWeight. so that gradients do not pass through it: .* is 0 times the"
+    expected = rf"Gradients do not pass through {QUERY}, which is quantized .StandInWeight.: .* is 0 times the"
     with pytest.raises(ValueError, match=expected):
         lora_config(with_stand_in(StandInRounding, QUERY))
     lora_config(with_stand_in(StandInWeightOnly, QUERY))
@@ -368,26 +368,26 @@ def test_a_base_that_no_gradients_pass_through_is_refused(
     model = with_stand_in(StandInRounding, QUERY)
     apply_stage(model, "mixture")
     arguments = training_arguments(tmp_path / "output", bf16=False, use_cpu=True)
-    with pytest.raises(ValueError, match="so that gradients do not pass through it"):
+    with pytest.raises(ValueError, match="Gradients do not pass through"):
         make_trainer(model, lion_processor, arguments, load_records(tmp_path / "a.json"))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_torchaos_dynamic_quantisation_is_refused(bfloat16_folder: Path) -> None:
+def test_torchaos_dynamic_quantization_is_refused(bfloat16_folder: Path) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     config = TorchAoConfig(
-        quantization.Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=list(NOT_QUANTISED)
+        quantization.Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=list(NOT_QUANTIZED)
     )
     model = LionForConditionalGeneration.from_pretrained(bfloat16_folder, dtype="bfloat16", quantization_config=config)
-    with pytest.raises(ValueError, match=r"quantised .Int8Tensor. so that gradients do not pass through it"):
+    with pytest.raises(ValueError, match=r"Gradients do not pass through .* quantized .Int8Tensor."):
         lora_config(model)
 
 
-def test_the_modules_that_quantisers_must_skip_are_lions_own_linear_layers() -> None:
+def test_the_modules_that_quantizers_must_skip_are_lions_own_linear_layers() -> None:
     model = tiny_model()
     holding = {
         name
         for name in MODULES_TO_SAVE
         if hasattr(model, name) and any(type(module) is torch.nn.Linear for module in getattr(model, name).modules())
     }
-    assert holding == {name for name in NOT_QUANTISED if "." not in name}
+    assert holding == {name for name in NOT_QUANTIZED if "." not in name}

@@ -1,4 +1,4 @@
-"""What trains is float32, also on a base of 16 bits."""
+"""Trainable parameters become float32, on a base in 16 bits too."""
 
 import copy
 from contextlib import nullcontext

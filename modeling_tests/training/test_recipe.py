@@ -103,12 +103,12 @@ def test_an_optimizer_that_takes_no_groups_is_refused(
     found: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Seq2SeqTrainer, "get_optimizer_cls_and_kwargs", staticmethod(lambda arguments, model: found))
-    with pytest.raises(ValueError, match=r"optim='lomo' makes groups of its own"):
+    with pytest.raises(ValueError, match=r"optim='lomo' builds its own parameter groups"):
         build_optimizer(tiny_model(), training_arguments(tmp_path, optim="lomo", use_cpu=True))
 
 
 def test_an_unknown_argument_is_refused_with_one_like_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'warmup_step' is no argument .*; such are warmup_steps"):
+    with pytest.raises(ValueError, match=r"'warmup_step' is not a training argument .*; did you mean warmup_steps"):
         training_arguments(tmp_path, warmup_step=3)
 
 
@@ -167,7 +167,7 @@ def test_rows_beyond_the_samples_are_cut_off(lion_processor: LionProcessor) -> N
 
 
 def test_logits_are_refused(lion_processor: LionProcessor) -> None:
-    with pytest.raises(ValueError, match=r"predict_with_generate=True\), but was given float64 of shape \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"predict_with_generate=True\), but got float64 of shape \(1, 2, 3\)"):
         AnswerMetrics(lion_processor)(EvalPrediction(predictions=np.zeros((1, 2, 3)), label_ids=np.zeros((1, 2))))
 
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(
     if content is not None:
         (tmp_path / "checkpoint-100" / "trainer_state.json").write_text(content)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert "checkpoint-100 is passed over" in caplog.text
+    assert "checkpoint-100: it is incomplete" in caplog.text
 
 
 @pytest.mark.parametrize("random_state", [None, "half"])
@@ -412,5 +412,5 @@ def test_a_trainable_checkpoint_of_another_base_is_refused(
     trainer = build(folder, lion_folder, Path(trainable_run.args.output_dir), trainable_only=True)
     with torch.no_grad():
         trainer.model.language_model.shared.weight.add_(1.0)
-    with pytest.raises(ValueError, match=r"not on the base of the checkpoint: .*language_model\.shared\.weight"):
+    with pytest.raises(ValueError, match=r"base is not that of the checkpoint: .*language_model\.shared\.weight"):
         train(trainer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.record_files import good_record, picture, png
+from training.record_files import good_record, make_image, png
 from transformers_lion.training.records import RecordError, make_row, name_record, open_image, parse_record
 
 NAN = float("nan")
@@ -36,15 +36,15 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "number for an image": (good_record(image=7), "wrong type", "image is int '7'"),
     "list for an image": (good_record(image=["a.png"]), "wrong type", "image is list"),
     "number for an image_id": (good_record(image=..., image_id=139), "wrong type", "image_id is int '139'"),
-    "surrogate in a path": (good_record(image="\ud800.png"), "broken text", "image is no valid Unicode"),
+    "surrogate in a path": (good_record(image="\ud800.png"), "broken text", "image is not valid Unicode"),
     "no question": (good_record(question=...), "no question", "question is missing"),
     "null question": (good_record(question=None), "no question", "question is missing"),
     "NaN question": (good_record(question=NAN), "no question", "question is missing"),
     "empty question": (good_record(question=""), "no question", "question is empty"),
     "blank question": (good_record(question=" \n\u3000"), "no question", "question is empty"),
     "number for a question": (good_record(question=1), "wrong type", "question is int"),
-    "list for a question": (good_record(question=["a?", "b?"]), "wrong type", "stand in questions and answers"),
-    "surrogate in a question": (good_record(question="a\udfff?"), "broken text", "question is no valid Unicode"),
+    "list for a question": (good_record(question=["a?", "b?"]), "wrong type", "use the fields questions and answers"),
+    "surrogate in a question": (good_record(question="a\udfff?"), "broken text", "question is not valid Unicode"),
     "no answer": (good_record(answer=...), "no answer", "answer is missing"),
     "null answer": (good_record(answer=None), "no answer", "answer is missing"),
     "NaN answer": (good_record(answer=NAN), "no answer", "answer is missing"),
@@ -59,7 +59,7 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "truth value for an answer": (good_record(answer=True), "wrong type", "answer is bool"),
     "object for an answer": (good_record(answer={"answer": "dog"}), "wrong type", "answer is dict"),
     "infinite answer": (good_record(answer=float("inf")), "wrong type", "answer is float"),
-    "surrogate in an answer": (good_record(answer="\ud83d"), "broken text", "answer is no valid Unicode"),
+    "surrogate in an answer": (good_record(answer="\ud83d"), "broken text", "answer is not valid Unicode"),
     "number for a category": (good_record(category=2), "wrong type", "category is int"),
     "list for a category": (good_record(category=["ref"]), "wrong type", "category is list"),
     "unknown task type": (good_record(task_type="pixel_level"), "unknown category", "pixel_level"),
@@ -70,24 +70,24 @@ FAULTS: dict[str, tuple[Any, str, str]] = {
     "object for tags": (good_record(tags={"dog": 0.9}), "wrong type", "tags are dict"),
     "question that nobody sees": (good_record(question="\u200b\ufeff\x07"), "no question", "question is empty"),
     "answer that nobody sees": (good_record(answer="\u200b "), "no answer", "answer is empty"),
-    "number of too many digits": (good_record(answer=10**5000), "wrong type", "answer is int of too many digits"),
-    "question of too many digits": (good_record(question=10**5000), "wrong type", "question is int of too many"),
-    "numbers for a box": (good_record(answer=[0.1, 0.2, 0.3, 0.4]), "wrong type", "format_boxes writes"),
-    "box that is not a number": (region("[nan,0.1,0.2,0.3]"), "bad box", "[nan,0.1,0.2,0.3], whose numbers are not"),
-    "box without an end": (region("[0.1,0.1,inf,0.3]"), "bad box", "whose numbers are not all from 0 to 1"),
+    "number of too many digits": (good_record(answer=10**5000), "wrong type", "answer is int with too many digits"),
+    "question of too many digits": (good_record(question=10**5000), "wrong type", "question is int with too many"),
+    "numbers for a box": (good_record(answer=[0.1, 0.2, 0.3, 0.4]), "wrong type", "with grounding.format_boxes"),
+    "box that is not a number": (region("[nan,0.1,0.2,0.3]"), "bad box", "[nan,0.1,0.2,0.3], but coordinates must be"),
+    "box without an end": (region("[0.1,0.1,inf,0.3]"), "bad box", "but coordinates must be from 0 to 1"),
     "box in pixels": (region("Answer: [10,20,300,400]"), "bad box", "answer has the box [10,20,300,400]"),
-    "box beside the image": (region("[-0.1,0.2,0.7,0.4]"), "bad box", "whose numbers are not all from 0 to 1"),
-    "box from right to left": (region("[0.5,0.1,0.1,0.5]"), "bad box", "whose corners are not in order"),
+    "box beside the image": (region("[-0.1,0.2,0.7,0.4]"), "bad box", "but coordinates must be from 0 to 1"),
+    "box from right to left": (region("[0.5,0.1,0.1,0.5]"), "bad box", "but the upper left corner must come first"),
     "second box upside down": (
-        region("[0.1,0.1,0.5,0.5] [0.1,0.5,0.5,0.1]"), "bad box", "the box [0.1,0.5,0.5,0.1], whose corners",
+        region("[0.1,0.1,0.5,0.5] [0.1,0.5,0.5,0.1]"), "bad box", "the box [0.1,0.5,0.5,0.1], but the upper left",
     ),
     "box in pixels in a question": (
         region("a dog", question="What is at [1,2,30,40]?"), "bad box", "question has the box [1,2,30,40]",
     ),
-    "misspelt field": (good_record(tag=["dog"]), "unread field", "it has tag, which is not read; fields are image,"),
+    "misspelt field": (good_record(tag=["dog"]), "unread field", "it has tag, which is not read; the fields are"),
     "prompt": (good_record(prompt="Look."), "unread field", "it has prompt, which is not read"),
-    "answers of others": (good_record(answers=["1", "2"]), "unread field", "answers beside a single question"),
-    "surrogate in a tag": (good_record(tags=["\udc00"]), "broken text", "tags is no valid Unicode"),
+    "answers of others": (good_record(answers=["1", "2"]), "unread field", "answers together with a single question"),
+    "surrogate in a tag": (good_record(tags=["\udc00"]), "broken text", "tags is not valid Unicode"),
 }  # fmt: skip
 
 
@@ -245,11 +245,11 @@ def test_a_row_is_read_back_as_the_same_record(raw: Any) -> None:
 
 
 FORMS: dict[str, Any] = {
-    "picture": picture(1),
+    "image": make_image(1),
     "bytes": png(1),
     "bytes of a dataset": {"bytes": png(1), "path": "a.png"},
-    "array": np.asarray(picture(1)),
-    "tensor": torch.from_numpy(np.array(picture(1))),
+    "array": np.asarray(make_image(1)),
+    "tensor": torch.from_numpy(np.array(make_image(1))),
     "base64": base64.b64encode(png(1)).decode(),
     "data URI": "data:image/png;base64," + base64.b64encode(png(1)).decode(),
 }
@@ -260,13 +260,13 @@ def test_embedded_images_keep_their_pixels_in_a_row(form: Any) -> None:
     row = make_row(parse_record(good_record(image=form), "folder"))
     assert set(row["image"]) == {"bytes", "path"}
     opened = open_image(parse_record(row).image)
-    assert np.array_equal(np.asarray(opened), np.asarray(picture(1)))
+    assert np.array_equal(np.asarray(opened), np.asarray(make_image(1)))
 
 
 def test_a_image_on_its_side_is_stored_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(1).save(tmp_path / "side.png", exif=exif)
+    make_image(1).save(tmp_path / "side.png", exif=exif)
     with Image.open(tmp_path / "side.png") as sideways:
         row = make_row(parse_record(good_record(image=sideways)))
     assert open_image(parse_record(row).image).size == (10, 12)
@@ -306,7 +306,7 @@ def test_an_image_that_cannot_be_opened_says_why(image: Any, kind: str, words: s
         (good_record(), "record with image 'a0.png', question 'What is a0?'"),
         (good_record(id=7, image={"bytes": b"x", "path": None}, question=None), "record with id '7'"),
         (good_record(image={"bytes": None, "path": "a.png"}), "record with image 'a.png', question 'What is a0?'"),
-        ({"image": picture()}, "record without a name"),
+        ({"image": make_image()}, "record without a name"),
         ([], "record list '[]'"),
     ],
 )

@@ -82,7 +82,7 @@ def test_every_tensor_of_the_mixture_is_the_one_of_its_origin(
             expected, origin = first[name.replace(".adapters.1.", ".adapters.0.")], "image_level"
         else:
             row = 0 if ".router.0." in name else 1
-            expected, origin = torch.zeros(2, 32), "initialised"
+            expected, origin = torch.zeros(2, 32), "initialized"
             expected[row] = 1
         assert torch.equal(parameter, expected), name
         assert result.origins[name] == origin, name
@@ -250,7 +250,7 @@ def test_a_first_stage_takes_what_the_base_has_and_a_new_adapter(stage: int, sid
     expected = dict(base.named_parameters())
     for name, parameter in result.model.named_parameters():
         if ".adapter." in name:
-            assert result.origins[name] == "initialised"
+            assert result.origins[name] == "initialized"
         else:
             assert is_base(name) or name.startswith((*side, "soft_prompt."))
             assert torch.equal(parameter, expected[name]), name
@@ -308,7 +308,7 @@ def test_a_base_can_be_a_folder_and_the_new_model_can_be_saved(tmp_path: Path) -
 
 @pytest.mark.parametrize("part", ["qformer", ADAPTERS, "heads"])
 def test_a_part_that_cannot_be_reused_is_refused(part: str) -> None:
-    with pytest.raises(ValueError, match=r"Stage 2 cannot reuse .*, but only \['aggregator', ") as info:
+    with pytest.raises(ValueError, match=r"Stage 2 cannot reuse .* of this base, only \['aggregator', ") as info:
         start_stage(2, tiny_model(), reuse=[part])
     assert repr(part) in str(info.value)
 
@@ -322,8 +322,8 @@ def test_a_later_stage_does_not_start_from_a_base(stage: int) -> None:
 def test_origins_print_as_a_table() -> None:
     lines = str(start_stage(1, tiny_model(), reuse=["qformer"])).splitlines()
     assert lines[0].split() == ["part", "from", "parameters"]
-    assert ["soft_prompt", "initialised", "32"] in [line.split() for line in lines]
-    assert {line.split()[1] for line in lines[1:]} == {"base", "initialised"}
+    assert ["soft_prompt", "initialized", "32"] in [line.split() for line in lines]
+    assert {line.split()[1] for line in lines[1:]} == {"base", "initialized"}
 
 
 def test_no_report_of_missing_weights_is_logged_and_later_ones_are(caplog: pytest.LogCaptureFixture) -> None:

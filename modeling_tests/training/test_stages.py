@@ -93,7 +93,7 @@ def test_every_part_that_a_stage_trains_is_in_its_model(stage: Stage) -> None:
 
 
 def test_a_parameter_of_another_model_belongs_to_no_part() -> None:
-    with pytest.raises(ValueError, match=r"base_model\.model\.qformer\.x is no parameter"):
+    with pytest.raises(ValueError, match=r"base_model\.model\.qformer\.x is not a parameter"):
         part_of("base_model.model.qformer.x")
 
 
@@ -182,11 +182,13 @@ def test_a_model_of_another_stage_is_refused_and_left_alone(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_quantised_part_that_should_train_is_refused() -> None:
+def test_a_quantized_part_that_should_train_is_refused() -> None:
     model = tiny_model()
     weight = model.language_projection.weight
     model.language_projection.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"language_projection\.weight .* stage 3, but is quantised \(torch.int8\)"):
+    with pytest.raises(
+        ValueError, match=r"Stage 3 trains language_projection\.weight, but it is quantized \(torch.int8\)"
+    ):
         apply_stage(model, 3)
 
 

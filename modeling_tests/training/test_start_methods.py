@@ -15,7 +15,7 @@ from transformers import pipeline
 
 from examples.small_world.cells import labelled_scenes
 from training.recipe_run import build, metrics
-from training.record_files import good_record, picture, png, write_source
+from training.record_files import good_record, make_image, png, write_source
 from transformers_lion import LionForConditionalGeneration, LionProcessor, example_checkpoint
 from transformers_lion.example import sketch
 from transformers_lion.pipelines import LionImageToTextPipeline
@@ -96,7 +96,7 @@ def test_a_pipelines_workers_change_no_answer(
     start_method: str, lion_model: LionForConditionalGeneration, lion_processor: LionProcessor
 ) -> None:
     pipe = LionImageToTextPipeline(model=lion_model, processor=lion_processor)
-    images, options = [picture(0), picture(1)], {"max_new_tokens": 4}
+    images, options = [make_image(0), make_image(1)], {"max_new_tokens": 4}
     assert pipe(images, num_workers=1, **options) == pipe(images, **options)
 
 

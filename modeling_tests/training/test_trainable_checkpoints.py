@@ -166,14 +166,14 @@ def test_another_base_of_the_same_shapes_is_refused_with_both_numbers(folder: Pa
     assert f"{saved:.6g}" in message
 
 
-def test_a_trained_part_that_is_quantised_in_the_model_is_refused(folder: Path) -> None:
+def test_a_trained_part_that_is_quantized_in_the_model_is_refused(folder: Path) -> None:
     model = tiny_model()
     weight = model.language_projection.weight
     model.language_projection.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
-    assert "language_projection.weight is quantised in the model" in refusal(model, folder)
+    assert "language_projection.weight is quantized in the model" in refusal(model, folder)
 
 
-def test_a_quantised_base_is_taken_on_trust(folder: Path) -> None:
+def test_a_quantized_base_is_taken_on_trust(folder: Path) -> None:
     model = tiny_model()
     weight = model.vision_model.encoder.layers[2].mlp.fc2.weight
     model.vision_model.encoder.layers[2].mlp.fc2.weight = torch.nn.Parameter(

@@ -1,7 +1,7 @@
-"""The command `lion`. It is thin: its commands, a file each, call the library.
+"""The `lion` command. Each subcommand has its own module and calls the library.
 
-Exit codes: 0 if all went well; 1 after an error, which is one line on stderr (`--debug` shows where it came from); 2
-for a wrong command line; 130 after Ctrl-C.
+Exit codes: 0 on success; 1 on an error, reported in one line on stderr (`--debug` shows the traceback); 2 for an
+invalid command line; 130 after Ctrl-C.
 """
 
 import gc
@@ -19,16 +19,16 @@ from .tagging import tag
 from .train import train
 
 GC_THRESHOLD = 50_000
-"""New objects until Python looks for cycles; at its 700 or 2,000 that is an eighth of importing transformers."""
+"""Allocations between garbage collections; with Python's default of 700 or 2,000, an eighth of the time to import
+transformers is spent on them."""
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 
 
-def show_version(is_wanted: bool) -> None:
-    """Print the version and end."""
-    if is_wanted:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         print(f"transformers-lion {__version__}")
         raise typer.Exit
 
@@ -36,16 +36,14 @@ def show_version(is_wanted: bool) -> None:
 @app.callback()
 def lion(
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """LION, a multimodal language model with dual-level visual knowledge."""
 
 
 app.command(epilog="Example: lion caption photos/ --json", no_args_is_help=True)(caption)
-app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What colour is it?"', no_args_is_help=True)(
-    ask
-)
+app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What color is it?"', no_args_is_help=True)(ask)
 app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)

@@ -1,4 +1,4 @@
-"""`python -m transformers_lion.cli`, for `torchrun` and `accelerate launch`."""
+"""Entry point of `python -m transformers_lion.cli`, for `torchrun` and `accelerate launch`."""
 
 from . import main
 

@@ -1,4 +1,4 @@
-"""The one way through images that `lion caption`, `lion ask`, `lion locate` and `lion tag` take."""
+"""The loop over images that `lion caption`, `lion ask`, `lion locate` and `lion tag` share."""
 
 import logging
 import sys
@@ -17,19 +17,19 @@ from .drawings import plan_drawings
 from .results import Results, open_results
 
 if TYPE_CHECKING:
-    from .images import Named
+    from .image_sources import Named
 
 Opened = list[tuple[str, Image.Image]]
-"""Images with their names."""
+"""Names and images."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image.
+    """The results for one image.
 
     Attributes:
-        rows: for each result its columns for people, behind the image's name, and its record.
-        draw: makes the image with the answers on it.
+        rows: for each result, the text columns that follow the image's name, and the JSON record.
+        draw: returns the image with the answers drawn on it.
     """
 
     rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]]
@@ -37,27 +37,27 @@ class Outcome:
 
 
 class Job(Protocol):
-    """What is done with images."""
+    """A model and what to do with images."""
 
     def load(self) -> None:
-        """Load the model, once it is clear that there is something to do."""
+        """Load the model; called only if there are images."""
 
-    def run(self, pictures: Opened) -> list[Outcome]:
-        """What becomes of some images."""
+    def run(self, opened: Opened) -> list[Outcome]:
+        """Process a batch of images."""
 
 
 def run_job(
     job: Job, arguments: Sequence[str], batch_size: int, as_json: bool, output: Path | None, draw: Path | None
 ) -> bool:
-    """Do a job on all images that arguments name, a batch at a time; what is done is written at once.
+    """Run a job on all images that the arguments name, and write the results of each batch immediately.
 
     Returns:
         Whether all images could be found and read.
 
     Raises:
-        OSError, ValueError: if nothing can go on.
+        OSError, ValueError: if the command cannot continue.
     """
-    from .images import find_images, open_images
+    from .image_sources import find_images, open_images
 
     found = find_images(arguments)
     failures = list(found.errors)
@@ -75,54 +75,54 @@ def run_job(
 
     with quiet(), open_results(output, as_json) as results, progress(len(found.names), output) as advance:
         job.load()
-        for pictures in open_images(found.names, batch_size, fail):
-            for (name, _), outcome in zip(pictures, run_batch(job, pictures), strict=True):
+        for opened in open_images(found.names, batch_size, fail):
+            for (name, _), outcome in zip(opened, run_batch(job, opened), strict=True):
                 write(results, found, name, outcome)
                 if name in drawings:
                     with naming(drawings[name]):
                         outcome.draw().save(drawings[name])
             results.flush()
-            advance(len(pictures))
+            advance(len(opened))
     return not failures
 
 
-def run_batch(job: Job, pictures: Opened) -> list[Outcome]:
-    """A job on some images.
+def run_batch(job: Job, opened: Opened) -> list[Outcome]:
+    """Run a job on a batch of images.
 
     Raises:
-        ValueError: if they need more memory than there is.
+        ValueError: if the GPU runs out of memory.
     """
     import torch
 
     try:
-        return job.run(pictures)
+        return job.run(opened)
     except torch.OutOfMemoryError as error:
-        raise ValueError("The GPU has too little memory: try a smaller --batch-size, or --dtype bfloat16.") from error
+        raise ValueError("The GPU ran out of memory: try a smaller --batch-size, or --dtype bfloat16.") from error
 
 
 def write(results: Results, found: "Named", name: str, outcome: Outcome) -> None:
-    """Write an image's results."""
+    """Write the results for an image."""
     for columns, record in outcome.rows:
         results.write([name, *columns] if found.is_many else columns, {"image": name, **record})
 
 
 @contextmanager
 def progress(total: int, output: Path | None) -> Iterator[Any]:
-    """A progress bar on stderr, where somebody sees it and it does not run into results; what moves it on."""
+    """Yield a function that advances a progress bar on stderr, if it is a terminal and shows no results as well."""
     if not show_progress() or (output is None and sys.stdout.isatty()):
-        yield lambda count: None  # a bar that is switched off leaves an empty line behind in rich before 14
+        yield lambda count: None  # before rich 14, a disabled bar leaves an empty line behind
         return
     from rich.progress import Progress
 
     bar = Progress(console=stderr_console(), transient=True, redirect_stdout=False)
     with bar:
-        task = bar.add_task("Pictures", total=total)
+        task = bar.add_task("Images", total=total)
         yield lambda count: bar.advance(task, count)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of libraries: what is wrong with an image or a model is said in this command's own words."""
+    """Silence the warnings of libraries: the command reports problems with images and models itself."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

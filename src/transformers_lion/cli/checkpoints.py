@@ -1,4 +1,4 @@
-"""Checkpoints for the commands, loaded with errors that fit in a line."""
+"""Loads checkpoints for the commands, with errors that fit on one line."""
 
 import re
 from pathlib import Path
@@ -19,17 +19,17 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 def load_lion(
     model: str | None, tagger: str | bool, device: str | None, dtype: str | None, optimize: bool = True
 ) -> "Lion":
-    """A model with what belongs to it.
+    """Load a model with its processor and tagger.
 
     Args:
         model: folder or repository; the example checkpoint by default.
-        tagger: folder or repository of one; `True` for the model's own, if it has one; `False` for none.
-        device: by default a GPU if there is one.
-        dtype: of the weights; as saved by default.
-        optimize: as of `Lion.from_pretrained`. If weights are packed, a note says so where somebody sees it.
+        tagger: folder or repository of a tagger; `True` for the model's own, if it has one; `False` for none.
+        device: a GPU by default, if there is one.
+        dtype: dtype of the weights; as saved by default.
+        optimize: see `Lion.from_pretrained`. If weights are packed, a note on a terminal says so.
 
     Raises:
-        OSError, ValueError: if something cannot be loaded; in a sentence or two.
+        OSError, ValueError: if something cannot be loaded.
     """
     from ..cpu_inference.default import describe_inference, is_packed
     from ..inference import Lion
@@ -40,15 +40,15 @@ def load_lion(
         own = load_tagger_from(tagger, where)
     try:
         lion = Lion.from_pretrained(name, tagger=own, device=where, dtype=dtype, optimize=optimize)
-    except Exception as error:  # of many kinds, where files are broken
-        raise ValueError(f"{name}: this cannot be loaded: {first_sentence(error)}") from error
+    except Exception as error:  # damaged files raise errors of many types
+        raise ValueError(f"{name} cannot be loaded: {first_sentence(error)}") from error
     if is_packed(lion.model) and show_progress():
         note(f"{name} is computed in {describe_inference(lion.model)}; see --no-optimize.")
     return lion
 
 
 def load_tagger(model: str | None, device: str | None) -> "ImageTagger":
-    """The tagger of a model, or the one that a folder itself holds.
+    """Load the tagger of a model, or a tagger's own checkpoint.
 
     Raises:
         OSError, ValueError: if there is none.
@@ -59,26 +59,26 @@ def load_tagger(model: str | None, device: str | None) -> "ImageTagger":
     if folder.is_dir() and (folder / TAGGER_FOLDER).is_dir():
         return load_tagger_from(str(folder / TAGGER_FOLDER), choose_device(device))
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "lion":
-        raise ValueError(f"{folder}: it holds no tagger (a folder {TAGGER_FOLDER}/); name one with --model.")
+        raise ValueError(f"{folder} has no tagger (no folder {TAGGER_FOLDER}/); specify one with --model.")
     return load_tagger_from(str(model), choose_device(device))
 
 
 def load_tagger_from(name: str, device: "torch.device") -> "ImageTagger":
-    """The tagger in a folder or repository."""
+    """Load the tagger in a folder or repository."""
     from ..ram import ImageTagger, RamConfig
 
     name = check_model(name, RamConfig.model_type)
     try:
         return ImageTagger.from_pretrained(name, device=device)
     except Exception as error:
-        raise ValueError(f"{name}: this cannot be loaded: {first_sentence(error)}") from error
+        raise ValueError(f"{name} cannot be loaded: {first_sentence(error)}") from error
 
 
 def check_model(name: str | None, model_type: str = "lion") -> str:
-    """A folder that can be loaded, or what may be the name of a repository.
+    """Return the path of a valid checkpoint folder, or a name that may be that of a repository.
 
     Raises:
-        OSError, ValueError: if it is neither.
+        OSError, ValueError: if `name` is neither.
     """
     if name is None:
         return example_checkpoint()
@@ -92,10 +92,10 @@ def check_model(name: str | None, model_type: str = "lion") -> str:
 
 
 def choose_device(device: str | None) -> "torch.device":
-    """A device that works.
+    """Return the requested device, or by default a GPU if there is one.
 
     Raises:
-        ValueError: if the one that was asked for does not.
+        ValueError: if the requested device is not available.
     """
     import torch
 
@@ -108,6 +108,6 @@ def choose_device(device: str | None) -> "torch.device":
 
 
 def first_sentence(error: Exception) -> str:
-    """The beginning of an error's text, where its reason stands."""
+    """Return the first sentence of an error message, which states the reason."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.split(r"(?<=[a-z)'\"])\. (?=[A-Z])", text, maxsplit=1)[0].rstrip(".") + "."

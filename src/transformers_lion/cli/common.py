@@ -1,4 +1,4 @@
-"""What all commands do alike: errors of the user's in one line, exit codes, messages, extras."""
+"""Shared by all commands: one-line error reports, exit codes, messages, and checks for extras."""
 
 import importlib.util
 import os
@@ -17,30 +17,30 @@ from safetensors import SafetensorError
 from ..errors import SelfCheckError
 
 INTERRUPTED = 128 + signal.SIGINT
-"""Exit code of a command that Ctrl-C stopped, as shells count it."""
+"""Exit code of a command stopped by Ctrl-C, following the convention of shells."""
 PIPE_CLOSED = 128 + 13
-"""Exit code where nobody reads the output any more, as of what SIGPIPE ends; Windows has no such signal."""
+"""Exit code if the reader of stdout is gone, as after SIGPIPE, a signal that Windows does not have."""
 
 ENDING = ("SIGTERM", "SIGHUP")
-"""Signals that end a command. Windows has no SIGHUP."""
+"""Signals that terminate a command. Windows has no SIGHUP."""
 
 
 class Terminated(BaseException):
-    """A signal that ends the command, raised where it arrives, so that what is unfinished is put in order."""
+    """Raised when a signal terminates the command, so that unfinished work is cleaned up."""
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def run_action(action: Callable[[], bool | None], debug: bool) -> None:
-    """Run a command's action; an error of the user's becomes one line and exit code 1.
+    """Run a command's action and turn user errors into a one-line report and exit code 1.
 
     Args:
-        action: returns `False` if something failed that it has reported itself.
-        debug: let errors through.
+        action: the action; it returns `False` after a failure that it has reported itself.
+        debug: whether to let errors propagate.
 
     Raises:
-        typer.Exit: unless all went well.
+        typer.Exit: if the action fails.
     """
     try:
         if action() is False:
@@ -63,7 +63,7 @@ def run_action(action: Callable[[], bool | None], debug: bool) -> None:
 
 @contextmanager
 def raise_termination() -> Iterator[None]:
-    """Have signals that end the command raise `Terminated` while the block runs, unless they are ignored."""
+    """Make terminating signals raise `Terminated` while the block runs, unless they are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -71,7 +71,7 @@ def raise_termination() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     heeded = [number for number in numbers if before[number] == signal.SIG_DFL]
     for number in heeded:
-        signal.signal(number, terminate)
+        signal.signal(number, _terminate)
     try:
         yield
     finally:
@@ -79,62 +79,61 @@ def raise_termination() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
-    """Raise `Terminated` for a signal."""
+def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated(number)
 
 
 def drop_stdout() -> None:
-    """Give up what stdout could not take; Python flushes it once more when it ends."""
+    """Discard output that could not be written; otherwise Python would flush it again at exit and fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def report(error: Exception | str) -> None:
-    """Write an error in one line to stderr."""
+    """Print an error on one line of stderr."""
     text = error if isinstance(error, str) else sentence(error)
     stderr_console().print(f"error: {printable(text)}", style="red")
 
 
 def note(text: str) -> None:
-    """Write something that is no error in one line to stderr."""
+    """Print a note on one line of stderr."""
     stderr_console().print(f"note: {printable(text)}", style="yellow")
 
 
 def stderr_console() -> Console:
-    """A console that prints texts as they are."""
+    """Return a console on stderr that prints text verbatim."""
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False)
 
 
 def speaker() -> Callable[[str], None]:
-    """What prints messages, once where several processes run the command."""
+    """Return a function that prints messages, only in the first of several processes."""
     console = Console(highlight=False, markup=False, soft_wrap=True, quiet=os.environ.get("RANK", "0") != "0")
     return console.print
 
 
 def hide_progress_bars() -> None:
-    """Have transformers show none; what only `lion train` needs, such as datasets, is not imported here."""
+    """Disable transformers' progress bars. Only `lion train` imports datasets, and disables its bars there."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def require(command: str, extra: str, packages: Sequence[str]) -> None:
-    """Raise `ValueError` naming the extra if a package that a command needs is not installed."""
+    """Raise `ValueError` naming the extra if a package required by a command is not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"{command} needs {', '.join(missing)}, which the extra {extra!r} brings: "
+            f"{command} needs {', '.join(missing)}, which the extra {extra!r} installs: "
             f'pip install "transformers-lion[{extra}]".'
         )
 
 
 def show_progress() -> bool:
-    """Whether somebody sees a progress bar: stdout is for results, and stderr may be a file."""
+    """Whether to show a progress bar: it goes to stderr, which may be redirected to a file."""
     return sys.stderr.isatty()
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, on one line; the system's own errors begin with the file."""
+    """Return an error's message on one line; operating system errors start with the file."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         name = error.filename2 or error.filename
@@ -143,7 +142,7 @@ def sentence(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """A text on one line, with escapes for what is no visible character."""
+    """Return `text` on one line, with non-printable characters escaped."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
     )

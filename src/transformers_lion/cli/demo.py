@@ -1,4 +1,4 @@
-"""`lion demo`: the page of `transformers_lion.demo`."""
+"""`lion demo`: starts the web page of `transformers_lion.demo`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,12 +8,13 @@ import typer
 from .common import Debug, hide_progress_bars, note, report, require, run_action
 from .options import Device, Dtype, Model, Tagger
 
-Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all of this machine.")]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all interfaces.")]
 Port = Annotated[
-    int | None, typer.Option("--port", min=1, max=65535, help="To listen on.", show_default="the first free from 7860")
+    int | None,
+    typer.Option("--port", min=1, max=65535, help="Port to listen on.", show_default="first free one from 7860"),
 ]
-Share = Annotated[bool, typer.Option("--share", help="Also at a public address, through Gradio's servers.")]
-Examples = Annotated[Path | None, typer.Option("--examples", help="A folder with images to offer.")]
+Share = Annotated[bool, typer.Option("--share", help="Also share at a public address, through Gradio's servers.")]
+Examples = Annotated[Path | None, typer.Option("--examples", help="Folder of example images.")]
 WRONG_COMMAND_LINE = 2
 
 
@@ -28,7 +29,7 @@ def demo(
     dtype: Dtype = None,
     debug: Debug = False,
 ) -> None:
-    """Show a page in the browser: tags, captions, questions and boxes of an image."""
+    """Serve a web page for captions, questions, boxes and tags."""
     try:
         require("lion demo", "demo", ["gradio"])
     except ValueError as error:
@@ -43,7 +44,7 @@ def demo(
         offered = examples_of(model, examples)
         lion = load_lion(model, True if tagger is None else tagger, device, dtype and dtype.value)
         if lion.tagger is None:
-            note(f"{model} holds no tagger, so that prompts have no tags but those that are typed; see --tagger.")
+            note(f"{model} has no tagger: prompts contain only the tags that users type; see --tagger.")
         serve(lion, ServerSettings(host, port, share, name=sentence_about(model), examples=offered))
 
     run_action(action, debug)

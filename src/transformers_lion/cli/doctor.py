@@ -1,4 +1,4 @@
-"""`lion doctor`: whether this installation computes what it should, and what it consists of, for an issue."""
+"""`lion doctor`: checks an installation and describes it for an issue report."""
 
 import json
 import os
@@ -14,22 +14,22 @@ from .common import Debug, hide_progress_bars, run_action
 
 PACKAGE = "transformers-lion"
 DEVELOPERS_EXTRAS = {"test", "docs", "release", "dev"}
-"""Not shown: they are of use to those who change the package."""
+"""Extras for developing the package, which are not shown."""
 FEATURES = ("avx2", "avx512", "amx", "vnni", "bf16", "fp16", "sve", "i8mm")
-"""Parts of the names of those features of a processor that matrix products make use of."""
+"""Parts of the names of the CPU features that matrix products use."""
 MATRIX = 512
-"""Side of the matrices whose product is timed."""
+"""Size of the square matrices whose product is timed."""
 ROUNDS = 5
-"""The best of so many runs counts."""
+"""Number of timed runs, of which the best counts."""
 DTYPES = ("float32", "bfloat16", "float16")
 FAST = 0.8
-"""Share of the speed of float32 from which on a dtype is called fast."""
+"""A dtype is called fast from this fraction of the speed of float32."""
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="As an object.")] = False, debug: Debug = False
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False, debug: Debug = False
 ) -> None:
-    """Check that answers are right with the installed packages, and list versions, devices, fast dtypes and extras.
+    """Check that the installed packages give correct answers, and list versions, devices, fast dtypes and extras.
 
     The exit code is 1 if a check fails.
     """
@@ -44,12 +44,12 @@ def doctor(
 
 
 def describe() -> dict[str, Any]:
-    """All that the command shows.
+    """Collect everything that the command shows.
 
     Returns:
-        `versions`, `newer_than_tested`, `processor`, `devices`, `speed` (of each device and dtype, as a share of
-        float32), `inference` (how the commands compute with weights of each dtype on this CPU), `extras` (what is
-        missing of each), and `checks` (what each found, empty where all is well).
+        `versions`, `newest_tested`, `newer_than_tested`, `processor`, `devices`, `speed` (of each device and dtype,
+        relative to float32), `inference` (how the commands compute with weights of each dtype on this CPU), `extras`
+        (the missing packages of each), and `checks` (the problem that each found, or an empty string).
     """
     from ..self_check import CHECKS, NEWEST_TESTED, newer_than_tested, run_checks
 
@@ -68,19 +68,19 @@ def describe() -> dict[str, Any]:
 
 
 def requirements() -> list[Requirement]:
-    """What the package asks for, with the extras that users install."""
+    """Return the package's requirements, including those of extras for users."""
     found = [Requirement(text) for text in requires(PACKAGE) or ()]
     return [requirement for requirement in found if extra_of(requirement) not in DEVELOPERS_EXTRAS]
 
 
 def dependencies() -> dict[str, str | None]:
-    """The installed version of each package that is asked for; `None` where there is none."""
+    """Return the installed version of each required package; `None` if it is not installed."""
     names = {requirement.name for requirement in requirements() if requirement.name != PACKAGE}
     return {name: installed_version(name) for name in sorted(names)}
 
 
 def installed_version(name: str) -> str | None:
-    """The version of a package, `None` if it is not installed."""
+    """Return the version of a package, `None` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -88,7 +88,7 @@ def installed_version(name: str) -> str | None:
 
 
 def missing_of_extras() -> dict[str, list[str]]:
-    """For each extra what is missing of it or too old, as `name>=lowest version`."""
+    """Return the missing or outdated packages of each extra, as `name>=lowest version`."""
     missing: dict[str, list[str]] = {}
     for requirement in requirements():
         extra = extra_of(requirement)
@@ -102,7 +102,7 @@ def missing_of_extras() -> dict[str, list[str]]:
 
 
 def extra_of(requirement: Requirement) -> str | None:
-    """The extra that a requirement belongs to."""
+    """Return the extra that a requirement belongs to, if any."""
     if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
         return None
     words = str(requirement.marker).split("extra ==")
@@ -110,7 +110,7 @@ def extra_of(requirement: Requirement) -> str | None:
 
 
 def describe_processor() -> dict[str, Any]:
-    """The kind of processor, what it can do, and how many threads torch uses."""
+    """Describe the CPU, its features, and the number of threads that torch uses."""
     import torch
 
     features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # since torch 2.10
@@ -128,7 +128,7 @@ def describe_processor() -> dict[str, Any]:
 
 
 def devices() -> dict[str, str]:
-    """The name of each accelerator, by what torch calls it."""
+    """Return the name of each accelerator by its torch device."""
     import torch
 
     if torch.cuda.is_available():
@@ -139,7 +139,7 @@ def devices() -> dict[str, str]:
 
 
 def dtype_speeds(device: str) -> dict[str, float]:
-    """How fast each dtype multiplies matrices on a device, as a share of float32's speed."""
+    """Return the speed of matrix products in each dtype on a device, relative to float32."""
     seconds = {dtype: multiply_seconds(device, dtype) for dtype in DTYPES}
     return {name: round(seconds["float32"] / taken, 2) for name, taken in seconds.items()}
 
@@ -154,7 +154,7 @@ def inference_plans() -> dict[str, str]:
 
 
 def multiply_seconds(device: str, dtype: str) -> float:
-    """Seconds that a product of two matrices takes, the best of several; infinite where there is none."""
+    """Return the best time of a matrix product in seconds; infinite if the device does not support the dtype."""
     import torch
 
     best = float("inf")
@@ -162,7 +162,7 @@ def multiply_seconds(device: str, dtype: str) -> float:
         left = torch.ones(MATRIX, MATRIX, device=device, dtype=getattr(torch, dtype))
         for _ in range(ROUNDS):
             start = time.perf_counter()
-            (left @ left)[0, 0].item()  # which waits for the device
+            (left @ left)[0, 0].item()  # waits for the device
             best = min(best, time.perf_counter() - start)
     except RuntimeError:
         pass
@@ -170,7 +170,7 @@ def multiply_seconds(device: str, dtype: str) -> float:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """The facts, a few to a line, in the form of a list that Markdown shows as it is."""
+    """Format the facts as plain text, one section per topic."""
     versions = {name: found or "not installed" for name, found in facts["versions"].items()}
     processor = facts["processor"]
     lines = [
@@ -199,12 +199,12 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def describe_gaps(gaps: list[str]) -> str:
-    """What is missing of an extra, in words."""
+    """Describe which packages of an extra are missing."""
     return f"missing {', '.join(gaps)}" if gaps else "complete"
 
 
 def describe_speed(device: str, shares: dict[str, float]) -> str:
-    """Which dtypes are fast on a device, with their share of float32's speed."""
+    """Describe which dtypes are fast on a device, relative to float32."""
     words = (
         f"{name} {'fast' if share >= FAST else 'slow'} ({share:.2f} times float32's speed)"
         for name, share in shares.items()

@@ -1,4 +1,4 @@
-"""Images with answers on them: where they go, and what is drawn."""
+"""Images with answers drawn on them: their files and their text."""
 
 import os
 import textwrap
@@ -9,15 +9,15 @@ from urllib.parse import urlsplit
 from PIL import Image, ImageDraw, ImageFont
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""What a drawn image may be called."""
+"""Suffixes that a drawn image may have."""
 
 
 def plan_drawings(output: Path | None, names: Sequence[str], is_many: bool) -> dict[str, Path]:
-    """The file of each drawing: `output` itself for one image, else a file in the folder `output`, which is made.
+    """Return the file of each drawing: `output` for a single image, otherwise a file in the folder `output`.
 
     Raises:
         OSError: if a folder is missing, or cannot be written to.
-        ValueError: if an input would be overwritten, or a file's name says nothing of its format.
+        ValueError: if an input would be overwritten, or a file's suffix is not that of an image format.
     """
     if output is None or not names:
         return {}
@@ -27,21 +27,21 @@ def plan_drawings(output: Path | None, names: Sequence[str], is_many: bool) -> d
         planned = name_drawings(output, names)
     else:
         if output.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"--draw {output}: the name of an image ends in {', '.join(SUFFIXES)}.")
+            raise ValueError(f"--draw {output}: the file name must end in {', '.join(SUFFIXES)}.")
         if not output.parent.is_dir():
             raise FileNotFoundError(2, os.strerror(2), str(output.parent))
         planned = {names[0]: output}
     for target in planned.values():
         found = stat(str(target))
         if found is not None and (found.st_dev, found.st_ino) in inputs:
-            raise ValueError(f"--draw would overwrite {target}, which is one of the images that are read.")
+            raise ValueError(f"--draw would overwrite the input image {target}.")
     if not os.access(next(iter(planned.values())).parent, os.W_OK):
         raise PermissionError(13, os.strerror(13), str(output))
     return planned
 
 
 def stat(name: str) -> os.stat_result | None:
-    """What the system knows of a file, `None` if there is none."""
+    """Return the status of a file, `None` if it does not exist."""
     try:
         return os.stat(name)
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def stat(name: str) -> os.stat_result | None:
 
 
 def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """A file in a folder for each image, with its name, and a number where several have the same."""
+    """Return a file in a folder for each image, numbered if several images have the same name."""
     from ..images import is_url
 
     planned: dict[str, Path] = {}
@@ -57,9 +57,9 @@ def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     for name in dict.fromkeys(names):
         base = Path(urlsplit(name).path if is_url(name) else name)
         suffix = base.suffix if base.suffix.lower() in SUFFIXES else ".png"
-        stem, number = base.stem or "picture", 1
+        stem, number = base.stem or "image", 1
         candidate = f"{stem}{suffix}"
-        while candidate.lower() in taken:  # some systems' file names know no case
+        while candidate.lower() in taken:  # file names are case-insensitive on some systems
             number += 1
             candidate = f"{stem}-{number}{suffix}"
         taken.add(candidate.lower())
@@ -68,7 +68,7 @@ def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
 
 
 def write_below(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """A copy of an image with lines of text on a white bar below it."""
+    """Return a copy of an image with lines of text on a white bar below it."""
     size = max(9, round(min(image.size) / 25))
     font = ImageFont.load_default(size=size)
     columns = max(8, round(1.8 * image.width / size))

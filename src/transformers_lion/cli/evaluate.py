@@ -1,4 +1,4 @@
-"""`lion eval`: a model's answers to a data file's questions, and what they are worth."""
+"""`lion eval`: answers the questions of a data file with a model and scores the answers."""
 
 import json
 import os
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 NUM_REASONS = 3
-"""That are shown of those why examples have no answer."""
+"""Number of reasons shown for examples without an answer."""
 
 TASK_NAMES = ("rec", "captioning", "vqa", "exact-match", "multiple-choice", "visdial", "pope")
 
@@ -33,58 +33,58 @@ EPILOG = (
 
 
 def refuse_tags(value: str | None) -> None:
-    """Raise `typer.BadParameter` for an option that `lion eval` does not have, but commands with prompts do."""
+    """Raise `typer.BadParameter` for `--tags`, which other commands have but `lion eval` does not."""
     if value is not None:
-        raise typer.BadParameter(f"tags stand in the data; --tag-source takes {', '.join(TAG_SOURCES)}.")
+        raise typer.BadParameter(f"tags are part of the data; use --tag-source with {', '.join(TAG_SOURCES)}.")
 
 
 @dataclass(frozen=True)
 class Options:
     """The options of `lion eval`."""
 
-    data: Annotated[Path, typer.Option("--data", help="The data's file, in one of its usual forms.")]
+    data: Annotated[Path, typer.Option("--data", help="File of the data set, in its usual format.")]
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for predictions and results.")]
     images: Annotated[
         Path | None, typer.Option("--images", help="Folder of the images.", show_default="that of the data")
     ] = None
     model: Model = None
-    predictions: Annotated[Path | None, typer.Option("--predictions", help="Score this file; no model is loaded.")] = (
-        None
-    )
+    predictions: Annotated[Path | None, typer.Option("--predictions", help="Score this file without a model.")] = None
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Show the paper's figures of this data set beside: refcoco-testA.")
+        str | None, typer.Option("--dataset", help="Compare with the paper's results on this data set: refcoco-testA.")
     ] = None
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Questions at a time.")] = 8
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Questions per batch.")] = 8
     num_beams: NumBeams = None
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer.", show_default="the task's")
+        int | None,
+        typer.Option("--max-new-tokens", min=1, help="Maximum tokens per answer.", show_default="the task's"),
     ] = None
     length_penalty: Annotated[
-        float | None, typer.Option("--length-penalty", help="Of beams.", show_default="the model's")
+        float | None,
+        typer.Option("--length-penalty", help="Length penalty of beam search.", show_default="the model's"),
     ] = None
     box_format: Annotated[
-        str | None, typer.Option("--box-format", help="REC: xyxy or xywh, where the data do not say.")
+        str | None, typer.Option("--box-format", help="REC: xyxy or xywh, if the data do not specify it.")
     ] = None
     box_unit: Annotated[
         str | None,
-        typer.Option("--box-unit", help="REC: pixels, fractions or thousandths, where the data do not say."),
+        typer.Option("--box-unit", help="REC: pixels, fractions or thousandths, if the data do not specify it."),
     ] = None
     tag_source: TagSourceOption = None
     tags: Annotated[str | None, typer.Option("--tags", hidden=True, callback=refuse_tags)] = None
     tagger: Tagger = None
     dtype: Dtype = None
     device: Device = None
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first examples.")] = None
-    seed: Annotated[int, typer.Option("--seed", help="For checkpoints that draw answers at random.")] = 0
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Number of examples to use.")] = None
+    seed: Annotated[int, typer.Option("--seed", help="Seed for checkpoints that sample.")] = 0
     check_batching: Annotated[
-        int, typer.Option("--check-batching", min=0, help="Answer so many one by one too, in float32, and compare.")
+        int, typer.Option("--check-batching", min=0, help="Also answer this many one by one, in float32, and compare.")
     ] = 0
 
     def to_settings(self, task: str) -> "EvaluationSettings":
-        """The settings of an evaluation.
+        """Convert the options to the settings of an evaluation.
 
         Raises:
-            OSError, ValueError: if there is no such task, or no such model or device.
+            OSError, ValueError: if the task, model or device does not exist.
         """
         from ..evaluation.settings import EvaluationSettings
         from ..evaluation.tasks import TASKS
@@ -109,19 +109,19 @@ class Options:
         )
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of some options that have a value."""
+        """Return the named options that are set."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @expand_settings
 def evaluate(
-    task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASK_NAMES)}; capitals do not matter.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASK_NAMES)} (case-insensitive).")],
     options: Options,
     debug: Debug = False,
 ) -> None:
-    """Evaluate a model on a data file, or score a file of predictions. Started again, it goes on where it was stopped.
+    """Evaluate a model on a data file, or score a file of predictions. Interrupted runs resume when started again.
 
-    Exit code 1 if an image could not be read, or answers depend on the batch.
+    The exit code is 1 if an image could not be read, or answers depend on the batch.
     """
 
     def action() -> bool:
@@ -133,7 +133,7 @@ def evaluate(
         if options.predictions is None:
             result = evaluate(settings, speaker(), show_progress(), load)
         elif options.model is not None or options.check_batching:
-            raise ValueError("--predictions scores a file without a model: leave --model and --check-batching out.")
+            raise ValueError("--predictions scores a file without a model: omit --model and --check-batching.")
         else:
             result = evaluate_file(settings, options.predictions)
         return result is None or show(result, settings)
@@ -142,28 +142,28 @@ def evaluate(
 
 
 def load(settings: "EvaluationSettings", device: str, dtype: str | None) -> "Lion":
-    """The model of an evaluation, with its tagger where that has something to do."""
+    """Load the model of an evaluation, with its tagger if prompts may need it."""
     return load_lion(settings.model, settings.tagger or settings.may_ask_tagger, device, dtype)
 
 
 def find_name(name: str, known: list[str]) -> str:
-    """A task's name, whatever its capitals and hyphens.
+    """Look up a task's name, ignoring case and hyphens.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such task.
     """
     plain = re.compile("[^a-z]")
     found = {plain.sub("", key): key for key in known}.get(plain.sub("", name.lower()))
     if found is None:
-        raise ValueError(f"There is no task {name!r}; there are {', '.join(known)}.")
+        raise ValueError(f"There is no task {name!r}; the tasks are {', '.join(known)}.")
     return found
 
 
 def show(result: "Result", settings: "EvaluationSettings") -> bool:
-    """Print figures, what is wrong with them, and where everything is.
+    """Print the metrics, any problems with them, and the location of the results.
 
     Returns:
-        Whether all is well.
+        Whether the result is complete.
     """
     from ..evaluation.progress_files import ERRORS
 
@@ -171,7 +171,7 @@ def show(result: "Result", settings: "EvaluationSettings") -> bool:
     say = speaker()
     say(result.to_sentence())
     if result.counts["missing"] and result.predictions is None:
-        say(f"Why they have none: {settings.output / ERRORS}")
+        say(f"The reasons are in {settings.output / ERRORS}")
         for line in read_reasons(settings.output / ERRORS):
             say(f"  {line}")
     if result.check is not None:
@@ -181,7 +181,7 @@ def show(result: "Result", settings: "EvaluationSettings") -> bool:
 
 
 def read_reasons(file: Path) -> list[str]:
-    """Why examples have no answer: the first few reasons, each once, and how many more there are."""
+    """Return the first few distinct reasons why examples have no answer, and the number of others."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     reasons = list(dict.fromkeys(printable(row["error"]) for row in rows))
     more = len(reasons) - NUM_REASONS
@@ -189,7 +189,7 @@ def read_reasons(file: Path) -> list[str]:
 
 
 def describe_check(check: dict[str, Any]) -> str:
-    """How many answers depend on their batch, and which."""
-    lines = [f"{check['differ']} of {check['examples']} answers differ in a batch from those one by one (float32)."]
+    """Describe how many answers depend on their batch, and which."""
+    lines = [f"{check['differ']} of {check['examples']} answers differ when computed in a batch (float32)."]
     lines += [f"  {row['id']}: alone {row['alone']!r}, in a batch {row['batched']!r}" for row in check["differences"]]
     return "\n".join(lines)

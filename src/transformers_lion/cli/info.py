@@ -1,4 +1,4 @@
-"""`lion info`: what is in a folder, from its configuration and its files' headers; no weights are loaded."""
+"""`lion info`: describes a checkpoint folder from its configuration and file headers, without loading weights."""
 
 import json
 import math
@@ -26,30 +26,30 @@ PARTS = {
     "soft prompt": ("soft_prompt",),
     "language model": ("language_model",),
 }
-"""What LION's modules are called here."""
+"""The parts that the command lists, with their modules."""
 ADAPTERS = "of which adapters"
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of a number."""
+"""Bytes per number."""
 PROMPT_TOKENS = 128
-"""Of the estimate: a question with a long tag sentence."""
+"""Length of the prompt that memory is estimated for: a question with a long tag sentence."""
 MAX_NEW_TOKENS = 256
-"""Of the estimate, where the checkpoint names no limit."""
+"""Length of the answer that memory is estimated for, if the checkpoint sets no limit."""
 
 
 def info(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Of a checkpoint.", show_default="the example checkpoint")
+        Path | None, typer.Argument(metavar="DIR", help="Checkpoint folder.", show_default="the example checkpoint")
     ] = None,
     max_memory: Annotated[
         list[str] | None,
         typer.Option(
-            "--max-memory", metavar="[DEVICE=]SIZE", help="Show where weights would lie: 0=20GB; cpu=30GB. Repeatable."
+            "--max-memory", metavar="[DEVICE=]SIZE", help="Show the placement of weights: 0=20GB; cpu=30GB. Repeatable."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As an object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show a checkpoint's parts, sizes, tasks, tags, dtypes and the memory that it needs. Weights are not loaded."""
+    """Show the parts, sizes, tasks, tags, dtypes and memory needs of a checkpoint. Weights are not loaded."""
 
     def action() -> None:
         facts = describe(folder or Path(example_checkpoint()), max_memory or ())
@@ -59,14 +59,14 @@ def info(
 
 
 def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
-    """All facts of a folder that holds a LION or a tagger.
+    """Collect the facts about a folder that holds a LION model or a tagger.
 
     Args:
-        folder: of the checkpoint.
-        max_memory: limits under which a LION's weights are placed, see `placement.read_limits`.
+        folder: the checkpoint folder.
+        max_memory: memory limits for the placement of LION's weights; see `placement.read_limits`.
 
     Raises:
-        OSError, ValueError: if it does not, or something in it is not right.
+        OSError, ValueError: if the folder holds neither, or is damaged.
     """
     from ..checkpoint_utils import TAGGER_FOLDER, compare, meta_model, read_config, read_headers, read_json
     from ..configuration_lion import TASK_TYPES, LionConfig
@@ -103,7 +103,7 @@ def describe(folder: Path, max_memory: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def describe_tagger(folder: Path) -> dict[str, Any]:
-    """The facts of a folder that holds a tagger."""
+    """Collect the facts about a folder that holds a tagger."""
     from ..checkpoint_utils import meta_model, read_config, read_headers
     from ..ram import RamConfig
 
@@ -130,12 +130,12 @@ def describe_inference_plan(config: "LionConfig", dtype: str) -> str:
 
 
 def count(module: "nn.Module") -> int:
-    """Number of a module's parameters."""
+    """Return the number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_parts(model: "LionForConditionalGeneration") -> dict[str, int]:
-    """Parameters of each part that a model has; the adapters are counted within the language model."""
+    """Return the number of parameters of each part; adapters also count towards the language model."""
     modules = dict(model.named_children())
     counts = {
         part: sum(count(modules[name]) for name in names if name in modules)
@@ -147,7 +147,7 @@ def count_parts(model: "LionForConditionalGeneration") -> dict[str, int]:
 
 
 def count_dtypes(stored: dict[str, "StoredTensor"]) -> dict[str, int]:
-    """Numbers in files, by dtype in the format's words."""
+    """Return how many numbers the files store in each dtype, by the dtype's name in safetensors."""
     counts: Counter[str] = Counter()
     for tensor in stored.values():
         counts[tensor.dtype] += math.prod(tensor.shape)
@@ -155,7 +155,7 @@ def count_dtypes(stored: dict[str, "StoredTensor"]) -> dict[str, int]:
 
 
 def generation_of(folder: Path) -> dict[str, int]:
-    """How many beams and new tokens `generate` takes by itself."""
+    """Return the default number of beams and new tokens of `generate`."""
     from transformers import GenerationConfig
 
     has_file = (folder / "generation_config.json").is_file()
@@ -166,7 +166,7 @@ def generation_of(folder: Path) -> dict[str, int]:
 def memory(
     model: "LionForConditionalGeneration", config: "LionConfig", generation: dict[str, int], itemsize: int
 ) -> dict[str, int]:
-    """Bytes of the weights, and for one request estimates of the decoder's cache and of the largest layer's work."""
+    """Return the size of the weights in bytes, with estimates of the cache and the largest activations of a request."""
     text, vision = config.text_config, config.vision_config
     height, width = (vision.image_size,) * 2 if isinstance(vision.image_size, int) else vision.image_size
     patches = (height // vision.patch_size) * (width // vision.patch_size) + 1
@@ -189,7 +189,7 @@ def memory(
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """Facts in lines of at most 80 columns, unless the folder's name is longer."""
+    """Format the facts in lines of at most 80 columns, unless the folder's name is longer."""
     lines = [f"{facts['folder']}: {facts['model']}", "", "Parameters"]
     lines += [f"  {name:<18}{number:>18,}" for name, number in order_parts(facts["parameters"]).items()]
     rows = {"Image size": " x ".join(map(str, facts["image_size"]))}
@@ -215,13 +215,13 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(f"  (estimated for one image at a time and a prompt of {PROMPT_TOKENS} tokens)")
     if "placement" in facts:
         limits, *rows_of_dtypes = facts["placement"].items()
-        lines += ["", f'Weights by device_map="auto" with at most {say_sizes(limits[1])}']
+        lines += ["", f'Weights with device_map="auto" and at most {say_sizes(limits[1])}']
         lines += [f"  {name:<10}{say_sizes(sizes)}" for name, sizes in rows_of_dtypes]
     return "\n".join(lines)
 
 
 def order_parts(parameters: dict[str, int]) -> dict[str, int]:
-    """The parts, with the adapters behind what they are in."""
+    """Move the adapters below the language model, which contains them."""
     adapters = {ADAPTERS: parameters[ADAPTERS]} if ADAPTERS in parameters else {}
     rest = {name: number for name, number in parameters.items() if name not in (ADAPTERS, "total")}
     indented = {f"  {name}": number for name, number in adapters.items()}
@@ -229,21 +229,21 @@ def order_parts(parameters: dict[str, int]) -> dict[str, int]:
 
 
 def say_tags(facts: dict[str, Any]) -> str:
-    """Whether prompts have tags, and whose."""
+    """Describe whether the checkpoint has a tagger."""
     if facts["tagger"] is None:
-        return "none by itself: no tagger/"
+        return "no tagger of its own (no folder tagger/)"
     tagger = facts["tagger"]
-    return f"by its own tagger ({tagger['num_tags']:,} tags, {tagger['parameters']['total']:,} parameters)"
+    return f"from its own tagger ({tagger['num_tags']:,} tags, {tagger['parameters']['total']:,} parameters)"
 
 
 def say_sizes(sizes: dict[str, int]) -> str:
-    """`GPU 0 1.2 GiB, disk 3.0 GiB`; devices with nothing are left out."""
+    """Format sizes by device, such as `GPU 0 1.2 GiB, disk 3.0 GiB`, leaving out empty devices."""
     named = {f"GPU {device}" if device.isdecimal() else device: size for device, size in sizes.items() if size}
     return ", ".join(f"{device} {as_size(size)}" for device, size in named.items())
 
 
 def as_size(number: int) -> str:
-    """Bytes for people."""
+    """Format a number of bytes."""
     value = number / 1024
     for unit in ("KiB", "MiB"):
         if value < 1000:

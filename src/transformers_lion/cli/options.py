@@ -1,4 +1,4 @@
-"""Arguments and options that several commands have, and what they are together."""
+"""Arguments and options shared by several commands."""
 
 import inspect
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from ..tag_source import TagSource
 
 
 class DtypeName(str, Enum):
-    """Precisions of weights."""
+    """Dtypes of weights."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -22,7 +22,7 @@ class DtypeName(str, Enum):
 
 
 class TagSourceName(str, Enum):
-    """`TagSource`, as the command line has it."""
+    """`TagSource` as an enumeration, for the command line."""
 
     data = "data"
     tagger = "tagger"
@@ -31,34 +31,36 @@ class TagSourceName(str, Enum):
 
 Images = Annotated[
     list[str],
-    typer.Argument(metavar="IMAGE", help="Files, folders, globs, URLs; - reads a list from stdin."),
+    typer.Argument(metavar="IMAGE", help="Files, folders, globs or URLs; - reads a list from stdin."),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Folder or Hub id.", show_default="the example checkpoint")
+    str | None, typer.Option("--model", "-m", help="Model folder or Hub id.", show_default="the example checkpoint")
 ]
-Tags = Annotated[str | None, typer.Option("--tags", help="For all prompts: 'dog, grass'.")]
+Tags = Annotated[str | None, typer.Option("--tags", help="Tags for all prompts: 'dog, grass'.")]
 TagSourceOption = Annotated[
     TagSourceName | None,
-    typer.Option(
-        "--tag-source", help="Where tags come from; none for no tag sentence.", show_default="data, else tagger"
-    ),
+    typer.Option("--tag-source", help="Source of tags; none omits the tag sentence.", show_default="data, else tagger"),
 ]
-Tagger = Annotated[str | None, typer.Option("--tagger", help="Folder or Hub id.", show_default="the model's, if any")]
-AsJson = Annotated[bool, typer.Option("--json", help="An object a line, with all there is to say.")]
+Tagger = Annotated[
+    str | None, typer.Option("--tagger", help="Tagger folder or Hub id.", show_default="the model's, if any")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, with all details.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="A new file for the JSON lines.", show_default="stdout")
+    Path | None, typer.Option("--output", "-o", help="Write JSON Lines to this new file.", show_default="stdout")
 ]
 Draw = Annotated[
     Path | None,
-    typer.Option("--draw", help="Also draw the answers: a file for one image, a folder for several."),
+    typer.Option("--draw", help="Also draw the answers; a file for one image, a folder for several."),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images, and questions, at a time.")]
-NumBeams = Annotated[int | None, typer.Option("--num-beams", min=1, help="Of the search.", show_default="the model's")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images and questions per batch.")]
+NumBeams = Annotated[
+    int | None, typer.Option("--num-beams", min=1, help="Number of beams.", show_default="the model's")
+]
 MaxNewTokens = Annotated[
-    int | None, typer.Option("--max-new-tokens", min=1, help="Of an answer.", show_default="the model's")
+    int | None, typer.Option("--max-new-tokens", min=1, help="Maximum tokens per answer.", show_default="the model's")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda:0...", show_default="a GPU, if there is one")]
-Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Of the weights.", show_default="as saved")]
+Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Dtype of the weights.", show_default="as saved")]
 Optimize = Annotated[
     bool, typer.Option("--optimize/--no-optimize", help="Pack weights where that is exact and faster on this CPU.")
 ]
@@ -66,7 +68,7 @@ Optimize = Annotated[
 
 @dataclass(frozen=True)
 class Settings:
-    """How questions are to be answered, and where the answers go."""
+    """How to answer questions, and where to write the answers."""
 
     model: Model = None
     tags: Tags = None
@@ -85,37 +87,37 @@ class Settings:
     def __post_init__(self) -> None:
         asks_tagger = self.tag_source in (None, "tagger") and self.tags is None
         if self.tags is not None and self.tag_source == "tagger":
-            raise typer.BadParameter("--tags and --tag-source tagger do not go together.")
+            raise typer.BadParameter("--tags and --tag-source tagger cannot be combined.")
         if self.tagger is not None and not asks_tagger:
             other = "--tags" if self.tags is not None else f"--tag-source {self.tag_source}"
-            raise typer.BadParameter(f"{other} and --tagger do not go together.")
+            raise typer.BadParameter(f"{other} and --tagger cannot be combined.")
 
     @property
     def tag_source(self) -> TagSource | None:
-        """As a request has it."""
+        """The tag source of a `Request`."""
         return None if self.tag_source_name is None else self.tag_source_name.value
 
     @property
     def tagger_to_load(self) -> str | bool:
-        """A tagger's name, or whether the model's own is needed."""
+        """The name of a tagger, or whether the model's own is needed."""
         return self.tagger or (self.tags is None and self.tag_source in (None, "tagger"))
 
     @property
     def generation(self) -> dict[str, Any]:
-        """The options of generation that were given."""
+        """The generation options that are set."""
         options = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
         return {name: value for name, value in options.items() if value is not None}
 
 
 def expand_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Show typer the fields of a command's settings, a dataclass among its arguments, as options of the command."""
+    """Expose the fields of a command's dataclass argument to typer as options of the command."""
     hints = get_type_hints(command, include_extras=True)
     parameters: dict[str, inspect.Parameter] = {}
     settings: dict[str, Any] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         if is_dataclass(hints[name]):
             settings[name] = hints[name]
-            parameters |= settings_parameters(hints[name])
+            parameters |= _settings_parameters(hints[name])
         else:
             parameters[name] = parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
 
@@ -129,8 +131,7 @@ def expand_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def settings_parameters(kind: Any) -> dict[str, inspect.Parameter]:
-    """A dataclass's fields as parameters of a function."""
+def _settings_parameters(kind: Any) -> dict[str, inspect.Parameter]:
     hints = get_type_hints(kind, include_extras=True)
     return {
         field.name: inspect.Parameter(

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What every image is asked.
+    """A question about every image.
 
     Attributes:
-        text: the model's question; `None` for its own captioning prompt.
-        about: the user's words in it, for results.
+        text: the prompt; `None` for the model's captioning prompt.
+        about: the user's part of the prompt, shown with results.
     """
 
     text: str | None = None
@@ -34,12 +34,12 @@ class Question:
 
 
 class Answering(Job):
-    """Asks each image some questions.
+    """Answers questions about each image.
 
     Args:
-        name: of what `Question.about` is, in records.
-        describe: an answer for people.
-        scores: also score each box.
+        name: the key of `Question.about` in JSON records.
+        describe: formats an answer as text.
+        scores: whether to score each box.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class Answering(Job):
         self.lion: Lion
 
     def load(self) -> None:
-        """Load the model, and say if it has no tagger where tags would be its."""
+        """Load the model, and tell the user if it has no tagger but prompts need one."""
         settings = self.settings
         dtype = settings.dtype and settings.dtype.value
         self.lion = load_lion(settings.model, settings.tagger_to_load, settings.device, dtype, settings.optimize)
         if self.lion.tagger is None and settings.tagger_to_load and settings.model is not None:
             if settings.tag_source == "tagger":
-                raise ValueError(f"{settings.model} holds no tagger for --tag-source tagger; name one with --tagger.")
-            note(f"{settings.model} holds no tagger, so that prompts have no tag sentence; see --tags and --tagger.")
+                raise ValueError(f"{settings.model} has no tagger for --tag-source tagger; specify one with --tagger.")
+            note(f"{settings.model} has no tagger, so prompts have no tag sentence; see --tags and --tagger.")
 
-    def run(self, pictures: Opened) -> list[Outcome]:
-        """Ask about some images."""
+    def run(self, opened: Opened) -> list[Outcome]:
+        """Answer the questions about a batch of images."""
         from ..inference import Request
 
         tags, tag_source = self.settings.tags, self.settings.tag_source
         prompt = self.lion.processor.caption_prompt
         requests = [
-            Request(picture, prompt if question.text is None else question.text, question.task_type, tags, tag_source)
-            for _, picture in pictures
+            Request(image, prompt if question.text is None else question.text, question.task_type, tags, tag_source)
+            for _, image in opened
             for question in self.questions
         ]
         answers = self.lion.answer(
@@ -83,21 +83,21 @@ class Answering(Job):
         )
         count = len(self.questions)
         return [
-            self.outcome(picture, requests[start : start + count], answers[start : start + count])
-            for start, (_, picture) in zip(range(0, len(answers), count), pictures, strict=True)
+            self.outcome(image, requests[start : start + count], answers[start : start + count])
+            for start, (_, image) in zip(range(0, len(answers), count), opened, strict=True)
         ]
 
-    def outcome(self, picture: Image.Image, requests: "Sequence[Request]", answers: "Sequence[Answer]") -> Outcome:
-        """The results of one image."""
+    def outcome(self, image: Image.Image, requests: "Sequence[Request]", answers: "Sequence[Answer]") -> Outcome:
+        """Return the results for one image."""
         rows = []
         for question, request, answer in zip(self.questions, requests, answers, strict=True):
             about = {} if question.about is None else {self.name: question.about}
             shown = list(about.values()) if len(self.questions) > 1 else []
             rows.append(([*shown, self.describe(answer)], {**about, **to_record(request, answer)}))
-        return Outcome(rows, partial(self.draw, picture, answers))
+        return Outcome(rows, partial(self.draw, image, answers))
 
-    def draw(self, picture: Image.Image, answers: "Sequence[Answer]") -> Image.Image:
-        """An image with its boxes, or else with its answers below."""
+    def draw(self, image: Image.Image, answers: "Sequence[Answer]") -> Image.Image:
+        """Draw the boxes on an image, and answers without boxes below it."""
         from ..grounding.drawing import draw_entities
 
         entities = [
@@ -105,7 +105,7 @@ class Answering(Job):
             for question, answer in zip(self.questions, answers, strict=True)
             for phrase, span, boxes in answer.entities
         ]
-        drawn = draw_entities(picture, entities) if entities else picture
+        drawn = draw_entities(image, entities) if entities else image
         lines = [
             f"{question.about} {answer.text}" if question.about else answer.text
             for question, answer in zip(self.questions, answers, strict=True)
@@ -115,7 +115,7 @@ class Answering(Job):
 
 
 def to_record(request: "Request", answer: "Answer") -> dict[str, Any]:
-    """All there is to say of an answer."""
+    """Return the JSON record of an answer."""
     record = {
         "answer": answer.text,
         "boxes": [[round(value, 2) for value in box] for box in answer.boxes],
@@ -131,7 +131,7 @@ def to_record(request: "Request", answer: "Answer") -> dict[str, Any]:
 
 
 def boxes_of(answer: "Answer") -> str:
-    """An answer's boxes in whole pixels, with their scores if they have some."""
+    """Format an answer's boxes in whole pixels, with their scores if available."""
     boxes = [",".join(f"{value:.0f}" for value in box) for box in answer.boxes]
     if answer.scores is not None:
         boxes = [f"{box},{score:.3f}" for box, score in zip(boxes, answer.scores, strict=True)]
@@ -141,11 +141,11 @@ def boxes_of(answer: "Answer") -> str:
 def check_texts(option: str, texts: Sequence[str]) -> None:
     """Raise `typer.BadParameter` if a text is blank."""
     if not all(text.strip() for text in texts):
-        raise typer.BadParameter("it is blank.", param_hint=f"'{option}'")
+        raise typer.BadParameter("the text is blank.", param_hint=f"'{option}'")
 
 
 def answer_all(job: Answering, images: Sequence[str], debug: bool) -> None:
-    """Run a command."""
+    """Run a job on the images that the arguments name."""
     settings = job.settings
     places = settings.as_json, settings.output, settings.draw
     run_action(lambda: run_job(job, images, settings.batch_size, *places), debug)
@@ -160,9 +160,7 @@ def caption(images: Images, settings: Settings, debug: Debug = False) -> None:
 @expand_settings
 def ask(
     images: Images,
-    questions: Annotated[
-        list[str], typer.Option("--question", "-q", help="One for all images; may be given several times.")
-    ],
+    questions: Annotated[list[str], typer.Option("--question", "-q", help="Question about each image; repeatable.")],
     settings: Settings,
     debug: Debug = False,
 ) -> None:
@@ -174,14 +172,12 @@ def ask(
 @expand_settings
 def locate(
     images: Images,
-    phrases: Annotated[
-        list[str], typer.Option("--phrase", "-p", help="What to find, 'the red cup'; may be given several times.")
-    ],
+    phrases: Annotated[list[str], typer.Option("--phrase", "-p", help="What to find: 'the red cup'; repeatable.")],
     settings: Settings,
-    scores: Annotated[bool, typer.Option("--scores", help="Also how sure the model was of each box, 0 to 1.")] = False,
+    scores: Annotated[bool, typer.Option("--scores", help="Also show the confidence of each box, 0 to 1.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Find things in each image: boxes x1,y1,x2,y2 in its pixels."""
+    """Find things in each image, as boxes x1,y1,x2,y2 in pixels."""
     from ..inference import LOCATE_QUESTION
 
     check_texts("--phrase", phrases)

@@ -1,4 +1,4 @@
-"""Where results go: lines of text or of JSON, on stdout or in a file, each batch at once."""
+"""Writes results as lines of text or JSON, to stdout or a file, after each batch."""
 
 import errno
 import json
@@ -14,16 +14,16 @@ from ..file_utils import LineFile, naming
 from .common import drop_stdout, printable, raise_termination
 
 STDOUT = "stdout"
-"""As errors name it."""
+"""The name of stdout in errors."""
 
 
 class Results:
-    """Writes results.
+    """Writes results to a stream.
 
     Args:
-        stream: to write to.
-        as_json: an object a line, instead of columns with tabs between them.
-        name: of the stream, for errors that name no file.
+        stream: the stream.
+        as_json: whether to write one JSON object per line, instead of tab-separated columns.
+        name: name of the stream, for errors that name no file.
     """
 
     def __init__(self, stream: "TextIO | Output", as_json: bool, name: str = ""):
@@ -36,12 +36,12 @@ class Results:
         """Write a result.
 
         Args:
-            columns: for people.
-            record: for programs.
+            columns: text columns, written unless `as_json` is set.
+            record: JSON record, written if `as_json` is set.
         """
         if self.as_json:
             line = json.dumps(record, ensure_ascii=not self.is_utf8)
-            if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):  # of names that are no UTF-8
+            if not line.isascii() and any("\ud800" <= char <= "\udfff" for char in line):  # file name is not UTF-8
                 line = json.dumps(record)
         else:
             line = "\t".join(printable(column) for column in columns)
@@ -49,17 +49,13 @@ class Results:
             print(line, file=self.stream)
 
     def flush(self) -> None:
-        """Have everything that was written reach its place."""
+        """Flush the stream."""
         with naming(self.name):
             self.stream.flush()
 
 
 class Output:
-    """A stream of lines that go into a file, as many at a time as are flushed.
-
-    Args:
-        file: the file.
-    """
+    """A text stream that buffers lines and writes them to a file when flushed."""
 
     encoding = "utf-8"
 
@@ -68,11 +64,11 @@ class Output:
         self.lines: list[str] = []
 
     def write(self, text: str) -> None:
-        """Keep a part of a line, or its end, until it is flushed."""
+        """Buffer text."""
         self.lines.append(text)
 
     def flush(self) -> None:
-        """Write the whole lines that were kept."""
+        """Write the complete lines in the buffer."""
         text = "".join(self.lines)
         self.lines.clear()
         self.file.write(text[: text.rfind("\n") + 1])
@@ -80,13 +76,13 @@ class Output:
 
 @contextmanager
 def open_results(output: Path | None, as_json: bool) -> Iterator[Results]:
-    """Results on stdout, or as JSON Lines in a new file, which is not left behind empty.
+    """Open results on stdout, or as JSON Lines in a new file; an empty file is deleted at the end.
 
-    Whatever ends the block, a full disk and SIGTERM included, the file holds whole lines.
+    The file contains only complete lines, even after a full disk or SIGTERM.
 
     Raises:
         OSError: if the file exists already or cannot be written.
-        ValueError: if another run is writing it.
+        ValueError: if another run is writing to it.
         Terminated: if SIGTERM or SIGHUP arrives.
     """
     with raise_termination():
@@ -100,7 +96,7 @@ def open_results(output: Path | None, as_json: bool) -> Iterator[Results]:
 
 
 def write_to_stdout(as_json: bool) -> Iterator[Results]:
-    """Results on stdout, flushed at the end."""
+    """Yield results on stdout, and flush it at the end."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     results = Results(sys.stdout, as_json, STDOUT)
@@ -114,25 +110,25 @@ def write_to_stdout(as_json: bool) -> Iterator[Results]:
 
 
 def write_to_file(path: Path) -> Iterator[Results]:
-    """Results in a file; of a batch that broke off, those that were there."""
+    """Yield results in a file, and flush them even if a batch fails."""
     file = LineFile(path, keep_empty=False)
     try:
         results = Results(Output(file), as_json=True)
         try:
             yield results
         finally:
-            results.flush()  # writes nothing where writing is what failed
+            results.flush()  # writes nothing if it was writing that failed
     finally:
         file.close()
 
 
 @contextmanager
 def claim(path: Path) -> Iterator[None]:
-    """Keep other runs from a file that is new, or that a killed run left behind empty.
+    """Lock an output file that is new, or that a killed run left behind empty.
 
     Raises:
-        OSError: if it holds something, is a link, or cannot be written.
-        ValueError: if another run is writing it.
+        OSError: if the file has content, is a link, or cannot be written.
+        ValueError: if another run is writing to it.
     """
     if path.is_dir() or path.is_symlink() or (path.exists() and path.stat().st_size):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))

@@ -1,9 +1,10 @@
-"""`lion tag`."""
+"""`lion tag`: tags images."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from PIL import Image
 
 from .answering import Opened, Outcome, run_job
 from .checkpoints import load_tagger
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 Threshold = Annotated[
     float | None,
-    typer.Option("--threshold", min=0, max=1, help="Score from which on a tag counts.", show_default="each tag's own"),
+    typer.Option("--threshold", min=0, max=1, help="Minimum score of a tag.", show_default="each tag's own"),
 ]
-TopK = Annotated[int | None, typer.Option("--top", min=1, help="At most so many tags.", show_default="all")]
+TopK = Annotated[int | None, typer.Option("--top", min=1, help="Maximum number of tags.", show_default="all")]
 
 
 class Tagging:
@@ -34,22 +35,22 @@ class Tagging:
         """Load the tagger."""
         self.tagger = load_tagger(self.model, self.device)
 
-    def run(self, pictures: Opened) -> list[Outcome]:
-        """Tag some images."""
-        images = [picture for _, picture in pictures]
+    def run(self, opened: Opened) -> list[Outcome]:
+        """Tag a batch of images."""
+        images = [image for _, image in opened]
         found = self.tagger.tag(images, batch_size=len(images), show_progress=False, **self.options)
-        return [self.outcome(picture, tagged) for picture, tagged in zip(images, found, strict=True)]
+        return [self.outcome(image, tagged) for image, tagged in zip(images, found, strict=True)]
 
-    def outcome(self, picture: Any, tagged: "TaggedImage") -> Outcome:
-        """The results of one image."""
+    def outcome(self, image: Image.Image, tagged: "TaggedImage") -> Outcome:
+        """Return the results for one image."""
         names = ", ".join(tagged.names or [])
         record = {
             "tags": tagged.names,
             "scores": [round(tag["score"], 4) for tag in tagged.tags or []],
-            "width": picture.width,
-            "height": picture.height,
+            "width": image.width,
+            "height": image.height,
         }
-        return Outcome([([names], record)], partial(write_below, picture, [names]))
+        return Outcome([([names], record)], partial(write_below, image, [names]))
 
 
 def tag(
@@ -57,7 +58,7 @@ def tag(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="Folder or Hub id of a tagger, or of a LION that holds one.",
+            "--model", "-m", help="Folder or Hub id of a tagger, or of a LION model with a tagger.",
             show_default="the example checkpoint's",
         ),
     ] = None,
@@ -70,6 +71,6 @@ def tag(
     device: Device = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
-    """Name what is in each image."""
+    """List what is in each image as tags."""
     job = Tagging(model, device, {"threshold": threshold, "top_k": top_k, "sort_by_score": top_k is not None})
     run_action(lambda: run_job(job, images, batch_size, as_json, output, draw), debug)

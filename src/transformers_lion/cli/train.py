@@ -1,4 +1,4 @@
-"""`lion train`: the stages of a recipe."""
+"""`lion train`: trains the stages of a recipe."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +15,12 @@ def train(
     changes: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Changes of it: output=runs/2, learning_rate=1e-4, mixture.steps=100."
+            metavar="[KEY=VALUE]...", help="Overrides: output=runs/2, learning_rate=1e-4, mixture.steps=100."
         ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Train the stages of a recipe one after the other. Started again, it goes on where it was stopped."""
+    """Train the stages of a recipe one after the other. Interrupted runs resume when started again."""
 
     def action() -> None:
         require("lion train", "train", PACKAGES)
@@ -35,7 +35,7 @@ def train(
             datasets.disable_progress_bars()
         try:
             run(settings, say=speaker(), progress_bar=show_progress())
-        except ImportError as error:  # of a package that one of the Trainer's arguments needs
+        except ImportError as error:  # a training argument needs a package that is not installed
             raise ValueError(str(error)) from error
 
     run_action(action, debug)

@@ -1,6 +1,6 @@
-"""What the page does with the model: an image is seen once, then asked, and answers come word by word.
+"""The page's use of the model: an image is encoded once, then queried, and answers are streamed word by word.
 
-Nothing is kept here: a `Seen` belongs to who asks, so that any number of people may use one `Lion`.
+No state is kept here: each user holds a `Seen`, so that any number of users can share one `Lion`.
 """
 
 import logging
@@ -26,17 +26,17 @@ logger = logging.getLogger(__name__)
 Task = Literal["caption", "ask", "locate", "region"]
 
 MAX_CHARACTERS = 500
-"""Of a question or phrase."""
+"""Maximum length of a question or phrase."""
 MAX_TAGS = 100
 MAX_TAG_CHARACTERS = 60
 MAX_BEAMS = 8
 HEARTBEAT = 0.5
-"""Seconds after which an answer reports even without a new word, so that it can be stopped."""
+"""Seconds after which an update is sent even without a new word, so that the user can stop the answer."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that was answered, for the list of them."""
+    """An answered question, for the history."""
 
     task: Task
     about: str
@@ -46,15 +46,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Seen:
-    """An image that the model has seen.
+    """An encoded image.
 
     Attributes:
-        shown: as it is on the page.
-        size: (width, height) of the image as it was sent.
-        features: of it alone.
-        tags: the tagger's; `None` without a tagger.
-        seconds: that tagging and encoding took.
-        asked: what was answered from `features` since.
+        shown: the image as shown on the page.
+        size: (width, height) of the uploaded image.
+        features: the image features.
+        tags: tags from the tagger; `None` without a tagger.
+        seconds: time that tagging and encoding took.
+        asked: questions answered so far.
     """
 
     shown: Image.Image
@@ -67,12 +67,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked.
+    """A question about an image.
 
     Attributes:
-        about: the user's words, or the box as text; for lists.
-        text: the model's question.
-        box: of a question about a region, in pixels of the image as it was sent.
+        task: the task.
+        about: the user's words, or the box as text, for the history.
+        text: the prompt.
+        box: the box of a question about a region, in pixels of the uploaded image.
     """
 
     task: Task
@@ -82,13 +83,13 @@ class Question:
 
     @property
     def task_type(self) -> str:
-        """LION's, of the task."""
+        """LION's task type."""
         return "image_level" if self.task in ("caption", "ask") else "region_level"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an answer is to be made: 1 beam writes word by word, several write at the end."""
+    """Generation options; with one beam the answer is streamed, with several it appears at the end."""
 
     num_beams: int = 1
     max_new_tokens: int = 64
@@ -96,13 +97,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Progress:
-    """An answer on its way.
+    """An answer in progress.
 
     Attributes:
-        text: so far, with boxes.
-        seconds: since it was asked.
-        first: seconds until the first word, `None` before it and where all words come at once.
-        answer: at the end.
+        text: the text so far, with boxes.
+        seconds: time since the question was asked.
+        first: time until the first word; `None` before it, and if the answer is not streamed.
+        answer: the complete answer, at the end.
     """
 
     text: str
@@ -112,30 +113,30 @@ class Progress:
 
 
 @torch.no_grad()
-def see(lion: Lion, picture: Image.Image) -> Seen:
+def see(lion: Lion, image: Image.Image) -> Seen:
     """Tag and encode an image.
 
     Args:
         lion: the model.
-        image: RGB and upright.
+        image: an upright RGB image.
     """
     start = time.perf_counter()
-    tags = None if lion.tagger is None else lion.tag(picture)
-    kept = lion.encode([picture]).select(torch.tensor([0]))  # without what no question reads
-    return Seen(for_page(picture), picture.size, kept, tags, time.perf_counter() - start)
+    tags = None if lion.tagger is None else lion.tag(image)
+    kept = lion.encode([image]).select(torch.tensor([0]))  # drops outputs that no question needs
+    return Seen(for_page(image), image.size, kept, tags, time.perf_counter() - start)
 
 
 def make_question(lion: Lion, seen: Seen, task: Task, about: str) -> Question:
-    """A task and the user's words as a question.
+    """Build a question from a task and the user's words.
 
     Args:
-        lion: knows its prompt for captions.
-        seen: the image, for boxes.
-        task: what to do.
-        about: a question, a phrase, or a box, "x1, y1, x2, y2" in pixels; of no use for captions.
+        lion: the model, for its captioning prompt.
+        seen: the image, for the size of boxes.
+        task: the task.
+        about: a question, a phrase, or a box "x1, y1, x2, y2" in pixels; ignored for captions.
 
     Raises:
-        ValueError: if the words are none, too many, or no box in the image.
+        ValueError: if the text is empty, too long, or not a box in the image.
     """
     words = " ".join(about.split())
     if task == "caption":
@@ -145,7 +146,7 @@ def make_question(lion: Lion, seen: Seen, task: Task, about: str) -> Question:
                    "region": "Choose a region first: click two corners on the image."}  # fmt: skip
         raise ValueError(missing[task])
     if len(words) > MAX_CHARACTERS:
-        raise ValueError(f"This text has {len(words)} characters; at most {MAX_CHARACTERS} are taken.")
+        raise ValueError(f"This text has {len(words)} characters; the maximum is {MAX_CHARACTERS}.")
     if task == "ask":
         return Question(task, words, words)
     if task == "locate":
@@ -156,54 +157,54 @@ def make_question(lion: Lion, seen: Seen, task: Task, about: str) -> Question:
 
 
 def read_box(text: str) -> Box:
-    """Four numbers with commas or spaces between them, as a box whose corners are in order.
+    """Parse four numbers, separated by commas or spaces, as a box, and sort its corners.
 
     Raises:
-        ValueError: if they are no four numbers.
+        ValueError: if the text is not four numbers.
     """
     try:
         x1, y1, x2, y2 = (float(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        raise ValueError(f"A region is four numbers of pixels, x1, y1, x2, y2, but this is {text[:60]!r}.") from error
+        raise ValueError(f"A region must be four numbers in pixels, x1, y1, x2, y2, not {text[:60]!r}.") from error
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def read_tags(text: str, known: Sequence[str] = ()) -> list[str]:
-    """Names that somebody typed, with commas between them, without those that are known.
+    """Parse comma-separated tags, leaving out known ones.
 
     Raises:
-        ValueError: if they are too many or too long.
+        ValueError: if there are too many tags, or a tag is too long.
     """
     names = [" ".join(part.split()) for part in text.split(",")]
     new = [name for name in dict.fromkeys(names) if name and name not in known]
     longest = max(new, key=len, default="")
     if len(longest) > MAX_TAG_CHARACTERS:
-        raise ValueError(f"A tag has {len(longest)} characters; at most {MAX_TAG_CHARACTERS} are taken.")
+        raise ValueError(f"A tag has {len(longest)} characters; the maximum is {MAX_TAG_CHARACTERS}.")
     if len(known) + len(new) > MAX_TAGS:
-        raise ValueError(f"These are {len(known) + len(new)} tags; at most {MAX_TAGS} are taken.")
+        raise ValueError(f"There are {len(known) + len(new)} tags; the maximum is {MAX_TAGS}.")
     return new
 
 
 def longest_answer(lion: Lion) -> int:
-    """Tokens that the model's own settings allow an answer."""
+    """Return the maximum number of tokens of an answer in the model's generation config."""
     return lion.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
 
 
 def answer(
     lion: Lion, seen: Seen, question: Question, tags: Sequence[str] | None, options: Options
 ) -> Iterator[Progress]:
-    """Ask an image that was seen; it is not encoded again.
+    """Answer a question about an encoded image, without encoding it again.
 
     Args:
         lion: the model.
         seen: the image.
-        question: about it.
-        tags: of the prompt; `None` for no tag sentence.
-        options: of generation.
+        question: the question.
+        tags: tags of the prompt; `None` for no tag sentence.
+        options: generation options.
 
     Yields:
-        The answer so far, at least twice a second; in the end with the `Answer`, whose boxes are in pixels of the
-        image as it was sent. Who closes the iterator stops the model.
+        The answer so far, at least twice a second; finally with the `Answer`, with boxes in pixels of the uploaded
+        image. Closing the iterator stops the model.
     """
     start = time.perf_counter()
     inputs = lion.processor(
@@ -224,9 +225,9 @@ def answer(
 
 
 def write(lion: Lion, inputs: dict[str, Any], options: Options) -> Iterator[str]:
-    """The text that the model writes, again and again as it grows; the last one is complete.
+    """Yield the generated text repeatedly as it grows; the last one is complete.
 
-    The model runs in a thread of its own until the text ends or the iterator is closed.
+    The model runs in a separate thread until the text ends or the iterator is closed.
     """
     pieces: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
     stopped = threading.Event()
@@ -256,7 +257,7 @@ def run(
     pieces: "queue.SimpleQueue[str | Exception | None]",
     stopped: threading.Event,
 ) -> None:
-    """Generate; put the text so far into `pieces` at each word, then the whole text or an error, and `None`."""
+    """Generate, and put the text so far into `pieces` at each token, then the whole text or an error, and `None`."""
     streamer = TextSoFar(lion.processor.tokenizer, pieces) if options.num_beams == 1 else None
     try:
         with torch.no_grad():
@@ -274,7 +275,7 @@ def run(
 
 
 class TextSoFar(BaseStreamer):
-    """Decodes all tokens anew at each one: a few tokens of T5 have no text of their own."""
+    """Decodes all tokens again at each new token, because some T5 tokens have no text of their own."""
 
     def __init__(self, tokenizer: Any, pieces: "queue.SimpleQueue[str | Exception | None]"):
         self.tokenizer = tokenizer
@@ -282,28 +283,28 @@ class TextSoFar(BaseStreamer):
         self.ids: list[int] = []
 
     def put(self, value: torch.Tensor) -> None:
-        """Take new token ids; the first are the decoder's start."""
+        """Add token ids; the first one is the decoder's start token."""
         self.ids += value.flatten().tolist()
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
         if text:
             self.pieces.put(text)
 
     def end(self) -> None:
-        """Nothing: the whole text follows."""
+        """Do nothing: the complete text follows."""
 
 
 class StoppedByUser(StoppingCriteria):
-    """Ends the text after the token at which somebody set the event."""
+    """Stops generation after an event is set."""
 
     def __init__(self, stopped: threading.Event):
         self.stopped = stopped
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        """Whether to end, (B,)."""
+        """Whether to stop, (B,)."""
         return torch.full((input_ids.shape[0],), self.stopped.is_set(), device=input_ids.device)  # type: ignore[return-value]
 
 
 def with_answer(seen: Seen, question: Question, progress: Progress) -> Seen:
-    """The image with one more answered question."""
+    """Return `seen` with an answered question added."""
     asked = Asked(question.task, question.about, progress.text, progress.seconds)
     return replace(seen, asked=(*seen.asked, asked))

@@ -1,4 +1,4 @@
-"""The server: local unless asked, nothing from the network, and no files but those of the page and its users."""
+"""The demo server: local by default, fetches nothing from the network, and serves only the page and uploaded files."""
 
 import os
 import signal
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 MAX_FILE_SIZE = "20mb"
 MAX_FOLDER_SIZE = 1_000_000_000
-"""Bytes on the disk of all that was sent and is shown; the oldest files make room for new ones. It is more than those
-who wait can have sent."""
+"""Maximum size in bytes of all uploaded and displayed files; the oldest files are deleted to make room. It exceeds what
+waiting users can have uploaded."""
 SESSIONS = 200
-"""Users whose images are kept at a time; those of others are forgotten, the oldest first."""
+"""Number of users whose images are kept; the oldest are dropped first."""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
 MONOSPACE = ["ui-monospace", "Consolas", "Liberation Mono", "monospace"]
-EXAMPLE = "The model here is the package's small example, which knows coloured shapes and nothing else."
+EXAMPLE = "This is the package's small example model, which knows only colored shapes."
 OFFLINE = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Where the page is shown, and what stands on it.
+    """Settings of the server and the page.
 
     Attributes:
-        host: address to listen on; "0.0.0.0" for all of this machine.
-        port: by default the first that is free from 7860 on.
-        share: also at a public address, through Gradio's servers.
-        name: a sentence about the model, for the page.
-        examples: by default those of the small world.
-        max_file_size: of an image that is sent, "20mb" or bytes.
-        root_path: of the page, where a proxy puts it below one.
+        host: address to listen on; "0.0.0.0" for all interfaces.
+        port: port to listen on; the first free port from 7860 by default.
+        share: whether to also share the page at a public address, through Gradio's servers.
+        name: a sentence about the model, shown on the page.
+        examples: example images; those of the small world by default.
+        max_file_size: maximum size of an uploaded image, such as "20mb", or in bytes.
+        root_path: path of the page behind a proxy.
     """
 
     host: str = "127.0.0.1"
@@ -53,14 +53,14 @@ class ServerSettings:
 
 
 def serve(lion: Lion, settings: ServerSettings | None = None) -> None:
-    """Show the page until Ctrl-C.
+    """Serve the page until Ctrl-C.
 
     Args:
         lion: the model.
-        settings: of the server; see `ServerSettings`.
+        settings: settings of the server.
 
     Raises:
-        OSError: if the port is taken.
+        OSError: if the port is in use.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted
@@ -71,15 +71,15 @@ def serve(lion: Lion, settings: ServerSettings | None = None) -> None:
 
 
 def start(lion: Lion, folder: Path, settings: ServerSettings | None = None) -> "gr.Blocks":
-    """Start the server in threads of its own.
+    """Start the server in background threads.
 
     Args:
         lion: the model.
-        folder: for what users send; nothing else of the disk is shown to them.
-        settings: of the server.
+        folder: folder for uploads; users cannot access any other files.
+        settings: settings of the server.
 
     Returns:
-        The page; `close()` ends the server.
+        The page; its `close()` stops the server.
     """
     settings = settings or ServerSettings()
     os.environ.update(OFFLINE)  # Gradio reads these when it is imported ...
@@ -110,12 +110,12 @@ def start(lion: Lion, folder: Path, settings: ServerSettings | None = None) -> "
 
 
 class UploadLimit:
-    """Lets a file be sent only if the folder has room for it; the oldest files there are deleted for that.
+    """ASGI middleware that limits the total size of uploads, and deletes the oldest files to make room.
 
     Args:
-        app: the server behind it, in ASGI's form.
-        folder: where it puts what is sent.
-        limit: bytes that may lie there.
+        app: the wrapped ASGI application.
+        folder: folder of the uploads.
+        limit: maximum total size in bytes.
     """
 
     def __init__(self, app: Any, folder: Path, limit: int):
@@ -124,7 +124,7 @@ class UploadLimit:
         self.limit = limit
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Pass a request on, or answer that it is too large."""
+        """Forward a request, or reject it if it is too large."""
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload"):
             length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
             if not length.isdigit():
@@ -135,17 +135,17 @@ class UploadLimit:
 
 
 async def refuse(send: Any, status: HTTPStatus) -> None:
-    """Answer a request with a status alone."""
+    """Reject a request with a status code."""
     await send({"type": "http.response.start", "status": status.value, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": status.phrase.encode()})
 
 
 def refuse_downloads() -> None:
-    """Have Gradio fetch nothing for users: a request may name an address in the place of an upload, of any size."""
+    """Prevent Gradio from downloading files: requests may have the URL of a file of any size instead."""
     from gradio import processing_utils
 
     async def refuse(url: str, *args: Any, **kwargs: Any) -> str:
-        raise ValueError(f"Images have to be sent; {url[:200]!r} is not fetched.")
+        raise ValueError(f"Images must be uploaded; {url[:200]!r} is not downloaded.")
 
     processing_utils.async_ssrf_protected_download = refuse
 
@@ -161,24 +161,24 @@ CLOSED: dict[str, Any] = {
     "ssr_mode": False,
     "strict_cors": True,
 }
-"""What Gradio could open beyond the page: nothing of it."""
+"""Disables all features of Gradio that would expose more than the page."""
 
 
 def sentence_about(model: str | None) -> str:
-    """What the page says of a model; no path of this machine.
+    """Return the page's sentence about a model, without local paths.
 
     Args:
         model: folder or repository; `None` for the example checkpoint.
     """
-    return EXAMPLE if model is None else f"The model here is `{Path(model).name}`."
+    return EXAMPLE if model is None else f"The model is `{Path(model).name}`."
 
 
 def examples_of(model: str | None, folder: Path | None) -> Examples:
-    """The examples that fit a model.
+    """Return the examples for a model.
 
     Args:
         model: folder or repository; `None` for the example checkpoint.
-        folder: with images, if there is one.
+        folder: folder with example images, if any.
     """
     if folder is not None:
         return from_folder(folder)

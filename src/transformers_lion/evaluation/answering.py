@@ -1,6 +1,6 @@
-"""A batch of examples -> predictions, by a model.
+"""Answers batches of examples with a model.
 
-An image that cannot be read costs its own examples their answers, and no others.
+If an image cannot be read, only the examples about this image have no answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from .settings import EvaluationSettings
 from .task import Example, Prediction
 
 Fields = dict[str, Any]
-"""A prediction with what is kept beside it: the prompt and its tags, or the reason why there is none."""
+"""A prediction with its prompt and tags, or the reason why there is none."""
 
 
 def answer_batch(lion: Lion, batch: Batch, settings: EvaluationSettings, **generation: Any) -> dict[str, Fields]:
@@ -29,36 +29,36 @@ def answer_batch(lion: Lion, batch: Batch, settings: EvaluationSettings, **gener
 
     Args:
         lion: the model.
-        batch: from `plan_batches`.
-        settings: of the evaluation.
-        **generation: options of `generate` before those of the settings.
+        batch: a batch from `plan_batches`.
+        settings: settings of the evaluation.
+        **generation: options of `generate` that override those of the settings.
 
     Returns:
-        By the examples' ids `answer`, `scores` where candidates were ranked, `prompt` and `tags`, or `error`.
+        By example id: `answer`, `prompt`, `tags` and, if candidates were ranked, `scores`; or `error`.
     """
     set_seed(settings.seed)
-    pictures, reasons = open_images([example.image for example in batch], settings.image_folder)
-    errors = {x.id: x.error or reasons.get(x.image) or compare_sizes(x, pictures[x.image]) for x in batch}
+    images, reasons = open_images([example.image for example in batch], settings.image_folder)
+    errors = {x.id: x.error or reasons.get(x.image) or compare_sizes(x, images[x.image]) for x in batch}
     found: dict[str, Fields] = {name: {"answer": "", "error": error} for name, error in errors.items() if error}
     readable = [example for example in batch if example.id not in found]
     asked = [example for example in readable if not example.candidates]
     if asked:
-        requests = [make_request(example, pictures, settings.tag_source) for example in asked]
+        requests = [make_request(example, images, settings.tag_source) for example in asked]
         options = {**settings.generate_options, **generation}
         answers = lion.answer(requests, batch_size=settings.batch_size, **options)
         for example, answer in zip(asked, answers, strict=True):
             found[example.id] = {"answer": answer.text, "prompt": answer.prompt, "tags": answer.tags}
-    found.update(rank_candidates(lion, [x for x in readable if x.candidates], pictures, settings))
+    found.update(rank_candidates(lion, [x for x in readable if x.candidates], images, settings))
     return found
 
 
 def rank_candidates(
-    lion: Lion, examples: Sequence[Example], pictures: Mapping[str, Image.Image], settings: EvaluationSettings
+    lion: Lion, examples: Sequence[Example], images: Mapping[str, Image.Image], settings: EvaluationSettings
 ) -> dict[str, Fields]:
-    """The likeliest candidate of each example, the first of equals, with the scores of all."""
+    """Return the most likely candidate of each example (the first if tied), with the scores of all candidates."""
     if not examples:
         return {}
-    requests = tag_requests(lion, [make_request(example, pictures, settings.tag_source) for example in examples])
+    requests = tag_requests(lion, [make_request(example, images, settings.tag_source) for example in examples])
     candidates = [example.candidates for example in examples]
     rows = lion.rank(requests, candidates, batch_size=settings.batch_size)
     found: dict[str, Fields] = {}
@@ -73,19 +73,19 @@ def rank_candidates(
 
 
 def open_images(names: Sequence[str], folder: Path) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    """The images of some files, and for those that cannot be read the reason, by their names."""
-    pictures: dict[str, Image.Image] = {}
+    """Open images, and return images and the reasons for failures by name."""
+    images: dict[str, Image.Image] = {}
     reasons: dict[str, str] = {}
     for name in dict.fromkeys(names):
         try:
-            pictures[name] = open_image(name, folder)
+            images[name] = open_image(name, folder)
         except ValueError as error:
             reasons[name] = " ".join(str(error).split())
-    return pictures, reasons
+    return images, reasons
 
 
 def open_image(name: str, folder: Path) -> Image.Image:
-    """The image of a file in a folder, of a URL, or within a Parquet file.
+    """Open an image in a folder, at a URL, or in a Parquet file.
 
     Raises:
         ValueError: if it cannot be read; the message names it.
@@ -98,36 +98,36 @@ def open_image(name: str, folder: Path) -> Image.Image:
     return to_rgb(name if is_url(name) else folder / name)
 
 
-def compare_sizes(example: Example, picture: Image.Image) -> str:
-    """What is wrong with the size that the data give an image; "" where its image has it, or is resized.
+def compare_sizes(example: Example, image: Image.Image) -> str:
+    """Return an error message if an image's aspect ratio differs from that of the size in the data, otherwise "".
 
     Args:
-        example: of whose references the size is a part.
-        image: upright, as the model sees it.
+        example: the example with its image size.
+        image: the image, upright as the model sees it.
     """
     if example.image_size is None:
         return ""
-    (width, height), (own_width, own_height) = example.image_size, picture.size
+    (width, height), (own_width, own_height) = example.image_size, image.size
     if abs(width * own_height - height * own_width) <= max(width, height, own_width, own_height):  # rounded to pixels
         return ""
-    turned = example.image_size == picture.size[::-1]
-    reason = "its EXIF orientation turns it, and boxes have to be those of the upright image" if turned else (
-        "boxes in pixels have to be those of this image, or of it resized"
+    rotated = example.image_size == image.size[::-1]
+    reason = "its EXIF orientation rotates it, and boxes must refer to the upright image" if rotated else (
+        "boxes in pixels must refer to this image, or to a resized copy"
     )  # fmt: skip
     return (
-        f"Image {example.image} is {own_width} x {own_height} pixels upright, but the data give {width} x {height}: "
+        f"Image {example.image} is {own_width} x {own_height} pixels upright, but the data say {width} x {height}: "
         f"{reason}."
     )
 
 
-def make_request(example: Example, pictures: Mapping[str, Image.Image], tag_source: TagSource | None) -> Request:
-    """A question to the model."""
+def make_request(example: Example, images: Mapping[str, Image.Image], tag_source: TagSource | None) -> Request:
+    """Build the request for an example."""
     tags = None if tag_source == "tagger" or example.tags is None else list(example.tags)
-    return Request(pictures[example.image], example.question, example.task_type, tags, tag_source)
+    return Request(images[example.image], example.question, example.task_type, tags, tag_source)
 
 
 def tag_requests(lion: Lion, requests: Sequence[Request]) -> list[Request]:
-    """Requests that hold the tags of their prompts, also those of the tagger, so that they are known."""
+    """Resolve the tags of requests, running the tagger if needed, so that they can be reported."""
     has_tagger = lion.tagger is not None
     sources = [resolve_tag_source(request.tags, request.tag_source, has_tagger) for request in requests]
     untagged = {id(x.image): x.image for x, source in zip(requests, sources, strict=True) if source == "tagger"}
@@ -143,12 +143,12 @@ def tag_requests(lion: Lion, requests: Sequence[Request]) -> list[Request]:
 
 
 def read_prompt(lion: Lion, request: Request) -> str:
-    """What the language model reads of a request."""
+    """Return the prompt of a request as the language model reads it."""
     return lion.read_prompts(lion.processor(text=[request.question], tags=[request.tags], return_tensors="pt"))[0]
 
 
 def format_fields(name: str, fields: Fields) -> str:
-    """A line of the file of predictions."""
+    """Format a line of the file of predictions."""
     scores = tuple(fields["scores"]) if "scores" in fields else None
     more = {key: value for key, value in fields.items() if key not in ("id", "answer", "scores")}
     return format_prediction(Prediction(name, fields["answer"], scores), more)

@@ -1,9 +1,9 @@
-"""What `lion eval` does: a task's examples -> predictions of a model -> figures, a table and pages of the worst cases.
+"""Implements `lion eval`: runs a model on a task's examples, scores the predictions, and writes pages of the worst.
 
-In the output folder: `setup.json` (what predictions depend on), `model.json` (how the model was run),
-`predictions.jsonl`, `errors.jsonl` (examples without an answer, and why), `result.json`, `worst.html` and `worst.png`.
-A run that was killed goes on where it was; started by `torchrun` or `accelerate launch`, its processes share the work,
-and the first of them writes what all have done.
+The output folder contains `setup.json` (what predictions depend on), `model.json` (how the model was run),
+`predictions.jsonl`, `errors.jsonl` (examples without an answer, with reasons), `result.json`, `worst.html` and
+`worst.png`. Interrupted runs resume. With `torchrun` or `accelerate launch`, processes share the work, and the first
+one merges and scores all predictions.
 """
 
 import gc
@@ -53,20 +53,20 @@ from .settings import (
 from .task import Example, Prediction
 
 Say = Callable[[str], None]
-"""Where messages go."""
+"""Prints a message."""
 
 LoadLion = Callable[[EvaluationSettings, str, str | None], Lion]
-"""From settings, a device and a dtype to a model."""
+"""Loads a model from settings, a device and a dtype."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the model has done in this run.
+    """Statistics of a run.
 
     Attributes:
-        num_answered: examples, of all processes.
-        seconds: that the first process took for its own.
-        check: of batching, if one was asked for.
+        num_answered: number of examples answered by all processes.
+        seconds: time that the first process took for its share.
+        check: the batching check, if requested.
     """
 
     num_answered: int = 0
@@ -75,7 +75,7 @@ class Run:
 
 
 def load_lion(settings: EvaluationSettings, device: str, dtype: str | None) -> Lion:
-    """The model of an evaluation, with its tagger where that has something to do."""
+    """Load the model of an evaluation, with its tagger if prompts may need it."""
     tagger: ImageTagger | Literal[False] | None = None if settings.may_ask_tagger else False
     if settings.tagger is not None:
         tagger = ImageTagger.from_pretrained(settings.tagger, device=device)
@@ -88,17 +88,17 @@ def evaluate(
     """Answer a task's questions with a model, and score the answers.
 
     Args:
-        settings: of the evaluation.
-        say: gets messages.
-        show_progress: whether to draw a bar on stderr.
+        settings: settings of the evaluation.
+        say: called with messages.
+        show_progress: whether to show a progress bar on stderr.
         load: loads the model.
 
     Returns:
-        What came of it; `None` in other processes than the first.
+        The result; `None` in all processes but the first.
 
     Raises:
-        ValueError: if something in the settings or the data cannot be, the output folder has predictions that were
-            made in another way, or another run is writing it.
+        ValueError: if the settings or the data are invalid, the output folder has predictions made with other
+            settings, or another run is writing to it.
         OSError: if a file or folder is missing or cannot be written.
     """
     with join_processes() as processes, ExitStack() as at_end:
@@ -106,10 +106,10 @@ def evaluate(
         examples, chosen = prepare(settings, processes, at_end)
         batches = plan_batches(chosen, settings.batch_size)
         done = {name for name, fields in read_parts(settings.output).items() if "error" not in fields}
-        processes.wait()  # until all have seen what is done
+        processes.wait()  # until all know which examples are done
         pending = [batch for batch in batches if any(example.id not in done for example in batch)]
         if processes.is_first and len(pending) < len(batches):
-            say(f"{len(batches) - len(pending)} of {len(batches)} batches are done already.")
+            say(f"{len(batches) - len(pending)} of {len(batches)} batches are already done.")
         run = answer_all(settings, pending, chosen, processes, show_progress, load)
         processes.wait()  # until all are done
         if not processes.is_first:
@@ -119,12 +119,13 @@ def evaluate(
 
 
 def evaluate_file(settings: EvaluationSettings, predictions: Path) -> Result:
-    """Score a file of predictions, without any model.
+    """Score a file of predictions without a model.
 
-    Examples to which the file has an `error` instead of an answer, as those of `evaluate` have, count as wrong.
+    Examples for which the file has an `error` instead of an answer, as files of `evaluate` do, count as wrong.
 
     Raises:
-        ValueError: if settings, data or predictions cannot be, or do not fit, or another run is writing the folder.
+        ValueError: if the settings, data or predictions are invalid or do not match, or another run is writing to the
+            output folder.
         OSError: if a file or folder is missing or cannot be written.
     """
     check_settings(settings)
@@ -144,12 +145,12 @@ def evaluate_file(settings: EvaluationSettings, predictions: Path) -> Result:
 def prepare(
     settings: EvaluationSettings, processes: Processes, at_end: ExitStack
 ) -> tuple[list[Example], list[Example]]:
-    """Read the data, and make the output folder ready and this run's own.
+    """Read the data, and lock and prepare the output folder.
 
     Args:
-        settings: of the evaluation.
-        processes: of which the first does this for all.
-        at_end: gives the folder back.
+        settings: settings of the evaluation.
+        processes: the processes of the run; the first one prepares the folder.
+        at_end: releases the lock.
 
     Returns:
         All examples, and those to answer.
@@ -170,7 +171,7 @@ def prepare(
 
 
 def read_examples(settings: EvaluationSettings) -> list[Example]:
-    """All examples of the data."""
+    """Load all examples of the data."""
     check_settings(settings)
     examples = settings.task.load(settings.data, settings.image_folder, **settings.load_options)
     if settings.tag_source == "data" and not any(example.tags is not None for example in examples):
@@ -179,7 +180,7 @@ def read_examples(settings: EvaluationSettings) -> list[Example]:
 
 
 def begin_folder(settings: EvaluationSettings, examples: Sequence[Example]) -> None:
-    """Note what predictions depend on, and put what earlier processes did into one file."""
+    """Record what predictions depend on, and merge the predictions of earlier processes into one file."""
     setup = describe_setup(settings, examples)
     if read_parts(settings.output):
         check_unchanged(settings.output, setup)
@@ -195,7 +196,7 @@ def answer_all(
     show_progress: bool,
     load: LoadLion,
 ) -> Run:
-    """Answer this process's share of batches, and append each to the process's file."""
+    """Answer this process's share of the batches, and append the predictions to the process's file."""
     device = settings.device or processes.device
     own = list(pending[processes.rank :: processes.count])
     check, lion = None, None
@@ -222,7 +223,7 @@ def answer_own(
     """Answer batches one after the other.
 
     Raises:
-        ValueError: if a batch does not fit into the memory.
+        ValueError: if a batch does not fit in memory.
     """
     writer = PredictionWriter(settings.output / name_part(processes.rank))
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -236,15 +237,15 @@ def answer_own(
     except torch.OutOfMemoryError as error:
         size = settings.batch_size
         raise ValueError(
-            f"{lion.model.device} has no memory for a batch of {size} questions: take a smaller batch size. What is "
-            f"done is kept in {settings.output}."
+            f"{lion.model.device} has too little memory for a batch of {size} questions: use a smaller batch size. "
+            f"Completed predictions are kept in {settings.output}."
         ) from error
     finally:
         writer.close()
 
 
 def collect(examples: Sequence[Example], found: dict[str, Fields]) -> list[Prediction]:
-    """The prediction for each example; a wrong one where there is none."""
+    """Return the prediction for each example; a wrong one if there is no answer."""
     return [
         wrong_prediction(example)
         if "error" in found[example.id]
@@ -258,12 +259,12 @@ def collect(examples: Sequence[Example], found: dict[str, Fields]) -> list[Predi
 
 
 def find_errors(examples: Sequence[Example], found: dict[str, Fields]) -> dict[str, str]:
-    """Why there is no answer, by the ids of those examples."""
+    """Return the reasons for missing answers, by example id."""
     return {example.id: found[example.id]["error"] for example in examples if "error" in found[example.id]}
 
 
 def read_error_reasons(predictions: Path) -> dict[str, str]:
-    """As `find_errors`, of a file of predictions in any form."""
+    """Return the reasons for missing answers in a file of predictions, by example id."""
     with predictions.open("rb") as file:
         if file.read(64).lstrip()[:1] == b"[":
             return {}
@@ -278,7 +279,7 @@ def conclude(
     run: Run,
     file: Path | None = None,
 ) -> Result:
-    """Score predictions, and write everything that is made of them."""
+    """Score predictions, and write the result and the pages of the worst ones."""
     scores = settings.task.score(examples, predictions)
     folder = settings.output if file is None else file.parent
     dataset = find_dataset(settings.task, settings.dataset)
@@ -307,7 +308,7 @@ def conclude(
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds, if it is there."""
+    """Read a JSON file, if it exists."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 

@@ -1,6 +1,6 @@
-"""Training LION: its stages, the models that they begin with, the recipe, and checkpoints of what was trained.
+"""Training LION: its stages, their initial models, the recipe, and checkpoints of the trained parameters.
 
-All of it needs the extra `train`.
+Training requires the extra `train`.
 """
 
 try:

@@ -1,6 +1,6 @@
-"""Figures of generated answers while training: exact match of all, and the boxes at IoU 0.5.
+"""Metrics of generated answers during training: exact match, and accuracy of boxes at IoU 0.5.
 
-Source: LION (arXiv:2311.11860), section 4.1: a box counts as right if its IoU with the labelled one is 0.5 or more.
+Source: LION (arXiv:2311.11860), section 4.1: a box is correct if its IoU with the labeled box is 0.5 or more.
 
 Shape letters: N answers, L tokens.
 """
@@ -15,21 +15,21 @@ from ..grounding import box_iou, extract_boxes
 from ..processing_lion import LionProcessor
 
 IGNORED = -100
-"""What labels, and the Trainer's batches of ids, are padded with."""
+"""The padding value of labels and of token ids that the Trainer gathers."""
 
 
 @dataclass(frozen=True)
 class AnswerMetrics:
     """`compute_metrics` for the stock `Seq2SeqTrainer` with `predict_with_generate=True`.
 
-    It gives `exact_match`, and, where labels have boxes, `iou_accuracy`: the share of labelled boxes that the answer
-    has at the same place in its order of boxes, with an IoU of `threshold` or more.
+    Returns `exact_match` and, if labels have boxes, `iou_accuracy`: the fraction of labeled boxes for which the box at
+    the same position in the answer has an IoU of at least `threshold`.
 
     Attributes:
-        processor: decodes the ids.
-        num_samples: questions of the evaluation set. Several processes hand over more rows, the first of them again, to
-            fill up their last batch; they are cut off. Left out, all rows count.
-        threshold: of the IoU.
+        processor: the processor that decodes token ids.
+        num_samples: number of questions in the evaluation set. With several processes, the last batch is padded by
+            repeating the first samples; these rows are dropped. By default, all rows count.
+        threshold: the IoU threshold.
     """
 
     processor: LionProcessor
@@ -37,10 +37,10 @@ class AnswerMetrics:
     threshold: float = 0.5
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Figures of `predictions` (N, L) and `label_ids` (N, L').
+        """Compute the metrics of `predictions` (N, L) and `label_ids` (N, L').
 
         Raises:
-            ValueError: if predictions are no ids, or there are fewer rows than samples.
+            ValueError: if the predictions are not token ids, or there are fewer rows than samples.
         """
         answers, labels = self.decode(prediction.predictions), self.decode(prediction.label_ids)
         metrics = {"exact_match": _mean([answer == label for answer, label in zip(answers, labels, strict=True)])}
@@ -54,10 +54,10 @@ class AnswerMetrics:
         return metrics
 
     def decode(self, ids: np.ndarray) -> list[str]:
-        """The texts of `num_samples` rows of ids, without padding."""
+        """Decode `num_samples` rows of token ids, without padding."""
         if not isinstance(ids, np.ndarray) or ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
             kind = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else type(ids).__name__
-            raise ValueError(f"AnswerMetrics reads generated ids (predict_with_generate=True), but was given {kind}.")
+            raise ValueError(f"AnswerMetrics needs generated ids (predict_with_generate=True), but got {kind}.")
         if self.num_samples is not None and len(ids) < self.num_samples:
             raise ValueError(f"There are {len(ids)} answers for num_samples={self.num_samples}.")
         tokenizer = self.processor.tokenizer
@@ -66,7 +66,7 @@ class AnswerMetrics:
 
 
 def _box_hits(answer: str, label: str, threshold: float) -> list[bool]:
-    """For each box of a label, whether the answer's box at its place has an IoU of `threshold` or more with it."""
+    """For each box of a label, whether the answer's box at the same position has an IoU of at least `threshold`."""
     found = extract_boxes(answer)
     return [
         index < len(found) and box_iou(found[index], box) >= threshold for index, box in enumerate(extract_boxes(label))
@@ -74,7 +74,6 @@ def _box_hits(answer: str, label: str, threshold: float) -> list[bool]:
 
 
 def _mean(values: Sequence[bool]) -> float:
-    """The share of true values."""
     return sum(values) / len(values)
 
 

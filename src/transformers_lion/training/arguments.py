@@ -1,4 +1,4 @@
-"""Values of the Trainer's own arguments in a recipe: YAML -> what `Seq2SeqTrainingArguments` takes, or a sentence."""
+"""Converts the training arguments of a recipe from YAML to the types that `Seq2SeqTrainingArguments` expects."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,21 +16,21 @@ CHOICES = {
     for entry in fields(Seq2SeqTrainingArguments)
     if entry.metadata.get("choices")
 }
-"""The choices of arguments that are plain texts."""
+"""The choices of string arguments."""
 
 ALSO = {"fsdp": (bool,)}
-"""Kinds that an argument takes besides those that it is annotated with."""
+"""Types that an argument accepts besides its annotation."""
 
 
 def read_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments with their values as the Trainer takes them: numbers as numbers, choices as they are spelt.
+    """Convert the values of training arguments, and check choices.
 
     Args:
-        arguments: by name; each name is one of the Trainer's.
-        where: for errors.
+        arguments: values by name; each name must be a training argument.
+        where: the start of error messages.
 
     Raises:
-        ValueError: if a value is none of its argument's; with its name, the value and what is wanted.
+        ValueError: if a value is invalid; the message names the argument, the value and what is expected.
     """
     hints = get_type_hints(Seq2SeqTrainingArguments)
     return {name: _read_argument(name, value, hints[name], f"{where}: {name}") for name, value in arguments.items()}
@@ -38,14 +38,14 @@ def read_arguments(arguments: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _read_argument(name: str, value: Any, hint: Any, where: str) -> Any:
     kinds = (*(get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)), *ALSO.get(name, ()))
-    choices = [str(member.value) for kind in kinds for member in members(kind)] or list(CHOICES.get(name, ()))
+    choices = [str(member.value) for kind in kinds for member in _members(kind)] or list(CHOICES.get(name, ()))
     if choices:
         if value in choices or any(fits(kind, value) for kind in kinds if kind is not str):
             return value
         close = get_close_matches(str(value), choices, 1)
-        hint_of = f" Do you mean {close[0]!r}?" if close else ""
+        hint_of = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{where} is {value!r}, but must be one of {', '.join(choices)}.{hint_of}")
-    known = [kind for kind in kinds if is_known(kind)]
+    known = [kind for kind in kinds if _is_yaml_type(kind)]
     for kind in known:
         if fits(kind, value):
             return value if type(value) is int else fitting(kind, value)
@@ -54,13 +54,11 @@ def _read_argument(name: str, value: Any, hint: Any, where: str) -> Any:
     raise ValueError(f"{where} is {value!r}, but must be {' or '.join(map(describe, known))}.")
 
 
-def members(kind: Any) -> list[Enum]:
-    """The members of an enumeration; none of another kind."""
+def _members(kind: Any) -> list[Enum]:
     return list(kind) if isinstance(kind, type) and issubclass(kind, Enum) else []
 
 
-def is_known(kind: Any) -> bool:
-    """Whether a kind is one that YAML has."""
+def _is_yaml_type(kind: Any) -> bool:
     return kind in (str, int, float, bool, dict, list, type(None)) or get_origin(kind) in (list, dict)
 
 

@@ -1,7 +1,7 @@
-"""Callbacks of the stock Trainer.
+"""Callbacks for the stock Trainer.
 
-`CheckpointLogCallback`: logs that a resumed run continues exactly. `TrainableCheckpointCallback`: checkpoints of what
-is trained.
+`CheckpointLogCallback` makes the logs of a resumed run continue exactly. `TrainableCheckpointCallback` writes
+checkpoints of only the trained parameters.
 """
 
 import os
@@ -17,48 +17,49 @@ from .stages import Stage
 from .trainable_checkpoints import INDEX, TENSORS, save_trainable
 
 WEIGHTS = "model.safetensors"
-"""What the Trainer calls the tensors of a checkpoint."""
+"""The Trainer's file name for the tensors of a checkpoint."""
 
 FSDP_FILE, FSDP_FOLDER = "pytorch_model_fsdp.bin", "pytorch_model_fsdp_0"
-"""What accelerate calls them under FSDP2 where they are whole, and in pieces."""
+"""accelerate's names for the tensors with FSDP2: as a whole, and in shards."""
 
 NOTE = "CheckpointLogCallback"
-"""Where the Trainer's state has what the callback of that name notes down."""
+"""The key of this callback's entry in the Trainer's state."""
 
 
 class CheckpointLogCallback(TrainerCallback):
-    """Has the Trainer log before each checkpoint, and note down how many processes write it.
+    """Makes the Trainer log before each checkpoint, and record how many processes write the checkpoint.
 
-    A logged loss is the mean since the last one, and what was summed up for the next is not in a checkpoint. With this,
-    nothing is pending there, and the log of a resumed run is that of one that was never stopped.
+    A logged loss is the mean since the previous log, but checkpoints do not contain the running sum. Logging before
+    each checkpoint leaves no pending sum, so the log of a resumed run matches that of an uninterrupted run.
     """
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note down in the state, where each checkpoint has it, how many processes' random states belong to one."""
+        """Record in the state, and so in each checkpoint, how many processes save their random states."""
         num_processes = 1 if args.save_only_model else args.world_size
         state.stateful_callbacks[NOTE] = {"args": {}, "attributes": {"num_processes": num_processes}}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Log if this step is saved, or may be after it was evaluated."""
+        """Log if this step is saved, or may be saved after evaluation."""
         control.should_log |= control.should_save or control.should_evaluate
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The same for the step that ends an epoch."""
+        """Do the same for the last step of an epoch."""
         control.should_log |= control.should_save or control.should_evaluate
 
 
 class TrainableCheckpointCallback(TrainerCallback):
-    """Has the Trainer write only what is trained into its checkpoints, and resume from them.
+    """Makes the Trainer write only the trained parameters to its checkpoints.
 
-    Each has the files of `save_trainable`, which `load_trainable` reads, in the place of `model.safetensors`, so that
-    nobody takes it for a whole model. Resume with `train`, which checks that the model is on the same base.
+    Instead of `model.safetensors`, each checkpoint contains the files of `save_trainable`, which `load_trainable`
+    reads, so that it cannot be mistaken for a whole model. Resume with `train`, which checks that the model has the
+    same base.
 
     Args:
-        stage: to be noted down in the checkpoints.
+        stage: the stage to record in the checkpoints.
     """
 
     def __init__(self, stage: str | int | Stage | None = None):
@@ -69,11 +70,11 @@ class TrainableCheckpointCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Have transformers leave out what is frozen whenever it saves the model.
+        """Make transformers leave out frozen parameters when it saves the model.
 
         Raises:
-            ValueError: if it is no LION (checkpoints of PEFT models hold only what is trained anyway), or the Trainer
-                is to load its best checkpoint, which it looks for under another name.
+            ValueError: if the model is not a `LionForConditionalGeneration` (checkpoints of PEFT models contain only
+                trained parameters anyway), or `load_best_model_at_end` is set, which needs whole checkpoints.
         """
         if args.load_best_model_at_end:
             raise ValueError("load_best_model_at_end needs checkpoints of the whole model, not trainable_only.")
@@ -84,10 +85,10 @@ class TrainableCheckpointCallback(TrainerCallback):
         model._keys_to_ignore_on_save = set(model.state_dict()) - trained
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the files of `save_trainable` in the new checkpoint, which is complete at any moment."""
+        """Add the files of `save_trainable` to the new checkpoint, and only then delete the Trainer's own files."""
         if self._model is None:
             return
-        model = gather_model(self._model)  # of what is sharded every process has a part
+        model = gather_model(self._model)  # all processes take part, as each may hold a shard
         if not args.should_save or model is None:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -96,18 +97,18 @@ class TrainableCheckpointCallback(TrainerCallback):
         for name in (TENSORS, INDEX):
             os.replace(unfinished / name, folder / name)
         unfinished.rmdir()
-        for name in (WEIGHTS, FSDP_FILE):  # in this order: where the first is, the second may be needed
+        for name in (WEIGHTS, FSDP_FILE):  # in this order: while the first exists, the second may be needed
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / FSDP_FOLDER, ignore_errors=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have the model saved as a whole again."""
+        """Make transformers save the whole model again."""
         self.restore()
 
     def restore(self) -> None:
-        """Have the model saved as a whole again."""
+        """Make transformers save the whole model again."""
         if self._model is not None:
             self._model._keys_to_ignore_on_save = self._restored
             self._model = None

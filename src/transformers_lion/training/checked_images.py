@@ -1,7 +1,7 @@
-"""Which images are known to open: each is decoded once, however many records ask about it, and however often.
+"""Checks that images can be opened, and decodes each only once, even if many records use it.
 
-A file on the disk is known again by its path, size and time of change, and if it opened, also in later runs where a
-`path` is given. A URL, the bytes of a file, and what did not open are known in this process only.
+Files are identified by path, size and modification time. If a cache `path` is given, files that opened are remembered
+in later runs. URLs, embedded bytes and images that did not open are remembered only within the process.
 """
 
 import hashlib
@@ -13,17 +13,17 @@ from typing import Any
 from .records import RecordError, is_remote, open_image
 
 Outcome = tuple[str, str] | None
-"""The kind and message of a `RecordError`, `None` for an image that opens."""
+"""The kind and message of a `RecordError`; `None` for an image that opens."""
 
 
 class CheckedImages:
-    """Opens images to their last pixel, and remembers what came of it.
+    """Decodes images and remembers the outcome.
 
-    Several processes may write one file.
+    Several processes may share the cache file.
 
     Args:
-        path: a JSON Lines file that lists the files that opened, for later runs. By default none.
-        timeout: of a download, in seconds.
+        path: a JSON Lines file that remembers the files that opened for later runs; none by default.
+        timeout: timeout of a download, in seconds.
     """
 
     def __init__(self, path: str | os.PathLike | None = None, timeout: float | None = None):
@@ -36,13 +36,13 @@ class CheckedImages:
                     self._read(line)
 
     def check(self, image: Any) -> None:
-        """Open an image unless it is known.
+        """Open an image, unless its outcome is known.
 
         Args:
-            image: as in `Record`.
+            image: the image; see `Record`.
 
         Raises:
-            RecordError: if it cannot be opened, or could not when it was the same.
+            RecordError: if the image cannot be opened, or could not be opened before and has not changed.
         """
         key = _key_of(image)
         if key is None:
@@ -66,22 +66,22 @@ class CheckedImages:
     def _read(self, line: bytes) -> None:
         try:
             self._known[tuple(json.loads(line))] = None
-        except (ValueError, TypeError):  # half of a line of a run that was killed
+        except (ValueError, TypeError):  # incomplete line of a killed run
             return
 
     def _write(self, key: tuple[Any, ...]) -> None:
-        """Append a file that opened."""
+        """Append a file that opened to the cache file."""
         if self.path is None or len(key) == 1 or self._known[key] is not None:
             return
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            os.write(descriptor, (json.dumps(key) + "\n").encode())  # in one piece
+            os.write(descriptor, (json.dumps(key) + "\n").encode())  # one write, so that lines do not interleave
         finally:
             os.close(descriptor)
 
 
 def _key_of(image: Any) -> tuple[Any, ...] | None:
-    """What an image is known again by: (path, size, time), (address,) or (digest,); `None` for anything else."""
+    """Return the cache key of an image: (path, size, time), (URL,) or (digest,); `None` for anything else."""
     if isinstance(image, bytes):
         return (hashlib.blake2b(image, digest_size=16).hexdigest(),)
     if not isinstance(image, str):
@@ -90,7 +90,7 @@ def _key_of(image: Any) -> tuple[Any, ...] | None:
         return (image,)
     try:
         status = os.stat(image)
-    except (OSError, ValueError):  # base64 text, or no file
+    except (OSError, ValueError):  # base64 text, or a missing file
         return None
     return os.path.abspath(image), status.st_size, status.st_mtime_ns
 

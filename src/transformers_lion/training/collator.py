@@ -1,4 +1,4 @@
-"""Records -> a batch for the model and the Trainer.
+"""Data collator: turns records into a batch for the model and the Trainer.
 
 Shape letters: N images, B questions, T prompt tokens, T' question tokens, L answer tokens.
 """
@@ -24,55 +24,57 @@ from .report import Fault, OnError, RecordReport, check_on_error, summarize
 logger = logging.getLogger(__name__)
 
 Tagger = Callable[[Any], Sequence[Sequence[str] | None]]
-"""Images to the tag names of each, such as `transformers_lion.ImageTagger`."""
+"""Maps images to the tag names of each image; for example a `transformers_lion.ImageTagger`."""
 
 
 @dataclass
 class SharedImage:
-    """An image, and the records that ask about it."""
+    """An image and the records that ask about it."""
 
-    picture: Image.Image
+    image: Image.Image
     records: list[Record] = field(default_factory=list)
 
     @property
     def identity(self) -> str:
-        """What tells it from others: its first record's name, or its pixels, and that record's questions."""
+        """Identifies the image by the first record's name, or else its pixels, and that record's questions."""
         first = self.records[0]
-        return f"{first.source or digest_image(self.picture)} {first.questions}"
+        return f"{first.source or digest_image(self.image)} {first.questions}"
 
 
 class LionDataCollator:
-    """Turns records into a batch: opens their images, and has the processor make tensors.
+    """Opens the images of records and collates everything into a batch with the processor.
 
-    Batches hold `input_ids` and `attention_mask` (B, T), `qformer_input_ids` and `qformer_attention_mask` (B, T'),
-    `task_type_ids` (B,), `labels` (B, L) padded with -100, and `pixel_values` (N, 3, H, W). Where images serve several
-    questions, N is less than B and `image_indices` (B,) has the row of `pixel_values` of each question.
+    A batch holds `input_ids` and `attention_mask` (B, T), `qformer_input_ids` and `qformer_attention_mask` (B, T'),
+    `task_type_ids` (B,), `labels` (B, L) padded with -100, and `pixel_values` (N, 3, H, W). If several questions share
+    an image, N is less than B, and `image_indices` (B,) maps each question to its row of `pixel_values`.
 
-    With the Trainer use `remove_unused_columns=False`, for streams `accelerator_config={"dispatch_batches": False}`
-    (what it dispatches, it cuts where it likes), and `CollatorEpochCallback` if there is an augmentation.
+    With the Trainer, set `remove_unused_columns=False`. For streams, also set
+    `accelerator_config={"dispatch_batches": False}`, because dispatched batches are split without regard to
+    `image_indices`. If you use an augmentation, add `CollatorEpochCallback`.
 
-    A DataLoader's workers call copies of the collator. Their bad records are in `report` all the same, and are logged
-    where they are found.
+    Dataloader workers call copies of the collator. The bad records that they find still end up in `report`, and are
+    logged in the worker.
 
     Args:
-        processor: makes the tensors.
-        tag_source: "data" takes the tags of the records, "tagger" those of the tagger instead, "none" leaves the tag
-            sentence out. If it is not set, the tags of a record that has some, otherwise the tagger's if there is one.
-        tagger: most often an `ImageTagger`; on a GPU it needs `num_workers=0`.
-        augmentation: how image-level images are changed; not at all by default. Tags are those of the whole image.
-        share_images: put an image that several records of a batch name into the batch once. (One record with several
-            `questions` always has its image once.)
-        on_error: what happens to a record that cannot be used, most often because its image cannot be read: "raise"
-            stops, "skip" makes the batch of the others.
-        report: gets such records.
-        image_folder: where relative paths begin; those of `load_records` are complete.
-        timeout: of a download, in seconds.
-        decoder_start_token_id: `model.config.text_config.decoder_start_token_id`, to add `decoder_input_ids` (B, L),
-            the labels shifted right behind this token. The stock Trainer needs them for `label_smoothing_factor`, where
-            it keeps the labels from the model; `make_trainer` does without.
+        processor: the processor that makes the tensors.
+        tag_source: "data" uses the tags of the records, "tagger" those of the tagger instead, and "none" leaves the tag
+            sentence out. If unset, a record's own tags are used, or the tagger's if the record has none.
+        tagger: usually an `ImageTagger`; on a GPU it needs `num_workers=0`.
+        augmentation: augmentation of image-level images; none by default. The tagger always sees the whole image.
+        share_images: whether records of a batch that name the same image share one row of `pixel_values`. (A record
+            with several `questions` always does.)
+        on_error: what to do with a record that cannot be used, usually because its image cannot be read: "raise"
+            raises an error, "skip" builds the batch from the other records.
+        report: collects the bad records.
+        image_folder: folder that relative image paths are resolved against; rows of `load_records` are resolved
+            already.
+        timeout: timeout of a download, in seconds.
+        decoder_start_token_id: pass `model.config.text_config.decoder_start_token_id` to add `decoder_input_ids` (B,
+            L), the labels shifted right after this token. The stock Trainer needs them for `label_smoothing_factor`,
+            because it then does not pass the labels to the model; `make_trainer` does not need them.
 
     Raises:
-        ValueError: if an option has no such value, or there is no tagger.
+        ValueError: if an option has an invalid value, or a tagger is required but missing.
     """
 
     def __init__(
@@ -105,25 +107,25 @@ class LionDataCollator:
 
     @property
     def epoch(self) -> int:
-        """The epoch that augmentations are drawn for."""
+        """The current epoch, which augmentations depend on."""
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Have augmentations drawn for `epoch`, in all workers."""
+        """Set the epoch that augmentations depend on, in all workers."""
         self._epoch.fill_(epoch)
 
     def __call__(self, records: Sequence[Any]) -> dict[str, torch.Tensor]:
-        """Make a batch.
+        """Collate records into a batch.
 
         Args:
             records: rows of `load_records`, or raw records (see `parse_record`).
 
         Returns:
-            The batch, as described in the class.
+            The batch, as described in the class docstring.
 
         Raises:
-            RecordError: for a bad record, if `on_error` is "raise".
-            ValueError: if no record is left.
+            RecordError: if a record is bad and `on_error` is "raise".
+            ValueError: if no usable record remains.
         """
         images, rows = self._open(records)
         prompts = [
@@ -146,10 +148,10 @@ class LionDataCollator:
         pixels = self.processor(images=[self._augment(image) for image in images], return_tensors="pt")
         if len(images) != len(indices):
             batch["image_indices"] = torch.tensor(indices)
-        return {**batch, **pixels}  # what has B rows comes first: the Trainer counts samples there
+        return {**batch, **pixels}  # tensors with B rows come first: the Trainer counts samples there
 
     def _open(self, raws: Sequence[Any]) -> tuple[list[SharedImage], list[tuple[int, Record]]]:
-        """The images of good records, and these records in their order, each with the index of its image.
+        """Return the images of the good records, and these records in order with the index of their image.
 
         Raises:
             ValueError: if there are none.
@@ -175,12 +177,12 @@ class LionDataCollator:
         if not images:
             raise ValueError(
                 f"None of the {len(raws)} records of a batch can be used. {summarize(faults)}\n"
-                'load_records(..., check_images="decode") leaves unreadable images out before there are batches.'
+                'Use load_records(..., check_images="decode") to leave out unreadable images before training.'
             )
         return images, rows
 
     def _open_one(self, record: Record, images: list[SharedImage]) -> int | RecordError:
-        """Add the image of a record to `images`; its index, or why there is none."""
+        """Append the image of a record to `images` and return its index, or the error if it cannot be opened."""
         try:
             images.append(SharedImage(open_image(record.image, self.timeout)))
         except RecordError as error:
@@ -191,22 +193,21 @@ class LionDataCollator:
         """The tags of each question."""
         sources = [resolve_tag_source(names, self.tag_source, self.tagger is not None) for names in tags]
         untagged = sorted({index for index, source in zip(indices, sources, strict=True) if source == "tagger"})
-        found = self.tagger([images[index].picture for index in untagged]) if untagged and self.tagger else []
+        found = self.tagger([images[index].image for index in untagged]) if untagged and self.tagger else []
         by_tagger = dict(zip(untagged, found, strict=True))
         return [
             {"data": names, "tagger": by_tagger.get(index), "none": None}[source]
             for index, names, source in zip(indices, tags, sources, strict=True)
         ]
 
-    def _augment(self, image: SharedImage) -> Image.Image:
-        """The image that the model gets."""
+    def _augment(self, shared: SharedImage) -> Image.Image:
         if self.augmentation is None:
-            return image.picture
-        return self.augmentation(image.picture, image.records, image.identity, self.epoch)
+            return shared.image
+        return self.augmentation(shared.image, shared.records, shared.identity, self.epoch)
 
 
 class CollatorEpochCallback(TrainerCallback):
-    """Tells a collator which epoch the Trainer is in, also after a training was resumed."""
+    """Keeps a collator's epoch in step with the Trainer's, also after training is resumed."""
 
     def __init__(self, collator: LionDataCollator):
         self.collator = collator
@@ -215,13 +216,13 @@ class CollatorEpochCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start to count."""
+        """Start counting at the Trainer's current epoch."""
         self._next = int((state.epoch or 0.0) + 1e-6)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Count an epoch."""
+        """Pass the new epoch to the collator."""
         self.collator.set_epoch(self._next)
         self._next += 1
 

@@ -1,4 +1,4 @@
-"""An image of a training's curves, from the Trainer's log."""
+"""Plots the curves of a training run from the Trainer's log."""
 
 import os
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 PANELS = {"loss": ("loss", "eval_loss"), "learning rate": ("learning_rate",), "gradient norm": ("grad_norm",)}
-"""What the first panels show; the figures of evaluations come last, if there are any."""
+"""The first panels of the plot; evaluation metrics come last, if there are any."""
 
 NOT_METRICS = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 
 def draw_curves(log: Sequence[dict[str, Any]], path: str | os.PathLike, title: str = "") -> None:
-    """Draw loss, learning rate, gradient norm and figures of evaluations over the steps.
+    """Plot the loss, learning rate, gradient norm and evaluation metrics over the steps.
 
     Args:
         log: `trainer.state.log_history`.
-        path: of the image; its suffix says the format.
-        title: above it.
+        path: path of the plot; its suffix determines the format.
+        title: title of the plot.
     """
     metrics = sorted({name for entry in log for name in entry if name.startswith("eval_")}.difference(NOT_METRICS))
     metrics = [name for name in metrics if not name.endswith("preparation_time")]

@@ -1,10 +1,10 @@
-"""Training on several devices: what FSDP2 needs to know of LION, and a check that it really ran.
+"""Training on several devices: prepares LION for FSDP2, and checks that training is really distributed.
 
-With transformers' Trainer: add the three callbacks of this module, and ask for FSDP2 by `TrainingArguments(fsdp=True)`
-or by a configuration of accelerate. In a loop of your own: `shard_model`. Either way `gather_model` makes a whole model
-again.
+With transformers' Trainer, add the three callbacks of this module, and enable FSDP2 with `TrainingArguments(fsdp=True)`
+or in the accelerate configuration. In your own training loop, call `shard_model`. In both cases, `gather_model` returns
+the whole model.
 
-FSDP2 takes a unit of the model at a time: its parameters are gathered before it runs, and freed behind it.
+FSDP2 gathers the parameters of one unit of the model at a time before it runs, and frees them afterwards.
 """
 
 import copy
@@ -27,17 +27,17 @@ UNITS = (
     "InstructBlipVisionEmbeddings", "InstructBlipEncoderLayer", "InstructBlipQFormerEmbeddings",
     "InstructBlipQFormerLayer", "LionAggregatorLayer", "LionAggregatorProjection", "LionT5Block",
 )  # fmt: skip
-"""Classes of the modules that are a unit each."""
+"""Classes of the modules that form an FSDP unit each."""
 
 FORWARD_METHODS = ("encode", "generate", "get_image_features")
-"""What is called on a sharded model besides `forward`."""
+"""Methods that can be called on a sharded model besides `forward`."""
 
 
 class FsdpCallback(TrainerCallback):
-    """Has the stock Trainer's FSDP2 run on LION as it should, or not at all. Without FSDP2 it does nothing.
+    """Prepares LION for FSDP2 in the stock Trainer, and checks that the model is sharded. No effect without FSDP2.
 
-    accelerate finds LION's units in each stage; tied embeddings become one module, without which FSDP2 stops; gradients
-    are summed in float32, and the loss is not rounded, when computing in bfloat16; all processes begin with the same
+    accelerate finds LION's units in each stage. Tied embeddings become one module, as FSDP2 requires. When computing in
+    bfloat16, gradients are reduced in float32 and the loss is not rounded. All processes start with the same
     parameters.
     """
 
@@ -47,7 +47,7 @@ class FsdpCallback(TrainerCallback):
         """Prepare the model.
 
         Raises:
-            ValueError: if FSDP2 was requested, but accelerate would do something else.
+            ValueError: if FSDP2 was requested, but accelerate would not use it.
         """
         if fsdp_is_requested(args):
             use_float32_reductions(fsdp_plugin())
@@ -66,19 +66,19 @@ class FsdpCallback(TrainerCallback):
 
 
 class ProcessCheckCallback(TrainerCallback):
-    """Checks that the processes of a training know each other, and that their first gradients agree."""
+    """Checks that the training processes know of each other, and that their first gradients agree."""
 
     def __init__(self) -> None:
         self._gradients_agree = False
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """See `check_processes`."""
+        """Check the number of processes; see `check_processes`."""
         check_processes(args)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check the gradients of each training anew."""
+        """Check the gradients again in each call of `train`."""
         self._gradients_agree = False
 
     def on_pre_optimizer_step(
@@ -91,9 +91,9 @@ class ProcessCheckCallback(TrainerCallback):
 
 
 class PreparedModelCallback(TrainerCallback):
-    """Has a model that was evaluated before its training prepared for DistributedDataParallel all the same.
+    """Makes sure that a model that was evaluated before training is still wrapped in DistributedDataParallel.
 
-    accelerate marks it as prepared when it evaluates, and would then train without DistributedDataParallel.
+    accelerate marks a model as prepared when it is evaluated, and would then train it without DistributedDataParallel.
     """
 
     def on_evaluate(
@@ -114,42 +114,42 @@ def check_gradients(model: nn.Module) -> None:
     dist.all_gather(sums, own)
     if any(found != own for found in sums):
         raise ValueError(
-            f"{len(sums)} processes train apart: the sums of their gradients' sizes go from {min(sums):.6g} to "
-            f"{max(sums):.6g}. A model that was evaluated or compiled before `train` may be without "
-            "DistributedDataParallel; to evaluate before the first step, set eval_on_start=True."
+            f"{len(sums)} processes have different gradients: their absolute sums range from {min(sums):.6g} to "
+            f"{max(sums):.6g}. A model that was evaluated or compiled before `train` may lack DistributedDataParallel; "
+            "to evaluate before the first step, set eval_on_start=True."
         )
 
 
 def check_processes(arguments: TrainingArguments) -> None:
-    """Raise `ValueError` if a launcher started several processes, of which the Trainer in each does not know.
+    """Raise `ValueError` if a launcher started several processes that the Trainer does not know of.
 
-    It does not where there is no GPU, unless `use_cpu` is set: each process would train alone, into the same folder.
+    This happens without a GPU unless `use_cpu` is set: each process would train on its own, in the same folder.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if arguments.world_size != started:
         raise ValueError(
-            f"{started} processes were started, but the Trainer knows of {arguments.world_size}. On CPUs it needs "
-            "use_cpu=True to find the others."
+            f"{started} processes were started, but the Trainer knows of {arguments.world_size}. To train on CPUs, set "
+            "use_cpu=True."
         )
 
 
 def fsdp_is_requested(arguments: TrainingArguments) -> bool:
-    """Whether a Trainer was asked for FSDP, by its arguments or by `accelerate launch`."""
+    """Whether FSDP is requested by training arguments or `accelerate launch`."""
     return bool(arguments.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
 
 
 def _is_data_parallel() -> bool:
-    """Whether accelerate is to run DistributedDataParallel here, and not FSDP, DeepSpeed or a single process."""
+    """Whether accelerate uses DistributedDataParallel, and not FSDP, DeepSpeed or a single process."""
     from accelerate.state import AcceleratorState
 
     return AcceleratorState().distributed_type.value.startswith("MULTI_")
 
 
 def fsdp_plugin() -> Any:
-    """What accelerate knows of FSDP2 in this process.
+    """Return accelerate's FSDP2 plugin.
 
     Raises:
-        ValueError: if it runs something else.
+        ValueError: if accelerate does not use FSDP2.
     """
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
@@ -158,8 +158,8 @@ def fsdp_plugin() -> Any:
     if state.distributed_type != DistributedType.FSDP:
         name = "a single process" if state.num_processes == 1 else "DistributedDataParallel"
         raise ValueError(
-            f"FSDP2 was asked for, but accelerate runs {name} ({state.distributed_type.value}) on {state.device.type}: "
-            "it shards on GPUs and their like, and among two processes or more."
+            f"FSDP2 was requested, but accelerate uses {name} ({state.distributed_type.value}) on "
+            f"{state.device.type}: FSDP2 needs accelerators and at least two processes."
         )
     if state.fsdp_plugin.fsdp_version != 2:
         raise ValueError(f"LION needs FSDP version 2, but fsdp_version is {state.fsdp_plugin.fsdp_version}.")
@@ -167,7 +167,7 @@ def fsdp_plugin() -> Any:
 
 
 def use_float32_reductions(plugin: Any) -> None:
-    """Sum gradients up in float32, and leave outputs as they are: accelerate does both in the computing dtype."""
+    """Reduce gradients in float32, and do not cast outputs; by default accelerate uses the compute dtype for both."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     if plugin.mixed_precision_policy is not None:
@@ -176,14 +176,14 @@ def use_float32_reductions(plugin: Any) -> None:
 
 
 def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
-    """Make a whole model ready to be sharded, by accelerate or by `shard_model`. What trains becomes float32.
+    """Prepare a whole model to be sharded by accelerate or `shard_model`. Trainable parameters become float32.
 
     Args:
-        model: a LION, also within PEFT's model; its frozen parameters already frozen.
-        device: of the process group.
+        model: a LION model, frozen as needed; PEFT may wrap it.
+        device: device of the process group.
 
     Raises:
-        ValueError: if there is no LION in it.
+        ValueError: if the model is not a LION model and does not wrap one.
     """
     lion = find_lion(model)
     train_in_float32(model)
@@ -191,15 +191,15 @@ def prepare_for_fsdp(model: nn.Module, device: torch.device | str) -> None:
     present = {type(module).__name__ for module in model.modules()}
     units = [name for name in UNITS if name in present]
     for module in (model, lion):
-        module._no_split_modules = units  # accelerate stops at a name that it does not find
+        module._no_split_modules = units  # accelerate raises an error for a name that it does not find
     if dist.is_initialized():
         _broadcast_trained(model, device)
 
 
 def share_embeddings(language_model: LionT5ForConditionalGeneration) -> None:
-    """Make tied embeddings one module, not three with one tensor: FSDP2 gathers a tensor for one unit only.
+    """Replace the three modules of tied embeddings by one, because FSDP2 gathers a tensor for one unit only.
 
-    State dicts have them once then, as saved models do: torch cannot load a whole one with a module of several names.
+    State dicts then contain them once, as saved models do: torch cannot load one with several names for a module.
     """
     if language_model.decoder.embed_tokens is language_model.shared:
         return
@@ -209,20 +209,20 @@ def share_embeddings(language_model: LionT5ForConditionalGeneration) -> None:
 
 
 def _drop_tied(language_model: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    """Leave the second and third name of the embeddings out of a state dict."""
+    """Remove the second and third name of the embeddings from a state dict."""
     for name in language_model._tied_weights_keys:
         state_dict.pop(f"{prefix}{name}", None)
 
 
 def _forget_tied(language_model: Any, incompatible_keys: Any) -> None:
-    """Do not miss them when one is loaded."""
+    """Do not report these names as missing when a state dict is loaded."""
     tied = tuple(language_model._tied_weights_keys)
     missing = incompatible_keys.missing_keys
     missing[:] = [name for name in missing if not name.endswith(tied)]
 
 
 def find_lion(model: nn.Module) -> LionForConditionalGeneration:
-    """The LION that a model is or wraps.
+    """Return the LION model that `model` is or wraps.
 
     Raises:
         ValueError: if there is none.
@@ -230,13 +230,13 @@ def find_lion(model: nn.Module) -> LionForConditionalGeneration:
     for module in model.modules():
         if isinstance(module, LionForConditionalGeneration):
             return module
-    raise ValueError(f"{type(model).__name__} holds no LionForConditionalGeneration.")
+    raise ValueError(f"{type(model).__name__} contains no LionForConditionalGeneration.")
 
 
 def _broadcast_trained(model: nn.Module, device: torch.device | str) -> None:
-    """Give all processes the first one's trained parameters, as DistributedDataParallel does.
+    """Broadcast the trained parameters of the first process, as DistributedDataParallel does.
 
-    Otherwise parts that each process initialised for itself would be put together of pieces that do not fit.
+    Otherwise, shards of parameters that each process initialized on its own would not fit together.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -246,10 +246,10 @@ def _broadcast_trained(model: nn.Module, device: torch.device | str) -> None:
 
 
 def fsdp_units(model: LionForConditionalGeneration) -> list[nn.Module]:
-    """The modules that are sharded as a unit each: those in `UNITS`, and what else has parameters of its own.
+    """Return the modules to shard as units: those in `UNITS`, and all other modules with parameters of their own.
 
-    None lies in another, and nothing is left to the root: it would stay gathered after a forward pass without a
-    backward pass, and an optimizer made then would train parameters that are thrown away.
+    Units are never nested, and no parameter is left to the root module: it would stay gathered after a forward pass
+    without a backward pass, and an optimizer created then would train temporary parameters.
     """
     units, inside = [], set[nn.Module]()
     for module in model.modules():
@@ -268,22 +268,23 @@ def shard_model(
     compute_dtype: torch.dtype | None = None,
     offload_to_cpu: bool = False,
 ) -> LionForConditionalGeneration:
-    """Shard a model with FSDP2, in place. All processes call this, with the same model.
+    """Shard a model with FSDP2, in place. All processes must call this function with the same model.
 
-    The optimizer is to be made afterwards: parameters are new objects. `encode`, `generate` and
-    `get_image_features` work as `forward` does, in all processes at once.
+    Create the optimizer afterwards, because sharding replaces the parameters. All processes must also call `forward`,
+    `encode`, `generate` and `get_image_features` together.
 
     Args:
-        model: whole; a stage applied, if it is to be trained.
-        mesh: of one dimension, or of two, (replicas, shards), to shard within a machine and replicate across them.
-        compute_dtype: that parameters are gathered in; by default their own. Gradients are summed up in float32.
-        offload_to_cpu: keep shards in the CPU's memory.
+        model: the whole model, with a stage applied if it is to be trained.
+        mesh: a device mesh with one dimension, or with two, (replicas, shards), to shard within a machine and replicate
+            across machines.
+        compute_dtype: dtype of gathered parameters; their own by default. If set, gradients are reduced in float32.
+        offload_to_cpu: whether to keep shards in CPU memory.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: if the model is sharded already; if a unit trains parameters of two dtypes; if torch is too old.
+        ValueError: if the model is already sharded, a unit trains parameters of two dtypes, or torch is too old.
     """
     try:
         from torch.distributed.fsdp import (
@@ -317,7 +318,7 @@ def shard_model(
 
 
 def _outside_of_forward(model: Any, registered: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
-    """`registered`, but `method` itself when another pass calls it, which `registered` would end."""
+    """Call `registered`, or plain `method` within another pass, which `registered` would end."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -330,7 +331,7 @@ def _outside_of_forward(model: Any, registered: Callable[..., Any], method: Call
 def check_trained_dtypes(model: LionForConditionalGeneration) -> None:
     """Raise `ValueError` if a unit has trained parameters of two dtypes, which FSDP2 cannot reduce together.
 
-    (Frozen ones beside them may have another, as bfloat16 blocks beside adapters in float32.)
+    (Frozen parameters may have a different dtype, for example bfloat16 blocks with float32 adapters.)
     """
     for unit in fsdp_units(model):
         trained = [(name, value.dtype) for name, value in unit.named_parameters() if value.requires_grad]
@@ -339,18 +340,18 @@ def check_trained_dtypes(model: LionForConditionalGeneration) -> None:
             if dtype != first[1]:
                 raise ValueError(
                     f"{type(unit).__name__} trains {first[0]} in {first[1]}, but {name} in {dtype}: FSDP2 needs "
-                    "one dtype for what a unit trains."
+                    "a single dtype for the trained parameters of a unit."
                 )
 
 
 def is_shard(parameter: torch.Tensor) -> bool:
-    """Whether a process holds only a piece of a parameter."""
+    """Whether a parameter is sharded across processes."""
     placements = getattr(parameter, "placements", ())  # those of a DTensor
     return any(placement.is_shard() for placement in placements)
 
 
 def _is_zero3_shard(parameter: torch.Tensor) -> bool:
-    """Whether DeepSpeed's ZeRO-3 holds a parameter in pieces; outside of a forward pass its own size is 0."""
+    """Whether a parameter is sharded by DeepSpeed's ZeRO-3; outside of a forward pass, its own size is 0."""
     return hasattr(parameter, "ds_id")
 
 
@@ -360,7 +361,7 @@ def is_whole(parameter: torch.Tensor) -> bool:
 
 
 def _gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a model that ZeRO-3 holds in pieces, in the first process; empty in the others."""
+    """Return the state dict of a model sharded by ZeRO-3 in the first process, and an empty one in the others."""
     from deepspeed.runtime.zero import GatheredParameters
 
     state = {}
@@ -372,23 +373,24 @@ def _gather_zero3(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def check_sharded(model: nn.Module) -> None:
-    """Raise `ValueError` unless FSDP2 sharded all parameters of a model; the error names what was found instead."""
+    """Raise `ValueError` unless all parameters of a model are sharded by FSDP2."""
     parameters = dict(model.named_parameters())
     whole = [name for name, parameter in parameters.items() if not is_shard(parameter)]
     if whole:
         raise ValueError(
-            f"The model is not sharded by FSDP2: each process holds {len(whole)} of the {len(parameters)} parameters "
-            f"of this {type(model).__name__} as a whole, {whole[0]} first."
+            f"The model is not sharded by FSDP2: {len(whole)} of the {len(parameters)} parameters of this "
+            f"{type(model).__name__} are not sharded, starting with {whole[0]}."
         )
 
 
 def gather_model(model: LionForConditionalGeneration) -> LionForConditionalGeneration | None:
-    """A whole copy of a sharded model, in the first process's CPU memory; to be saved like any other.
+    """Gather a model sharded by FSDP2 or DeepSpeed's ZeRO-3 into CPU memory of the first process.
 
-    All processes must call this. It takes what FSDP2 has sharded, and DeepSpeed's ZeRO-3.
+    All processes must call this function.
 
     Returns:
-        The copy, with the same parameters frozen; `None` in other processes. A model that is not sharded itself.
+        A whole copy of the model, with the same parameters frozen; `None` in other processes. A model that is not
+        sharded is returned unchanged.
     """
     state: dict[str, Any]
     if any(_is_zero3_shard(parameter) for parameter in model.parameters()):

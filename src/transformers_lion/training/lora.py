@@ -1,9 +1,9 @@
-"""LoRA on LION through PEFT: which linear layers take it, and which of LION's own parts train beside it as they are.
+"""LoRA for LION with PEFT: which linear layers get LoRA, and which of LION's own modules are fully trained.
 
     model = get_peft_model(model, lora_config(model))
 
-LoRA goes onto what is large and, but for the Q-Former, frozen in LION's stages; the parts that LION adds are small and
-are trained whole, as `modules_to_save`.
+LoRA is applied to the large modules, which LION's stages freeze, except for the Q-Former. The modules that LION adds
+are small, and are fully trained as `modules_to_save`.
 """
 
 import logging
@@ -13,7 +13,7 @@ from peft import LoraConfig
 from torch import nn
 
 from .precision import SIXTEEN_BITS
-from .quantised import check_gradients_pass
+from .quantized import check_gradients_pass
 from .trainable_checkpoints import is_plain
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 LANGUAGE_MODEL_ATTENTION = r"language_model\..*\.(SelfAttention|EncDecAttention)\.(q|k|v|o)"
 LANGUAGE_MODEL_FEED_FORWARD = r"language_model\..*\.DenseReluDense\.(wi_0|wi_1|wo)"
 QFORMER_ATTENTION = r"qformer\..*\.(attention|crossattention)\.attention\.(query|key|value)"
-"""Expressions for `LoraConfig.target_modules`; join them with `|`. They find no adapter and no vision block."""
+"""Patterns for `LoraConfig.target_modules`; join them with `|`. They match neither adapters nor vision blocks."""
 
 TARGETS = {"language_model": LANGUAGE_MODEL_ATTENTION, "qformer": QFORMER_ATTENTION}
 """The targets of `lora_config`."""
@@ -30,11 +30,11 @@ MODULES_TO_SAVE = (
     "adapter", "soft_prompt", "query_tokens", "post_layernorm", "language_projection", "aggregator",
     "aggregator_projection",
 )  # fmt: skip
-"""LION's own parts, by module name: adapters with their router, and what the stages train beside the Q-Former."""
+"""LION's own modules: adapters with their router, and what the stages train besides the Q-Former."""
 
 
-NOT_QUANTISED = ("language_model.lm_head", "language_projection", "aggregator", "aggregator_projection")
-"""Modules that a quantiser must skip where LoRA trains on a quantised base: what is trained whole, and `lm_head`."""
+NOT_QUANTIZED = ("language_model.lm_head", "language_projection", "aggregator", "aggregator_projection")
+"""Modules that a quantizer must skip to train LoRA on a quantized base: fully trained modules, and `lm_head`."""
 
 
 def lora_config(
@@ -45,21 +45,21 @@ def lora_config(
     targets: Collection[str] = ("language_model", "qformer"),
     modules_to_save: Collection[str] = MODULES_TO_SAVE,
 ) -> LoraConfig:
-    """A configuration of LoRA for a LION of any stage.
+    """Return a LoRA configuration for a LION model of any stage.
 
     Args:
-        model: whose parts are looked up; those that it does not have are left out.
-        rank, alpha, dropout: as in `LoraConfig`.
+        model: the model; targets and modules that it does not have are left out.
+        rank, alpha, dropout: `r`, `lora_alpha` and `lora_dropout` of `LoraConfig`.
         targets: keys of `TARGETS`.
-        modules_to_save: of LION's own parts, those that are trained as they are.
+        modules_to_save: LION's own modules that are fully trained.
 
     Raises:
-        ValueError: if there is no such target, the model has none of the targets, what is to be trained whole is
-            quantised, or the base is quantised so that no gradients pass through it.
+        ValueError: if a target is unknown, the model has none of the targets, a fully trained module is quantized, or
+            gradients cannot pass through the quantized base.
     """
     for target in targets:
         if target not in TARGETS:
-            raise ValueError(f"LoRA knows no target {target!r}, but {', '.join(TARGETS)}.")
+            raise ValueError(f"There is no LoRA target {target!r}; the targets are {', '.join(TARGETS)}.")
     names = [name for name, _ in model.named_modules()]
     present = [target for target in targets if any(name.split(".")[0] == target for name in names)]
     if not present:
@@ -70,7 +70,7 @@ def lora_config(
     chosen = [name for name in modules_to_save if own.get(name)]
     for name in chosen:
         if not all(is_plain(parameter) for parameter in own[name]):
-            raise ValueError(f"{name} is to be trained whole, but is quantised: have the quantiser skip NOT_QUANTISED.")
+            raise ValueError(f"{name} must not be quantized to be fully trained: skip the modules in NOT_QUANTIZED.")
     check_gradients_pass(model)
     _warn_of_16_bits({name: own[name] for name in chosen})
     return LoraConfig(
@@ -84,12 +84,12 @@ def lora_config(
 
 
 def _warn_of_16_bits(modules: Mapping[str, Collection[nn.Parameter]]) -> None:
-    """Log a warning that names the modules to be trained in float16 or bfloat16; PEFT makes its own layers float32."""
+    """Warn about modules to be trained in float16 or bfloat16. (PEFT keeps its own layers in float32.)"""
     names = [name for name, own in modules.items() if any(parameter.dtype in SIXTEEN_BITS for parameter in own)]
     if names:
         logger.warning(
-            "%s are in 16 bits, where small steps are rounded away. make_trainer and shard_model train them in "
-            "float32; before an optimizer of your own, call train_in_float32(model) on PEFT's model.",
+            "%s are in 16 bits, where small steps are lost to rounding. make_trainer and shard_model train them in "
+            "float32; if you create your own optimizer, call train_in_float32(model) on the PEFT model first.",
             ", ".join(names),
         )
 
@@ -98,7 +98,7 @@ __all__ = [
     "LANGUAGE_MODEL_ATTENTION",
     "LANGUAGE_MODEL_FEED_FORWARD",
     "MODULES_TO_SAVE",
-    "NOT_QUANTISED",
+    "NOT_QUANTIZED",
     "QFORMER_ATTENTION",
     "TARGETS",
     "lora_config",

@@ -1,9 +1,7 @@
-"""What a training needs in memory on each device, computed from a configuration, without weights and without a GPU.
+"""Estimates the memory that training needs per device, from a configuration, without weights or a GPU.
 
-Weights, gradients and the optimizer's numbers follow from counts of parameters. What a step adds is found by running
-one, forward and backward, on tensors that have shapes but no numbers, and summing up what is alive at each moment.
-
-Legend: n all parameters, t those that train, W devices that share a model.
+The memory for weights, gradients and optimizer states follows from parameter counts. The memory of a step is found by
+running a forward and a backward pass on fake tensors, which have shapes but no data, and tracking live tensors.
 """
 
 import math
@@ -29,19 +27,19 @@ METHODS = ("ddp", "fsdp2", "zero3")
 FLOAT32, BFLOAT16 = 4, 2
 
 ZERO3_LIVE_PARAMETERS, ZERO3_BUCKETS = 500_000_000, 200_000_000
-"""Numbers of parameters, as in `docs/configs/deepspeed_zero3.json`: gathered at most, and in two buckets."""
+"""Maximum number of gathered parameters, and size of two buckets, as in `docs/configs/deepspeed_zero3.json`."""
 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes on one device.
+    """Memory per device, in bytes.
 
     Attributes:
-        weights: those that the device keeps, and float32 copies of trained ones where there are any.
-        gradients: of trained parameters.
+        weights: the device's weights, including float32 copies of trained weights if there are any.
+        gradients: gradients of trained parameters.
         optimizer: AdamW's two moments.
-        communication: buckets of gradients, and parameters that are gathered for the moment.
-        step: what a step keeps for the backward pass and needs to compute, at its highest.
+        communication: gradient buckets and temporarily gathered parameters.
+        step: peak of the activations and temporary tensors of a step.
     """
 
     weights: int
@@ -52,7 +50,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """All of it; a GPU's libraries and gaps between tensors come on top."""
+        """Sum of all parts, without the overhead of CUDA libraries and memory fragmentation."""
         return sum(getattr(self, entry.name) for entry in fields(self))
 
 
@@ -69,28 +67,28 @@ def training_memory(
     activation_checkpointing: bool = False,
     compute_dtype: torch.dtype = torch.bfloat16,
 ) -> TrainingMemory:
-    """Compute what a training with AdamW needs on each device. Weights are float32, as the recipe loads them.
+    """Compute the memory that training with AdamW needs per device. Weights are float32, as in the recipe.
 
     Args:
-        config: of a model of the stage.
-        stage: name or number.
-        method: "ddp", "fsdp2" (as accelerate does it, sharded over all devices) or "zero3" (DeepSpeed, in bfloat16).
-        num_devices: that share one model under "fsdp2" and "zero3".
-        batch_size: on each device.
-        prompt_length: tokens of the tag sentence and the question.
-        question_length: tokens of the question for the Q-Former.
-        answer_length: tokens.
-        activation_checkpointing: compute activations twice instead of keeping them.
-        compute_dtype: float32, or what autocast (ddp) or gathered parameters (fsdp2) have.
+        config: configuration of a model of the stage.
+        stage: name or number of the stage.
+        method: "ddp", "fsdp2" (through accelerate, sharded over all devices) or "zero3" (DeepSpeed, in bfloat16).
+        num_devices: number of devices that share a model with "fsdp2" or "zero3".
+        batch_size: batch size per device.
+        prompt_length: number of tokens of the prompt, including the tag sentence.
+        question_length: number of tokens of the Q-Former's question.
+        answer_length: number of tokens of the answer.
+        activation_checkpointing: whether to recompute activations in the backward pass instead of storing them.
+        compute_dtype: dtype of autocast ("ddp") or of gathered parameters ("fsdp2"); float32 for neither.
 
     Raises:
-        ValueError: if there is no such method; if the model is not the one that the stage trains.
+        ValueError: if the method is unknown, or the model does not fit the stage.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, but must be one of {METHODS}.")
     with torch.device("meta"):
         model = _ShapesOnly(config)
-    share_embeddings(model.language_model)  # one unit
+    share_embeddings(model.language_model)  # as FSDP2 needs them
     apply_stage(model, stage)
     all_, trained = count(model), count(model, trained_only=True)
     share = 1 if method == "ddp" else num_devices
@@ -120,7 +118,7 @@ def training_memory(
 
 
 def count(module: nn.Module, trained_only: bool = False) -> int:
-    """Number of a module's parameters."""
+    """Count the parameters of a module."""
     return sum(value.numel() for value in module.parameters() if value.requires_grad or not trained_only)
 
 
@@ -130,7 +128,7 @@ def _ddp_buckets(model: LionForConditionalGeneration, itemsize: int) -> int:
 
 
 def _fsdp2_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
-    """The unit that runs and the one that is fetched, `lm_head`, which stays, and gradients on their way to shards."""
+    """FSDP2 holds the running unit, the prefetched one and `lm_head`, and gradients that are being reduced."""
     sizes = sorted((count(unit) for unit in fsdp_units(model)), reverse=True)
     trained = max(count(unit, trained_only=True) for unit in fsdp_units(model))
     gathered = sum(sizes[:2]) + count(model.get_output_embeddings())
@@ -138,15 +136,15 @@ def _fsdp2_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
 
 
 def _zero3_gathered(model: LionForConditionalGeneration, itemsize: int) -> int:
-    """What the configuration allows."""
+    """ZeRO-3 holds the parameters and buckets that its configuration allows."""
     return BFLOAT16 * (min(ZERO3_LIVE_PARAMETERS, count(model)) + ZERO3_BUCKETS)
 
 
-# --- a step without numbers ---------------------------------------------------------------------------------------
+# --- a step on fake tensors -----------------------------------------------------------------------------------------
 
 
 class _ShapesOnly(LionForConditionalGeneration):
-    """LION without the check of task numbers: there are none to look at."""
+    """LION without the check of `task_type_ids`, because fake tensors have no values."""
 
     def _embed_prompt(
         self,
@@ -159,11 +157,11 @@ class _ShapesOnly(LionForConditionalGeneration):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive.
+    """Tracks the bytes of live tensors.
 
     Attributes:
-        now: of what was seen since the beginning.
-        peak: the most that it ever was.
+        now: bytes of the live tensors.
+        peak: maximum of `now`.
     """
 
     def __init__(self) -> None:
@@ -172,7 +170,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes: dict[int, int] = {}
 
     def see(self, tensor: torch.Tensor) -> None:
-        """Count a tensor, unless it shares what is counted already."""
+        """Count a tensor, unless its storage is already counted."""
         storage = tensor.untyped_storage()
         if storage._cdata in self._sizes:
             return
@@ -201,15 +199,18 @@ def step_bytes(
     compute_dtype: torch.dtype,
     activation_checkpointing: bool,
 ) -> int:
-    """The most that a forward and a backward pass need beside weights and gradients.
+    """Return the peak memory of a forward and a backward pass, apart from weights and gradients.
 
     Args:
-        model: on the meta device, with a stage applied; it is used up.
-        shapes: of the inputs that are not pixels.
+        model: a model on the meta device, with a stage applied; it cannot be used afterwards.
+        shapes: shapes of the inputs other than `pixel_values`.
+        weights_dtype: dtype of the weights.
+        compute_dtype: dtype of autocast.
+        activation_checkpointing: whether activations are recomputed in the backward pass.
     """
     size = model.config.vision_config.image_size
     with FakeTensorMode():
-        _materialise(model, weights_dtype)
+        _materialize(model, weights_dtype)
         model.train()
         if activation_checkpointing:
             enable_activation_checkpointing(model)
@@ -227,8 +228,8 @@ def step_bytes(
     return counter.peak - before
 
 
-def _materialise(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace the parameters and buffers of a model on the meta device by ones on the CPU, with their gradients."""
+def _materialize(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace the parameters and buffers of a meta model by (fake) CPU tensors, with gradients."""
     replaced: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):

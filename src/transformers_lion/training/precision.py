@@ -1,7 +1,7 @@
-"""What trains in float32 on a base of 16 bits.
+"""Trains parameters in float32 on a frozen base in 16 bits.
 
-bfloat16 has three significant digits: a step of 1e-5 on a weight of 0.1 is rounded away, and the weight stays where it
-is. So what trains is float32, whatever the frozen rest is, and tensors are cast where they go from one to the other.
+bfloat16 has three significant digits: a step of 1e-5 on a weight of 0.1 is lost to rounding. Trainable parameters are
+therefore float32, whatever the dtype of the frozen base, and tensors are cast where they pass between the two.
 """
 
 import logging
@@ -22,37 +22,38 @@ SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 
 def train_in_float32(model: nn.Module) -> None:
-    """Make what trains float32, and have it work beside a frozen base of 16 bits, with and without autocast.
+    """Convert trainable parameters to float32, so that they can be trained on a frozen base in 16 bits.
 
-    Modules that train as a whole get hooks that cast what goes in and what comes out. `make_trainer`, `FsdpCallback`
-    and `shard_model` call this; before an optimizer of your own, call it yourself. Twice does no harm.
+    Modules with only trainable parameters get hooks that cast their inputs and outputs; this works with and without
+    autocast. `make_trainer`, `FsdpCallback` and `shard_model` call this function. Call it yourself before you create
+    your own optimizer; calling it twice has no effect.
 
     Args:
-        model: a LION, also within PEFT's model, with its frozen parameters already frozen.
+        model: a LION model, frozen as needed; PEFT may wrap it.
     """
     if not _trained_in_16_bits(model):
         return
     if all(parameter.requires_grad for parameter in model.parameters()):
         model.float()
         return
-    logger.info("What trains is float32 from now on, on a base of 16 bits.")
+    logger.info("Converting trainable parameters to float32, on a frozen base in 16 bits.")
     frozen = [value for value in model.parameters() if not value.requires_grad and value.dtype in SIXTEEN_BITS]
     casts = _Casts(min(frozen, key=torch.numel, default=None))
     for unit in list(_trained_units(model, _unused_parameters(model))):
         unit.float()
         unit.register_forward_pre_hook(casts.before, with_kwargs=True)
-        unit.register_forward_hook(casts.behind)
-    for parameter in _trained_in_16_bits(model):  # PEFT's own layers, which cast for themselves
+        unit.register_forward_hook(casts.after)
+    for parameter in _trained_in_16_bits(model):  # PEFT's layers, which cast their inputs themselves
         parameter.data = parameter.data.float()
 
 
 def _trained_in_16_bits(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that would train in float16 or bfloat16."""
+    """Return the parameters that would train in float16 or bfloat16."""
     return [value for value in model.parameters() if value.requires_grad and value.dtype in SIXTEEN_BITS]
 
 
 def _unused_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Parameters of a LION that are frozen because they reach no output: what they lie in trains as a whole."""
+    """Return the parameters that are frozen because they do not affect the output; their modules count as trained."""
     return {
         parameter
         for lion in model.modules()
@@ -63,9 +64,9 @@ def _unused_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def _trained_units(module: nn.Module, unused: set[nn.Parameter]) -> Iterator[nn.Module]:
-    """The largest modules in 16 bits that train as a whole and have a `forward` that is called.
+    """Yield the largest modules in 16 bits whose parameters are all trainable and whose `forward` is called.
 
-    A module that trains one of its own parameters and freezes others is one too.
+    A module without children that has both trainable and frozen parameters is included too.
     """
     parameters = list(module.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -81,7 +82,7 @@ def _trained_units(module: nn.Module, unused: set[nn.Parameter]) -> Iterator[nn.
 
 
 def _is_adapter_layer(module: nn.Module) -> bool:
-    """Whether a module is a layer that PEFT put in, such as LoRA's; not one of `modules_to_save`."""
+    """Whether a module is a layer added by PEFT, such as a LoRA layer; those in `modules_to_save` are not."""
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ModuleNotFoundError:
@@ -90,11 +91,11 @@ def _is_adapter_layer(module: nn.Module) -> bool:
 
 
 class _Casts:
-    """Casts what a module gets to the module's own dtype, and what it returns to that of the base.
+    """Hooks that cast a module's inputs to the module's dtype, and its outputs to that of the base.
 
     Args:
-        base: a frozen parameter, whose dtype is the base's, also after `model.float()`; without one, nothing is cast
-            back.
+        base: a frozen parameter, which always has the dtype of the base, also after `model.float()`; if `None`, outputs
+            are not cast.
     """
 
     def __init__(self, base: nn.Parameter | None):
@@ -103,17 +104,17 @@ class _Casts:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Cast the arguments. (FSDP may have gathered the module in another dtype than it trains in.)"""
+        """Cast the arguments. (FSDP may have gathered the module in a different dtype.)"""
         dtype = next(module.parameters()).dtype
         return _cast(args, dtype), _cast(kwargs, dtype)
 
-    def behind(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-        """Cast what comes out."""
+    def after(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        """Cast the outputs."""
         return outputs if self.base is None else _cast(outputs, self.base.dtype)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating-point tensors in another dtype, also within lists, dictionaries and outputs of models."""
+    """Cast floating-point tensors, including those in lists, tuples, dictionaries and model outputs."""
     if isinstance(value, torch.Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, ModelOutput):

@@ -1,4 +1,4 @@
-"""What of a run can be known before anything is trained: where models come from, and whether all is there and fits."""
+"""Checks of a run before training: where models come from, and whether files and settings are valid."""
 
 import os
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from .run_settings import RunSettings, StageSettings
 from .stages import STAGES, check_fits, get_stage
 
 MODEL, SETTINGS = "model", "settings.yaml"
-"""In a stage's folder: the finished model, and the settings that it was begun with."""
+"""In a stage's folder: the finished model, and the settings that training started with."""
 
 
 def check_run(settings: RunSettings) -> list[tuple[str, ...]]:
-    """Check a run, as far as can be.
+    """Check the settings of a run, as far as possible before training.
 
     Returns:
-        For each stage the folder that its model comes from, or the two that it is combined of.
+        For each stage, the folder of its initial model, or the two folders to combine.
 
     Raises:
-        ValueError: if something in the settings cannot be.
+        ValueError: if a setting is invalid.
         FileNotFoundError: if a file or folder is missing.
     """
     _check_reporters(settings.report_to)
@@ -40,12 +40,12 @@ def check_run(settings: RunSettings) -> list[tuple[str, ...]]:
 
 
 def folder_of(settings: RunSettings, stage: StageSettings) -> Path:
-    """The folder of a stage."""
+    """Return the folder of a stage."""
     return Path(settings.output) / stage.name
 
 
 def _check_reporters(names: Sequence[str]) -> None:
-    """Raise `ValueError` if there is a reporter that the Trainer cannot use here."""
+    """Raise `ValueError` if the Trainer cannot use one of the reporting integrations."""
     available = get_available_reporting_integrations()
     for name in names:
         if name not in available:
@@ -54,10 +54,10 @@ def _check_reporters(names: Sequence[str]) -> None:
 
 
 def _origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
-    """The folder that a stage's model comes from, or the two that it is combined of.
+    """Return the folder of a stage's initial model, or the two folders to combine.
 
     Raises:
-        ValueError: if the settings have none.
+        ValueError: if the settings do not specify it.
     """
     stage, kind = settings.stages[index], get_stage(settings.stages[index].stage)
     earlier = {other.name: other for other in settings.stages[:index]}
@@ -74,16 +74,16 @@ def _origin_of(settings: RunSettings, index: int) -> tuple[str, ...]:
     if len(chosen) != 1 and (len(chosen) != 2 or kind is not STAGES["mixture"]):
         raise ValueError(f"Stage {stage.name}: model lists {len(chosen)} folders; only the mixture combines two.")
     if chosen[0] is None:
-        raise ValueError(f"Stage {stage.name} has no model to begin with: set model, for the run or for the stage.")
+        raise ValueError(f"Stage {stage.name} has no model to start from: set model, for the run or for the stage.")
     return tuple(str(folder_of(settings, earlier[x]) / MODEL) if x in earlier else str(x) for x in chosen)
 
 
 def _check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
-    """Check what a stage needs, as far as that is there already.
+    """Check the inputs of a stage, as far as they exist already.
 
     Raises:
-        FileNotFoundError: if records, or a folder, are not there.
-        ValueError: if the model that it begins with does not fit, or settings do not go together.
+        FileNotFoundError: if a file of records or a folder does not exist.
+        ValueError: if the initial model does not fit the stage, or settings conflict.
     """
     for source in (*stage.data, *stage.evaluation):
         for path in (*as_list(source.records), *([source.images] if source.images else [])):
@@ -114,7 +114,7 @@ def _check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str
         )
     if stage.tagger is not None and stage.tag_source in ("data", "none"):
         raise ValueError(
-            f"Stage {stage.name}: the tagger {stage.tagger} would have nothing to do: tag_source is "
+            f"Stage {stage.name}: the tagger {stage.tagger} would not be used, because tag_source is "
             f'"{stage.tag_source}".'
         )
 
@@ -126,17 +126,17 @@ def _check_exists(path: Path) -> None:
 
 
 def as_list(value: str | list[str]) -> list[str]:
-    """One or several as several."""
+    """Wrap a single string in a list."""
     return [value] if isinstance(value, str) else value
 
 
 def noted_settings(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> dict[str, Any]:
-    """What a stage's result depends on."""
+    """Return the settings that a stage's result depends on."""
     return {**asdict(stage), "model": list(origin), "seed": settings.seed}
 
 
 def _check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> None:
-    """Raise `ValueError` if a stage has trained with other settings. One that has no checkpoint yet begins anew."""
+    """Raise `ValueError` if a stage has trained with other settings. Stages without a checkpoint start again."""
     file = folder_of(settings, stage) / SETTINGS
     if not file.exists():
         return
@@ -144,13 +144,13 @@ def _check_unchanged(settings: RunSettings, stage: StageSettings, origin: tuple[
     for key, value in now.items():
         if key in before and before[key] != value and _has_trained(file.parent):
             raise ValueError(
-                f"Stage {stage.name} was begun with {key} {before[key]!r}, but now it is {value!r}. Take the old "
-                f"setting or another output, or delete {file.parent} to begin the stage again."
+                f"Stage {stage.name} was started with {key} {before[key]!r}, but now it is {value!r}. Use the old "
+                f"setting or another output, or delete {file.parent} to start the stage again."
             )
 
 
 def _has_trained(folder: Path) -> bool:
-    """Whether there is something in a stage's folder that a training would go on from, or its result."""
+    """Whether a stage's folder contains a finished model or a checkpoint to resume from."""
     return (folder / MODEL).exists() or last_checkpoint(folder) is not None
 
 

@@ -1,8 +1,8 @@
-"""The recipe: LION's optimizer, schedule and figures on transformers' `Seq2SeqTrainer`.
+"""The training recipe: LION's optimizer, schedule and metrics on transformers' `Seq2SeqTrainer`.
 
-Source: LION's reference code: AdamW with betas 0.9 and 0.999, weight decay 0.05 but for biases, norms and vectors, a
-linear warm-up and a cosine, bfloat16, and a learning rate of its own for the aggregator. Reading order:
-`training_arguments`, `make_trainer`, `optimizer.py`; then `train` in `resuming.py`.
+Source: LION's reference code, which uses AdamW with betas 0.9 and 0.999, weight decay 0.05 except for biases, norms and
+vectors, linear warmup with cosine decay, bfloat16, and a separate learning rate for the aggregator. Reading order:
+`training_arguments`, `make_trainer`, `optimizer.py`, then `train` in `resuming.py`.
 """
 
 import os
@@ -24,7 +24,7 @@ from .distributed import FsdpCallback, PreparedModelCallback, ProcessCheckCallba
 from .feature_cache import FeatureCache, check_not_augmented, check_tower
 from .optimizer import parameter_groups
 from .precision import train_in_float32
-from .quantised import check_gradients_pass
+from .quantized import check_gradients_pass
 from .stages import Stage
 from .trainer import LionTrainer
 
@@ -42,13 +42,13 @@ ARGUMENTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_total_limit": 2,
     "report_to": [],
-    # the collator needs the records' own columns, and its batches must not be cut
+    # the collator needs all columns of the records, and its batches must not be split
     "remove_unused_columns": False,
     "accelerator_config": {"dispatch_batches": False},
     "label_names": ["labels"],
     "ddp_find_unused_parameters": False,
 }
-"""The recipe's own defaults of `Seq2SeqTrainingArguments`; a warm-up below 1 is a share of all steps."""
+"""The recipe's defaults for `Seq2SeqTrainingArguments`; `warmup_steps` below 1 is a fraction of all steps."""
 
 ARGUMENT_NAMES = {field.name for field in fields(Seq2SeqTrainingArguments) if field.init} - {"output_dir"}
 
@@ -56,34 +56,34 @@ ARGUMENT_NAMES = {field.name for field in fields(Seq2SeqTrainingArguments) if fi
 def training_arguments(
     output_dir: str | os.PathLike, activation_checkpointing: bool = False, **options: Any
 ) -> Seq2SeqTrainingArguments:
-    """Arguments of the Trainer with the recipe's defaults, `ARGUMENTS`.
+    """Return training arguments with the recipe's defaults, `ARGUMENTS`.
 
     Args:
-        output_dir: for checkpoints.
-        activation_checkpointing: compute activations twice instead of keeping them.
-        **options: any of `Seq2SeqTrainingArguments`, which go before the defaults.
+        output_dir: the folder for checkpoints.
+        activation_checkpointing: whether to recompute activations in the backward pass instead of storing them.
+        **options: any arguments of `Seq2SeqTrainingArguments`; they override the defaults.
 
     Raises:
-        ValueError: if there is no such option.
+        ValueError: if an option is unknown.
     """
     check_argument_names(options)
     chosen = {**ARGUMENTS, **options}
     chosen.setdefault("data_seed", chosen["seed"])
     if activation_checkpointing:
-        new = "activation_checkpointing"  # transformers calls it so from 5.20 on
+        new = "activation_checkpointing"  # its name since transformers 5.20
         name = new if new in ARGUMENT_NAMES else "gradient_checkpointing"
         chosen[name] = True
-        chosen.setdefault(f"{name}_kwargs", {"use_reentrant": False})  # the other kind needs inputs that train
+        chosen.setdefault(f"{name}_kwargs", {"use_reentrant": False})  # reentrant needs inputs that require gradients
     return Seq2SeqTrainingArguments(str(output_dir), **chosen)
 
 
 def check_argument_names(names: Iterable[str]) -> None:
-    """Raise `ValueError` if one of `names` is none of `Seq2SeqTrainingArguments`."""
+    """Raise `ValueError` if one of `names` is not an argument of `Seq2SeqTrainingArguments`."""
     for name in names:
         if name not in ARGUMENT_NAMES:
-            close = " and ".join(get_close_matches(name, ARGUMENT_NAMES, 2))
-            hint = f"; such are {close}" if close else ""
-            raise ValueError(f"{name!r} is no argument of the Trainer that can be given{hint}.")
+            close = " or ".join(get_close_matches(name, ARGUMENT_NAMES, 2))
+            hint = f"; did you mean {close}?" if close else "."
+            raise ValueError(f"{name!r} is not a training argument that can be set{hint}")
 
 
 def make_trainer(
@@ -100,25 +100,25 @@ def make_trainer(
     feature_cache: str | os.PathLike | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> LionTrainer:
-    """A Trainer with the recipe's optimizer, collator, figures and callbacks.
+    """Build a Trainer with the recipe's optimizer, collator, metrics and callbacks.
 
     Args:
-        model: as it is to be trained: `apply_stage` freezes it, PEFT may wrap it. What trains becomes float32, on a
-            base of 16 bits too; see `train_in_float32`.
-        processor: saved with each checkpoint.
-        arguments: from `training_arguments`.
-        train_dataset, eval_dataset: from `load_records` or `mix_datasets`.
-        collator: with options of its own; by default `LionDataCollator(processor)`.
-        stage: to be noted down in `trainable_only` checkpoints.
-        trainable_only: write checkpoints of what is trained alone; see `TrainableCheckpointCallback`.
+        model: the model, ready to train: frozen with `apply_stage`, or wrapped by PEFT. Its trainable parameters are
+            converted to float32, even if the frozen base is in 16 bits; see `train_in_float32`.
+        processor: the processor, saved with each checkpoint.
+        arguments: arguments from `training_arguments`.
+        train_dataset, eval_dataset: datasets from `load_records` or `mix_datasets`.
+        collator: a collator with your own options; `LionDataCollator(processor)` by default.
+        stage: the stage recorded in `trainable_only` checkpoints.
+        trainable_only: whether checkpoints hold only the trained parameters; see `TrainableCheckpointCallback`.
         aggregator_lr_multiplier: see `parameter_groups`.
-        feature_cache: folder that keeps the frozen vision tower's outputs, so that later epochs do not run it; see
-            `FeatureCache`. Evaluations do not use it.
-        callbacks: further ones.
+        feature_cache: folder that caches the outputs of the frozen vision tower, so that later epochs do not run it;
+            see `FeatureCache`. Evaluation does not use it.
+        callbacks: additional callbacks.
 
     Raises:
-        ValueError: if nothing is trained, or the model is quantised so that no gradients pass through it; if there is
-            a feature cache, but the vision tower is trained or sharded, or images are augmented.
+        ValueError: if no parameter is trainable, gradients cannot pass through the quantized model, or there is a
+            feature cache but the vision tower is trained or sharded, or images are augmented.
     """
     collator = LionDataCollator(processor) if collator is None else collator
     if feature_cache is not None:
@@ -128,7 +128,7 @@ def make_trainer(
             raise ValueError("feature_cache needs the whole vision tower in each process, but fsdp shards it.")
     train_in_float32(model)
     check_gradients_pass(model, is_tower_frozen=not any(map(is_towers, trained_names(model))))
-    parameter_groups(model, arguments.learning_rate)  # fails early if nothing trains
+    parameter_groups(model, arguments.learning_rate)  # fails early if no parameter is trainable
     own: list[TrainerCallback] = [
         CheckpointLogCallback(),
         CollatorEpochCallback(collator),
@@ -156,31 +156,31 @@ def make_trainer(
         aggregator_lr_multiplier=aggregator_lr_multiplier,
         feature_cache=None if feature_cache is None else FeatureCache(feature_cache),
     )
-    if "use_cache" not in noted:  # the Trainer notes it here, where LION does not read it, and it would be saved
+    if "use_cache" not in noted:  # the Trainer sets it, LION does not read it, and it would be saved
         vars(model.config).pop("use_cache", None)
     return trainer
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that train."""
+    """Return the names of the trainable parameters."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def is_towers(name: str) -> bool:
-    """Whether a parameter is the vision tower's, but for the norm behind its last block."""
+    """Whether a parameter belongs to the vision tower, apart from the norm after its last block."""
     parts = name.split(".")
     return "vision_model" in parts and "post_layernorm" not in parts
 
 
 def one_question_each(dataset: Dataset) -> Dataset:
-    """Records of one question each: the Trainer's evaluation takes a row for a record."""
+    """Split records into one question each: the Trainer's evaluation expects one row per sample."""
     if not any(questions is not None for questions in dataset["questions"]):
         return dataset
     return dataset.map(split_questions, batched=True, features=FEATURES)
 
 
 def split_questions(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The rows of a batch, those with several questions as one row for each."""
+    """Return the rows of a batch, with one row per question."""
     result: dict[str, list[Any]] = {name: [] for name in FEATURES}
     for index, questions in enumerate(batch["questions"]):
         row = {name: batch[name][index] for name in FEATURES}

@@ -1,7 +1,8 @@
-"""One training record in any of the forms that files have -> a checked `Record`, or the reason why it is none.
+"""Parses a training record in any supported format into a checked `Record`, or reports why it is invalid.
 
 Source: the records of LION's reference code, objects with `image` (or `image_path`, `image_id`), `question`, `answer`,
-`category` and `tags`. Added is the form with several questions on one image: `questions`, `answers`, `categories`.
+`category` and `tags`. In addition, a record may hold several questions about one image: `questions`, `answers`,
+`categories`.
 """
 
 import io
@@ -25,35 +26,35 @@ FaultKind = Literal[
     "no object", "broken JSON", "no image", "missing file", "unreadable image", "no question", "no answer",
     "wrong type", "unknown category", "uneven lists", "broken text", "bad box", "unread field",
 ]  # fmt: skip
-"""What may be wrong with a record."""
+"""The kinds of faults in a record."""
 
 IMAGE_NAMES = ("image", "image_path", "image_id")
-"""Where a record's image may stand; the first that is filled counts."""
+"""Fields that may hold a record's image; the first non-empty one is used."""
 
 PLURALS = ("answers", "categories", "task_types")
-"""What belongs to several questions."""
+"""Fields that go with `questions`."""
 
 FIELDS = (*IMAGE_NAMES, "question", "answer", "category", "task_type", "questions", *PLURALS, "tags", "source")
-"""What of a record is read."""
+"""Fields that are read."""
 
 NOTES = ("dataset", "split", "width", "height")
-"""What else a record may have, beside ids and names that begin with "_"."""
+"""Other fields that a record may have, besides ids and names that start with "_"."""
 
 NAMING = ("id", "question_id", *IMAGE_NAMES, "question")
-"""Fields that tell a record from others."""
+"""Fields that identify a record in messages."""
 
 REGION_CATEGORIES = frozenset({"ref", "region", "region_level", "grounding"})
-"""Categories of region-level tasks; all others are image level."""
+"""Categories of region-level tasks; all others are image-level."""
 
 BOX = re.compile(r"\[((?:[^\[\],]*,){3}[^\[\],]*)\]")
-"""Four things in brackets, as LION writes a box."""
+"""Four comma-separated items in brackets, LION's format of a box."""
 
 BEYOND = 0.005
-"""So far over the edge of the image a box may be, by rounding."""
+"""How far a box may extend over the edge of the image because of rounding."""
 
 
 class RecordError(ValueError):
-    """A record that cannot be used; `kind` says what is wrong in a word, the message in full."""
+    """Raised for a record that cannot be used; `kind` classifies the fault, and the message describes it."""
 
     def __init__(self, message: str, kind: FaultKind = "wrong type"):
         super().__init__(message)
@@ -62,13 +63,13 @@ class RecordError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """An image with its questions, most often one.
+    """An image with one or more questions.
 
     Attributes:
         image: a path, a URL, base64 text, the bytes of an image file, an image, an array or a tensor.
-        questions, answers, task_types: one entry for each question.
-        tags: names, `None` where the record has none.
-        source: what the record is called in a report.
+        questions, answers, task_types: one entry per question.
+        tags: tag names; `None` if the record has none.
+        source: the record's name in reports.
     """
 
     image: Any
@@ -82,21 +83,22 @@ class Record:
 def parse_record(
     raw: Any, image_folder: str | os.PathLike | None = None, categories: Mapping[str, str] | None = None
 ) -> Record:
-    """Check a record and bring it into one form; the image itself is not looked at.
+    """Check a record and normalize it; the image itself is not opened.
 
-    `None` and NaN (an empty cell of a table) are as good as a missing field. A number is taken for an answer, whole
-    ones without a decimal point. Of the answers in a list the first counts. Boxes in texts of region-level tasks must
-    be such: fractions of width and height, the left upper corner first. A field that is not read is an error, unless it
-    is a note: ids, `NOTES`, and names that begin with "_".
+    `None` and NaN (an empty cell of a table) count as missing fields. An answer may be a number; integral numbers are
+    written without a decimal point. If the answer is a list, its first entry is used. Boxes in texts of region-level
+    tasks must be valid: fractions of the width and height, upper left corner first. Unknown fields raise an error,
+    except for ids, the fields in `NOTES`, and names that start with "_".
 
     Args:
-        raw: an object as described on top of this module, or a row that `make_row` made.
-        image_folder: where relative paths begin. Absolute ones, and such that lead out of it, are taken as they are.
-        categories: the task type of each category; then others are errors. By default those in `REGION_CATEGORIES`
-            are region level and all others, also none, image level.
+        raw: an object as described in the module docstring, or a row from `make_row`.
+        image_folder: folder that relative paths are resolved against; absolute paths are kept, and paths may lead out
+            of the folder.
+        categories: the task type of each category; other categories then raise an error. By default, the categories in
+            `REGION_CATEGORIES` are region-level, and all others are image-level, as are records without a category.
 
     Raises:
-        RecordError: if something is missing, empty, of a wrong type, or unknown.
+        RecordError: if something is missing, empty, of the wrong type, or unknown.
     """
     if not isinstance(raw, Mapping):
         raise RecordError(f"it is {describe(raw)}, not an object with fields", "no object")
@@ -119,28 +121,28 @@ def parse_record(
 
 
 def field(raw: Mapping, name: str) -> Any:
-    """A record's field; `None` where it is missing or NaN."""
+    """Return a field of a record; `None` if it is missing or NaN."""
     return none_if_nan(raw.get(name))
 
 
 def check_names(raw: Mapping) -> None:
-    """Raise `RecordError` if a record has a field that is not read, which would change nothing without a word."""
+    """Raise `RecordError` if a record has an unknown field, which would be ignored silently."""
     unread = unread_fields(raw, (*FIELDS, *NOTES))
     if unread:
         raise RecordError(
-            f"it has {', '.join(unread)}, which is not read; fields are {', '.join(FIELDS)}. Names of notes begin with "
-            "an underscore.",
+            f"it has {', '.join(unread)}, which is not read; the fields are {', '.join(FIELDS)}. Start the names of "
+            "other fields with an underscore.",
             "unread field",
         )
 
 
 def none_if_nan(value: Any) -> Any:
-    """`None` for NaN, which tables have in empty cells."""
+    """Return `None` for NaN, the value of empty cells in tables."""
     return None if isinstance(value, Real) and value != value else value
 
 
 def name_record(raw: Any) -> str:
-    """What a record is called in a report that stands in no file: its source, or else what tells it from others."""
+    """Name a record in reports: by its source, or else by identifying fields."""
     if not isinstance(raw, Mapping):
         return f"record {describe(raw)}"
     if field(raw, "source"):
@@ -152,20 +154,20 @@ def name_record(raw: Any) -> str:
 
 
 def describe(value: Any) -> str:
-    """A value in an error message."""
+    """Describe a value for an error message."""
     if value is None:
         return "null"
     try:
         return f"{type(value).__name__} {str(value)[:40]!r}"
-    except ValueError:  # Python does not write out integers of more than 4,300 digits
-        return f"{type(value).__name__} of too many digits"
+    except ValueError:  # Python does not convert integers of more than 4,300 digits to strings
+        return f"{type(value).__name__} with too many digits"
 
 
 def read_image(raw: Mapping, image_folder: str | os.PathLike | None) -> Any:
-    """The record's image, with its path resolved."""
+    """Return the record's image, with its path resolved."""
     for name in IMAGE_NAMES:
         value = field(raw, name)
-        if isinstance(value, Mapping):  # as `datasets.Image` stores it
+        if isinstance(value, Mapping):  # storage format of `datasets.Image`
             value = value.get("bytes") or value.get("path")
         if value is None or (isinstance(value, str | bytes) and not value[:1].strip() and not value.strip()):
             continue
@@ -179,7 +181,7 @@ def read_image(raw: Mapping, image_folder: str | os.PathLike | None) -> Any:
 
 
 def resolve(path: str, image_folder: str | os.PathLike | None) -> str:
-    """A path from the image folder on; URLs and base64 text stay as they are."""
+    """Resolve a path against the image folder; URLs and base64 text are returned unchanged."""
     if is_remote(path):
         return path
     joined = path if image_folder is None else os.path.join(image_folder, path)
@@ -187,16 +189,16 @@ def resolve(path: str, image_folder: str | os.PathLike | None) -> str:
 
 
 def read_texts(raw: Mapping) -> tuple[list[str], list[str], list[tuple[str, Any]]]:
-    """Questions, answers, and the name and value of what tells the task, of each question.
+    """Return the questions, the answers, and the name and value of the field that specifies each question's task.
 
     Raises:
-        RecordError: also if lists have different lengths, or a single question stands beside a list of them.
+        RecordError: if a text is missing, lists differ in length, or both `question` and `questions` are set.
     """
     questions = field(raw, "questions")
     if questions is None:
         several = [name for name in PLURALS if field(raw, name) is not None]
         if several and field(raw, "answer") is not None:
-            raise RecordError(f"it has {', '.join(several)} beside a single question", "unread field")
+            raise RecordError(f"it has {', '.join(several)} together with a single question", "unread field")
         task = "category" if field(raw, "task_type") is None else "task_type"
         texts = read_question("question", field(raw, "question")), read_answer("answer", field(raw, "answer"))
         return [texts[0]], [texts[1]], [(task, field(raw, task))]
@@ -222,7 +224,7 @@ def read_texts(raw: Mapping) -> tuple[list[str], list[str], list[tuple[str, Any]
 
 
 def check_list(name: str, value: Any, kind: FaultKind) -> None:
-    """Raise `RecordError` if `value` is no list or an empty one."""
+    """Raise `RecordError` if `value` is not a list, or is empty."""
     if value is not None and not isinstance(value, list | tuple):
         raise RecordError(f"{name} is {describe(value)}, not a list")
     if not value:
@@ -230,19 +232,19 @@ def check_list(name: str, value: Any, kind: FaultKind) -> None:
 
 
 def read_question(name: str, value: Any) -> str:
-    """A question that is some text."""
+    """Check a question and return it."""
     if isinstance(value, list | tuple):
-        raise RecordError(f"{name} is {describe(value)}; several questions on one image stand in questions and answers")
+        raise RecordError(f"{name} is {describe(value)}; for several questions, use the fields questions and answers")
     return read_text(name, value, "no question")
 
 
 def read_answer(name: str, value: Any) -> str:
-    """An answer that is some text: the value, a number, or the first of a list."""
+    """Convert an answer to text: a string, a number, or the first entry of a list."""
     if isinstance(value, list | tuple):
         if not value:
             raise RecordError(f"{name} is an empty list", "no answer")
         if len(value) == 4 and all(isinstance(entry, Real) for entry in value):
-            raise RecordError(f"{name} is {describe(value)}; boxes are texts, which grounding.format_boxes writes")
+            raise RecordError(f"{name} is {describe(value)}; write boxes as text, with grounding.format_boxes")
         value = value[0]
     if isinstance(value, Integral) and not isinstance(value, bool):
         try:
@@ -256,10 +258,10 @@ def read_answer(name: str, value: Any) -> str:
 
 
 def read_text(name: str, value: Any, kind: FaultKind) -> str:
-    """A text that is neither missing nor blank.
+    """Check that a text is neither missing nor blank, and return it.
 
     Raises:
-        RecordError: of that `kind` if it is, and others if it is no text or cannot be written as UTF-8.
+        RecordError: with the given `kind` if it is; with other kinds if it is not text or not valid Unicode.
     """
     if value is None:
         raise RecordError(f"{name} is missing", kind)
@@ -272,7 +274,7 @@ def read_text(name: str, value: Any, kind: FaultKind) -> str:
 
 
 def check_boxes(name: str, text: str) -> None:
-    """Raise `RecordError` if something in a text looks like a box, but is none."""
+    """Raise `RecordError` if a text contains an invalid box."""
     for found in BOX.finditer(text):
         try:
             numbers = [float(entry) for entry in found[1].split(",")]
@@ -280,22 +282,22 @@ def check_boxes(name: str, text: str) -> None:
             continue
         left, top, right, bottom = numbers
         if not all(-BEYOND <= number <= 1 + BEYOND for number in numbers):
-            raise RecordError(f"{name} has the box {found[0]}, whose numbers are not all from 0 to 1", "bad box")
+            raise RecordError(f"{name} has the box {found[0]}, but coordinates must be from 0 to 1", "bad box")
         if left > right or top > bottom:
-            raise RecordError(f"{name} has the box {found[0]}, whose corners are not in order", "bad box")
+            raise RecordError(f"{name} has the box {found[0]}, but the upper left corner must come first", "bad box")
 
 
 def check_encodable(name: str, text: str) -> str:
-    """`text`, if it has no half of a surrogate pair in it, which nothing can store."""
+    """Raise `RecordError` if `text` contains a lone surrogate, which cannot be stored; return `text`."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise RecordError(f"{name} is no valid Unicode: {error.reason}", "broken text") from error
+        raise RecordError(f"{name} is not valid Unicode: {error.reason}", "broken text") from error
     return text
 
 
 def read_task_type(name: str, value: Any, categories: Mapping[str, str] | None) -> str:
-    """The task type of a category, or of a `task_type` that is given as such."""
+    """Return the task type for the value of a category or `task_type` field."""
     if value is not None and not isinstance(value, str):
         raise RecordError(f"{name} is {describe(value)}, not text")
     if name in ("task_type", "task_types"):
@@ -311,23 +313,23 @@ def read_task_type(name: str, value: Any, categories: Mapping[str, str] | None) 
 
 
 def read_tags(value: Any) -> tuple[str, ...] | None:
-    """Names of tags; a text is taken apart at ", ", as it is put together in the prompt."""
+    """Return tag names; a string is split at ", ", the separator in prompts."""
     if value is None:
         return None
     if isinstance(value, str):
         value = value.split(", ") if value.strip() else []
     if not isinstance(value, list | tuple) or not all(isinstance(tag, str) for tag in value):
-        raise RecordError(f"tags are {describe(value)}, not text or a list of texts")
+        raise RecordError(f"tags are {describe(value)}, not text or a list of strings")
     return tuple(check_encodable("tags", tag) for tag in value)
 
 
 def is_remote(text: str) -> bool:
-    """Whether a text is an image but no path: an address, or a data URI."""
+    """Whether a string is a URL or a data URI."""
     return is_url(text) or is_data_uri(text)
 
 
 def check_file(image: Any) -> None:
-    """Raise `RecordError` if `image` is the path of no file."""
+    """Raise `RecordError` if `image` is a path but not that of a file."""
     if not isinstance(image, str) or is_remote(image) or os.path.isfile(image):
         return
     if os.path.isdir(image):
@@ -337,14 +339,14 @@ def check_file(image: Any) -> None:
 
 
 def open_image(image: Any, timeout: float | None = TIMEOUT) -> Image.Image:
-    """The image of a record as an upright RGB image, read to its last pixel.
+    """Open the image of a record as an upright RGB image, and decode it completely.
 
     Args:
-        image: as in `Record`.
-        timeout: of a download, in seconds.
+        image: the image; see `Record`.
+        timeout: timeout of a download, in seconds.
 
     Raises:
-        RecordError: if there is no such file, or it cannot be read.
+        RecordError: if the file does not exist or cannot be read.
     """
     check_file(image)
     try:
@@ -358,12 +360,12 @@ def open_image(image: Any, timeout: float | None = TIMEOUT) -> Image.Image:
 
 
 def make_row(record: Record) -> dict[str, Any]:
-    """A record as a row of a dataset, which `parse_record` reads back.
+    """Convert a record to a row of a dataset, which `parse_record` can read.
 
-    One question stands in `question`, `answer` and `task_type`; several in `questions`, `answers` and `task_types`.
+    A single question goes to `question`, `answer` and `task_type`; several to `questions`, `answers` and `task_types`.
 
     Raises:
-        RecordError: if its image is an image that cannot be read.
+        RecordError: if the image is an object that cannot be converted.
     """
     several = len(record.questions) > 1
     texts = {
@@ -381,7 +383,7 @@ def make_row(record: Record) -> dict[str, Any]:
 
 
 def store_image(image: Any) -> dict[str, Any]:
-    """An image as `datasets.Image` stores it; images and arrays become PNG files of their RGB pixels."""
+    """Convert an image to the storage format of `datasets.Image`; images and arrays become RGB PNG files."""
     if isinstance(image, str):
         return {"path": image, "bytes": None}
     if not isinstance(image, bytes):

@@ -1,7 +1,7 @@
-"""What was wrong with training data: every fault counted and named, from all processes.
+"""Reports of faults in training data, collected from all processes.
 
-A report lives in a file, to which each process appends a line for each fault. So what a DataLoader's worker finds is in
-the report of the process that started it, and nothing is lost when a run is stopped.
+A report is kept in a file, to which each process appends a line per fault. It therefore includes the faults that
+dataloader workers find, and nothing is lost when a run is interrupted.
 """
 
 import json
@@ -19,20 +19,20 @@ from .records import FaultKind, RecordError
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-"""Whether a record that cannot be used stops everything, or is left out and reported."""
+"""Whether a record that cannot be used raises an error, or is left out and reported."""
 
 NAMES_SHOWN = 20
-"""So many faults are named in a report's text; a saved report has all of them."""
+"""Number of faults listed in a report's text; a saved report lists all of them."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One record that cannot be used.
+    """A record that cannot be used.
 
     Attributes:
-        source: the record's name: its file with its index, as in `train.json[17]`, or its line, as in `train.jsonl:18`.
-        kind: what is wrong in a word.
-        reason: what is wrong in full.
+        source: the record's name: its file and index, as in `train.json[17]`, or file and line, as in `train.jsonl:18`.
+        kind: the kind of fault.
+        reason: a description of the fault.
     """
 
     source: str
@@ -45,12 +45,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class SourceCount:
-    """How many records of a source could be used.
+    """The number of usable records of a source.
 
     Attributes:
-        source: the file, or what else was read.
-        num_records, num_kept: before and after bad ones were left out.
-        task_types: the number of questions of each task type.
+        source: the name of the file or other source.
+        num_records, num_kept: number of records before and after leaving out bad ones.
+        task_types: number of questions by task type.
     """
 
     source: str
@@ -64,14 +64,14 @@ class SourceCount:
 
 
 class RecordReport:
-    """Counts and names of records that cannot be used.
+    """Collects records that cannot be used.
 
-    `str(report)` is a summary, `len(report)` the number of bad records. A record that is met again, as in every epoch,
-    counts once. Copies in other processes write to the same report.
+    `str(report)` is a summary, and `len(report)` is the number of bad records. A record that is found repeatedly, for
+    example in every epoch, counts once. Copies in other processes write to the same report.
 
     Args:
-        path: a JSON Lines file that the report is kept in, for instance one for all ranks. What stands there already
-            belongs to the report. By default a temporary file that vanishes with the report.
+        path: the JSON Lines file of the report, which several ranks may share. Existing entries become part of the
+            report. By default, a temporary file that is deleted with the report.
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
@@ -90,12 +90,12 @@ class RecordReport:
         line = json.dumps({type(entry).__name__: asdict(entry)}) + "\n"
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            os.write(descriptor, line.encode())  # in one piece: processes do not mix within a line
+            os.write(descriptor, line.encode())  # one write, so that lines of processes do not interleave
         finally:
             os.close(descriptor)
 
     def reject(self, source: str, error: RecordError, on_error: OnError) -> Fault:
-        """Report a record, and raise the error with the record's name if it is fatal.
+        """Add a bad record to the report, and raise the error with the record's name if `on_error` is "raise".
 
         Raises:
             RecordError: if `on_error` is "raise".
@@ -103,22 +103,22 @@ class RecordReport:
         fault = Fault(source, error.kind, str(error))
         self.add(fault)
         if on_error == "raise":
-            raise RecordError(f'{fault} (on_error="skip" leaves such records out.)', error.kind) from error
+            raise RecordError(f'{fault} (Set on_error="skip" to leave out bad records.)', error.kind) from error
         return fault
 
     @property
     def faults(self) -> list[Fault]:
-        """All faults of all processes, each once, in the order in which they were found."""
+        """The distinct faults of all processes, in the order in which they were found."""
         return [Fault(**entry) for entry in self._entries("Fault")]
 
     @property
     def sources(self) -> list[SourceCount]:
-        """The counts of what was read as a whole; streams, of which nobody knows the end, have none."""
+        """The counts of sources that were read completely; streams have none."""
         return [SourceCount(**entry) for entry in self._entries("SourceCount")]
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of bad records of each kind."""
+        """The number of bad records by kind of fault."""
         return dict(Counter(fault.kind for fault in self.faults).most_common())
 
     def save(self, path: str | os.PathLike) -> None:
@@ -131,7 +131,7 @@ class RecordReport:
         Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecordReport":
-        return self  # datasets copies what its functions hold; the report's file goes with the original
+        return self  # datasets deep-copies function arguments, but the report file belongs to the original
 
     def _entries(self, name: str) -> list[dict[str, Any]]:
         with self.path.open(encoding="utf-8") as file:
@@ -142,14 +142,14 @@ class RecordReport:
         return len(self.faults)
 
     def __bool__(self) -> bool:
-        return True  # also without faults it is a report
+        return True  # otherwise a report without faults would be falsy
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.sources), summarize(self.faults)])
 
 
 def summarize(faults: list[Fault]) -> str:
-    """Faults by kind, and the names of the first."""
+    """Summarize faults by kind, and list the first ones."""
     if not faults:
         return "No bad records."
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(fault.kind for fault in faults).most_common())
@@ -160,13 +160,13 @@ def summarize(faults: list[Fault]) -> str:
 
 
 def _remove_own_file(path: Path, process: int) -> None:
-    """Delete a report's temporary file, but not from a fork of the process that made it."""
+    """Delete a report's temporary file, but not from a fork of the process that created it."""
     if os.getpid() == process:
         path.unlink(missing_ok=True)
 
 
 def check_on_error(on_error: str) -> None:
-    """Raise `ValueError` if there is no such policy."""
+    """Raise `ValueError` if `on_error` has an invalid value."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f'on_error is {on_error!r}, but must be "raise" or "skip".')
 

@@ -1,4 +1,4 @@
-"""Going on with a training that was stopped, at whatever moment.
+"""Resumes training that was interrupted at any moment.
 
 Reading order: `train`, `last_checkpoint`.
 """
@@ -22,36 +22,36 @@ from .trainable_checkpoints import INDEX, load_trainable
 logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
-"""What the Trainer's first process writes last into a checkpoint."""
+"""The file that the Trainer's first process writes last to a checkpoint."""
 
 RANDOM_STATE = "rng_state_{}.pth"
-"""What each of several processes writes last, when it comes to it."""
+"""The file that each of several processes writes last."""
 
 NO_WEIGHTS = "model.safetensors.index.json"
-"""With no tensors in it, a checkpoint that the Trainer loads nothing from."""
+"""An index without tensors makes the Trainer load no weights from a checkpoint."""
 
 
 def train(trainer: Seq2SeqTrainer) -> None:
-    """Train, from the newest complete checkpoint in the Trainer's folder on if there is one.
+    """Train, and resume from the latest complete checkpoint in the output folder if there is one.
 
-    On a CPU in float32 the result is bit for bit that of a run that was never stopped. A checkpoint of the last step
-    is only loaded.
+    On a CPU in float32, the result is bit-identical to that of an uninterrupted run. If the checkpoint is that of the
+    last step, it is only loaded.
 
     Raises:
-        ValueError: if the checkpoint is one of what was trained alone, on another base.
+        ValueError: if the checkpoint has only trained parameters, and the model has a different base.
     """
     checkpoint = last_checkpoint(trainer.args.output_dir)
     if checkpoint is None:
         trainer.train()
         return
-    logger.info("Going on from %s.", checkpoint)
+    logger.info("Resuming from %s.", checkpoint)
     if (checkpoint / INDEX).exists():
         load_trainable(trainer.model, checkpoint)
     with _trainer_view(checkpoint) as view:
         if not _is_finished(trainer, view):
             trainer.train(resume_from_checkpoint=str(view))
             return
-        trainer._load_from_checkpoint(str(view))  # `train` would make a step too many
+        trainer._load_from_checkpoint(str(view))  # `train` would run one step too many
     trainer.state = TrainerState.load_from_json(str(checkpoint / STATE))
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TrainableCheckpointCallback):
@@ -60,7 +60,7 @@ def train(trainer: Seq2SeqTrainer) -> None:
 
 @contextmanager
 def _trainer_view(checkpoint: Path) -> Iterator[Path]:
-    """A checkpoint as the Trainer knows it: of one of what is trained alone, it has the tensors already."""
+    """Yield a checkpoint that the Trainer can resume from; trained parameters alone are already loaded."""
     if (checkpoint / WEIGHTS).exists() or not (checkpoint / INDEX).exists():
         yield checkpoint
         return
@@ -72,7 +72,7 @@ def _trainer_view(checkpoint: Path) -> Iterator[Path]:
 
 
 def last_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The newest checkpoint of the Trainer in `folder` that was written to its end."""
+    """Return the latest complete checkpoint of the Trainer in `folder`, if any."""
     numbered = [
         (int(path.name.removeprefix("checkpoint-")), path)
         for path in Path(folder).glob("checkpoint-*")
@@ -81,27 +81,27 @@ def last_checkpoint(folder: str | os.PathLike) -> Path | None:
     for _, path in sorted(numbered, reverse=True):
         if _read_state(path) is not None:
             return path
-        logger.warning("%s is passed over: it was not written to its end.", path)
+        logger.warning("Skipping %s: it is incomplete.", path)
     return None
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any] | None:
-    """The state of the Trainer in a checkpoint, `None` if writing it was stopped in any process."""
+    """Return the Trainer's state in a checkpoint, `None` if any process did not finish writing it."""
     if not (checkpoint / STATE).exists():
         return None
     text = (checkpoint / STATE).read_text(encoding="utf-8")
     try:
         state = json.loads(text)
-    except json.JSONDecodeError:  # half of it was written
+    except json.JSONDecodeError:  # partially written
         return None
     noted = (state.get("stateful_callbacks") or {}).get(NOTE, {})
     num_processes = noted.get("attributes", {}).get("num_processes", 1)
     others = [checkpoint / RANDOM_STATE.format(rank) for rank in range(num_processes) if num_processes > 1]
-    return state if all(map(is_zipfile, others)) else None  # torch writes zip files, whose end says that they are whole
+    return state if all(map(is_zipfile, others)) else None  # torch writes zip files; only complete ones have an end
 
 
 def _is_finished(trainer: Seq2SeqTrainer, checkpoint: Path) -> bool:
-    """Whether a checkpoint is that of the last step."""
+    """Whether a checkpoint was saved at the last step."""
     state = TrainerState.load_from_json(str(checkpoint / STATE))
     if trainer.args.max_steps > 0:
         return state.global_step >= trainer.args.max_steps

@@ -1,7 +1,7 @@
-"""The settings of `lion train`: a YAML file, and changes of it, -> typed settings, or an error that names the key.
+"""The settings of `lion train`: reads a YAML file and overrides from the command line into typed settings.
 
-The file holds the keys of `RunSettings`, with `stages` as a list of `StageSettings`. A key of a stage may also stand at
-the top of the file: it then holds for all stages that do not have it themselves.
+The file holds the keys of `RunSettings`, with `stages` as a list of `StageSettings`. A key of a stage may also appear
+at the top level; it then applies to all stages that do not set it themselves. Errors name the key.
 """
 
 import re
@@ -27,12 +27,12 @@ SCIENTIFIC = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where records come from.
+    """A source of records.
 
     Attributes:
         records: a file of records, or several; see `load_records`.
-        images: the folder that their images' paths begin in; by default that of the file.
-        sample_ratio: how often they are drawn, relative to other sources.
+        images: the folder that image paths are relative to; the folder of the file by default.
+        sample_ratio: how often records are drawn from this source, relative to other sources.
     """
 
     records: str | list[str]
@@ -45,37 +45,37 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class StageSettings:
-    """One stage. Defaults are those of the released recipe, but for the length.
+    """Settings of one stage. The defaults follow the released recipe, except for the length of training.
 
     Attributes:
-        stage: which of `STAGES`, by name or number.
-        data: what it trains on; of each source the records of the stage's task types.
-        name: of its folder; the stage's by default.
-        model: what it begins with: a folder, or the name of a stage further up in the file; for the mixture a list of
-            two, the image-level and the region-level one. By default the mixture combines those two stages of the file,
-            the released stage goes on from the mixture, and else it is the run's `model`.
+        stage: the name or number of a stage in `STAGES`.
+        data: the training data; of each source, only records of the stage's task types are used.
+        name: the name of the stage's folder; the stage's own name by default.
+        model: the model to start from: a folder, or the name of an earlier stage in the file. For the mixture, a list
+            of two: the image-level and the region-level model. By default, the mixture combines those two stages of the
+            file, the released stage continues from the mixture, and all others start from the run's `model`.
         reuse: parts of that model that the first or second stage keeps; see `start_stage`.
-        evaluation: records that answers are generated for at each checkpoint.
-        steps: of the optimizer; they go before `epochs`.
-        epochs: how often all data are gone through.
-        learning_rate: at its height.
-        aggregator_lr_multiplier: of the learning rate, for the aggregator.
-        warmup_steps: until it is there; below 1 a share of all steps.
-        weight_decay: of matrices.
-        batch_size: records on a device.
-        gradient_accumulation: batches before a step.
-        one_source_per_batch: as in the reference, where no batch mixes sources.
-        bf16: compute in bfloat16; weights stay in float32.
-        activation_checkpointing: less memory, more time.
-        compile: `torch.compile` the model.
-        tag_source: "data" for the tags of the records, "tagger" for those of the `tagger` instead, "none" for no tag
-            sentence; if it is not set, the tags of a record that has some, otherwise the tagger's if there is one.
-        tagger: a tagger's folder.
-        augment: crop and mirror image-level images.
-        on_error: whether a record that cannot be used stops the run, or is left out and reported.
-        save_steps: steps from checkpoint to checkpoint.
-        trainable_only: whether checkpoints hold only what is trained.
-        arguments: any further ones of `Seq2SeqTrainingArguments`.
+        evaluation: records to generate answers for at each checkpoint.
+        steps: number of optimizer steps; overrides `epochs`.
+        epochs: number of passes over the data.
+        learning_rate: peak learning rate.
+        aggregator_lr_multiplier: factor on the learning rate of the aggregator.
+        warmup_steps: number of warmup steps; below 1, a fraction of all steps.
+        weight_decay: weight decay of matrices.
+        batch_size: records per device.
+        gradient_accumulation: batches per optimizer step.
+        one_source_per_batch: whether to draw each batch from a single source, as the reference code does.
+        bf16: whether to compute in bfloat16; weights stay in float32.
+        activation_checkpointing: whether to save memory by recomputing activations, which takes more time.
+        compile: whether to compile the model with `torch.compile`.
+        tag_source: "data" uses the tags of the records, "tagger" those of the `tagger` instead, and "none" leaves the
+            tag sentence out. If unset, a record's own tags are used, or the tagger's if the record has none.
+        tagger: the folder of a tagger.
+        augment: whether to crop and mirror image-level images.
+        on_error: whether a record that cannot be used stops the run ("raise"), or is left out and reported ("skip").
+        save_steps: number of steps between checkpoints.
+        trainable_only: whether checkpoints hold only the trained parameters.
+        arguments: any other arguments of `Seq2SeqTrainingArguments`.
     """
 
     stage: str | int
@@ -111,23 +111,23 @@ class StageSettings:
         object.__setattr__(self, "arguments", read_arguments(self.arguments, f"Stage {self.name}: arguments"))
         if self.one_source_per_batch and "train_sampling_strategy" in self.arguments:
             raise ValueError(
-                f"Stage {self.name}: one_source_per_batch and arguments: train_sampling_strategy exclude each other; "
-                "the first needs the order that it makes."
+                f"Stage {self.name}: one_source_per_batch and arguments: train_sampling_strategy cannot be combined; "
+                "one_source_per_batch needs its own sampling order."
             )
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """A whole run.
+    """Settings of a whole run.
 
     Attributes:
-        output: the folder of everything; each stage has one in it.
-        stages: run one after the other.
-        model: the folder that stages begin with.
-        seed: of new parts, of the data's order and of dropout.
-        num_workers: processes that load images, on each device.
-        feature_cache: a folder that keeps the frozen vision tower's outputs, so that later epochs do not run it.
-        report_to: "tensorboard", "wandb" and others that the Trainer knows.
+        output: the output folder; it has a subfolder for each stage.
+        stages: the stages, which run one after the other.
+        model: the folder of the model that stages start from.
+        seed: seed for new parameters, the order of the data, and dropout.
+        num_workers: number of dataloader workers per device.
+        feature_cache: folder that caches the outputs of the frozen vision tower, so that later epochs do not run it.
+        report_to: "tensorboard", "wandb", or any other integration that the Trainer supports.
     """
 
     output: str
@@ -141,33 +141,33 @@ class RunSettings:
 
 RUN_KEYS, STAGE_KEYS = ([entry.name for entry in fields(kind)] for kind in (RunSettings, StageSettings))
 SHARED_KEYS = [key for key in STAGE_KEYS if key not in ("stage", "name", *RUN_KEYS)]
-"""Keys of stages that may stand at the top."""
+"""Keys of stages that may also appear at the top level."""
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML with numbers like 1e-8, which are texts in YAML 1.1 and numbers in 1.2."""
+    """Loads numbers such as 1e-8 as numbers, as YAML 1.2 does; in YAML 1.1 they are strings."""
 
 
 RecipeLoader.add_implicit_resolver("tag:yaml.org,2002:float", SCIENTIFIC, list("-+.0123456789"))
 
 
 def load_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
-    """Read settings.
+    """Read the settings of a run.
 
     Args:
-        path: of a YAML file.
-        changes: `KEY=VALUE`, with a key of the file, `STAGE.KEY` for one stage, or a stage's key for all stages; also
-            `arguments.KEY`. The value is YAML.
+        path: the path of a YAML file.
+        changes: overrides of the form `KEY=VALUE`. The key is a key of the file, `STAGE.KEY` for one stage, or a
+            stage's key for all stages; `arguments.KEY` works too. The value is YAML.
 
     Raises:
-        ValueError: that names the key which is unknown or missing, or whose value does not fit.
+        ValueError: if a key is unknown or missing, or its value is invalid; the message names the key.
     """
     raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     check_keys(str(path), raw, RUN_KEYS + SHARED_KEYS)
     pairs = {change: parse_change(change) for change in changes}
     raw.update(pair for pair in pairs.values() if pair[0] in RUN_KEYS)
     if not isinstance(raw.get("stages"), list) or not raw["stages"]:
-        raise ValueError(f"{path}: stages must be a list of one stage or more.")
+        raise ValueError(f"{path}: stages must be a list of at least one stage.")
     stages = []
     for index, stage in enumerate(raw["stages"]):
         check_keys(f"{path}: stages[{index}]", stage, STAGE_KEYS)
@@ -184,24 +184,24 @@ def load_settings(path: Path, changes: Sequence[str] = ()) -> RunSettings:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What a YAML text holds.
+    """Parse YAML.
 
     Raises:
-        ValueError: if it is no YAML; with the line.
+        ValueError: if the text is not valid YAML; the message names the line.
     """
     try:
-        return yaml.load(text, RecipeLoader)  # a safe one
+        return yaml.load(text, RecipeLoader)  # subclass of SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{where}{line}: this is no YAML: {getattr(error, 'problem', error)}.") from error
+        raise ValueError(f"{where}{line}: invalid YAML: {getattr(error, 'problem', error)}.") from error
 
 
 def parse_change(change: str) -> tuple[str, Any]:
-    """Key and value of a change.
+    """Split an override into key and value.
 
     Raises:
-        ValueError: if it is no `KEY=VALUE`.
+        ValueError: if it is not of the form `KEY=VALUE`.
     """
     key, equals, text = change.partition("=")
     if not equals:
@@ -210,10 +210,10 @@ def parse_change(change: str) -> tuple[str, Any]:
 
 
 def change_stages(stages: list[dict[str, Any]], change: str, key: str, value: Any) -> None:
-    """Change a key of the stage that `key` begins with, or of all of them.
+    """Set a key of the stage that `key` names, or of all stages.
 
     Raises:
-        ValueError: if there is no such key.
+        ValueError: if there is no such key or stage.
     """
     names = [str(stage.get("name")) for stage in stages]
     first, *rest = key.split(".")
@@ -222,24 +222,24 @@ def change_stages(stages: list[dict[str, Any]], change: str, key: str, value: An
         chosen, known = [stages[names.index(first)]], STAGE_KEYS
         first, *rest = rest
     if rest and (first != "arguments" or len(rest) > 1):
-        raise ValueError(f"{change}: {first!r} is no stage; stages are {', '.join(names)}.")
+        raise ValueError(f"{change}: {first!r} is not a stage; the stages are {', '.join(names)}.")
     check_keys(change, {first: value}, known)
     for stage in chosen:
         stage[first] = {**(stage.get(first) or {}), rest[0]: value} if rest else value
 
 
 def check_names(settings: RunSettings) -> None:
-    """Raise `ValueError` unless stages have names of their own that can be folders."""
+    """Raise `ValueError` unless the stages have unique names that can serve as folder names."""
     names = [stage.name for stage in settings.stages]
     for name in names:
         if not NAME.fullmatch(name):
             raise ValueError(f"The name {name!r} of a stage must consist of letters, digits, _ and -.")
         if names.count(name) > 1:
-            raise ValueError(f"{names.count(name)} stages are called {name!r}: give each a name of its own.")
+            raise ValueError(f"{names.count(name)} stages are called {name!r}; give each a unique name.")
 
 
 def check_positive(where: str, settings: Any, names: Iterable[str]) -> None:
-    """Raise `ValueError` if one of these fields is given and not above 0."""
+    """Raise `ValueError` if one of these fields is set to 0 or less."""
     for name in names:
         value = getattr(settings, name)
         if value is not None and value <= 0:
@@ -247,24 +247,24 @@ def check_positive(where: str, settings: Any, names: Iterable[str]) -> None:
 
 
 def check_keys(where: str, raw: Any, known: Iterable[str]) -> None:
-    """Raise `ValueError` if `raw` is no mapping, or has a key that is not known."""
+    """Raise `ValueError` if `raw` is not a mapping, or has an unknown key."""
     if not isinstance(raw, Mapping):
-        raise ValueError(f"{where} must hold keys with values, but holds {raw!r}.")
+        raise ValueError(f"{where} must be a mapping of keys to values, but is {raw!r}.")
     known = list(known)
     for key in raw:
         if key not in known:
             close = get_close_matches(str(key), known, 1)
-            hint = f" Do you mean {close[0]}?" if close else ""
+            hint = f" Did you mean {close[0]}?" if close else ""
             if key == "tags":
-                hint = f" tag_source says where tags come from: {', '.join(TAG_SOURCES)}."
-            raise ValueError(f"{where}: there is no key {key!r}.{hint} The keys are {', '.join(known)}.")
+                hint = f" Set tag_source to choose where tags come from: {', '.join(TAG_SOURCES)}."
+            raise ValueError(f"{where}: unknown key {key!r}.{hint} The keys are {', '.join(known)}.")
 
 
 def build(kind: Any, value: Any, where: str) -> Any:
-    """`value`, as YAML has it, as a `kind`: a dataclass, a list of one, or a plain type or a choice of such.
+    """Convert a YAML value to `kind`: a dataclass, a list of dataclasses, a plain type, or a union of plain types.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the value does not fit.
     """
     if is_dataclass(kind):
         return build_dataclass(kind, value, where)
@@ -280,7 +280,7 @@ def build(kind: Any, value: Any, where: str) -> Any:
 
 
 def build_dataclass(kind: Any, value: Any, where: str) -> Any:
-    """A dataclass from a mapping of its fields."""
+    """Build a dataclass from a mapping of its fields."""
     types = get_type_hints(kind)
     check_keys(where, value, types)
     for entry in fields(kind):

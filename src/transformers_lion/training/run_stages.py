@@ -1,9 +1,9 @@
-"""What `lion train` does: the stages of a run one after the other, each from where it was stopped.
+"""Implements `lion train`: runs the stages of a run one after the other and resumes interrupted ones.
 
-Each stage has a folder in the output: `settings.yaml`, the Trainer's checkpoints, `records.jsonl` with the records
-that were left out, and when it is finished `model` (with its processor), `log.json` and `curves.png`. `model` comes
-last, and at once as a whole: where it is, the stage is finished. It holds a copy of the tagger of the model that the
-stage began with.
+Each stage has a subfolder of the output folder. It holds `settings.yaml`, the Trainer's checkpoints, `records.jsonl`
+with the records that were left out and, once the stage is finished, `log.json`, `curves.png` and `model`. The model is
+saved last and appears in one step, so that its presence marks the stage as finished. The folder `model` also holds the
+processor and a copy of the tagger of the model that the stage started from.
 """
 
 import gc
@@ -42,10 +42,10 @@ from .stages import Stage, apply_stage, get_stage
 LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
 
 IMAGES = "images.jsonl"
-"""In the output folder, for all stages: which images are known to open; see `CheckedImages`."""
+"""In the output folder, shared by all stages: the images that are known to open; see `CheckedImages`."""
 
 Say = Callable[[str], None]
-"""Where messages go."""
+"""Prints a message."""
 
 
 def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> None:
@@ -53,12 +53,12 @@ def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> N
 
     Args:
         settings: from `load_settings`.
-        say: gets a report of each stage.
-        progress_bar: whether the Trainer shows one; otherwise it prints a line for each log.
+        say: called with the messages of each stage.
+        progress_bar: whether the Trainer shows a progress bar; otherwise it prints a line per log entry.
 
     Raises:
-        ValueError: if something in the settings cannot be, as far as possible before anything is trained; if another
-            run writes the output.
+        ValueError: if a setting is invalid (checked before training where possible), or another run is writing to the
+            output folder.
         OSError: if a file or folder is missing.
     """
     origins = check_run(settings)
@@ -69,12 +69,12 @@ def run(settings: RunSettings, say: Say = print, progress_bar: bool = True) -> N
             else:
                 run_stage(settings, stage, origin, say, progress_bar)
                 _end_reports(settings.report_to)
-                gc.collect()  # the Trainer holds its model in a cycle
+                gc.collect()  # the Trainer and its model form a reference cycle
 
 
 @contextmanager
 def _reserved(output: Path) -> Iterator[None]:
-    """Keep other runs from the output; of several processes of one run, the first does so for all."""
+    """Lock the output folder against other runs; of several processes of one run, the first holds the lock."""
     if os.environ.get("RANK", "0") != "0":
         yield
         return
@@ -90,7 +90,7 @@ def run_stage(
     kind, folder = get_stage(stage.stage), folder_of(settings, stage)
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(settings.seed)
-    unset_hf_deepspeed_config()  # of the last stage: with ZeRO-3 from arguments on, models are only loaded in pieces
+    unset_hf_deepspeed_config()  # left over from the last stage: with ZeRO-3 set, models are loaded in shards only
     model = _begin_model(kind, origin, stage.reuse)
     arguments = _stage_arguments(settings, stage, folder, progress_bar)
     check_processes(arguments)
@@ -98,19 +98,19 @@ def run_stage(
         if arguments.should_save:
             write_text(folder / SETTINGS, yaml.safe_dump(noted_settings(settings, stage, origin), sort_keys=False))
             if not any(folder.glob("checkpoint-*")):
-                (folder / RECORDS).unlink(missing_ok=True)  # of an attempt that may have had other settings
+                (folder / RECORDS).unlink(missing_ok=True)  # from an earlier attempt, maybe with other settings
     say(f"{stage.name}, from {' and '.join(origin)}\n{apply_stage(model, kind)}")
     processor = LionProcessor.from_pretrained(origin[0])
     report = RecordReport(folder / RECORDS)
-    pictures = folder.parent / IMAGES
+    checked_images = folder.parent / IMAGES
     run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
     data = mix_datasets(
-        [_load_source(source, stage, kind, report, pictures, say) for source in stage.data],
+        [_load_source(source, stage, kind, report, checked_images, say) for source in stage.data],
         [source.sample_ratio for source in stage.data],
         run_length=run_length,
         seed=settings.seed,
     )
-    evaluation = [_load_source(source, stage, kind, report, pictures, say) for source in stage.evaluation]
+    evaluation = [_load_source(source, stage, kind, report, checked_images, say) for source in stage.evaluation]
     if settings.feature_cache is not None:
         say(FeatureCache(settings.feature_cache).describe(model, len(data)))
     trainer = make_trainer(
@@ -134,7 +134,7 @@ def run_stage(
 def _stage_arguments(
     settings: RunSettings, stage: StageSettings, folder: Path, progress_bar: bool
 ) -> Seq2SeqTrainingArguments:
-    """The Trainer's arguments of a stage; `stage.arguments` go before all others."""
+    """Return the training arguments of a stage; `stage.arguments` override all others."""
     chosen: dict[str, Any] = {
         "max_steps": stage.steps or -1,
         "num_train_epochs": stage.epochs,
@@ -161,7 +161,7 @@ def _stage_arguments(
 
 
 def _begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) -> LionForConditionalGeneration:
-    """The model that a stage begins with: combined of two, one that fits as it is, or a base with new parts."""
+    """Return the model that a stage starts from: two combined, a base with new parts, or a model as it is."""
     if len(origin) == 2:
         return combine_stages(*origin, dtype="float32").model
     config = LionConfig.from_pretrained(origin[0])
@@ -172,21 +172,21 @@ def _begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) 
 
 
 def _load_source(
-    source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, pictures: Path, say: Say
+    source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, checked_images: Path, say: Say
 ) -> Dataset:
-    """The records of a source that are of the stage's task types.
+    """Return the records of a source that have the stage's task types.
 
     Raises:
         ValueError: if there are none.
     """
-    check_images: CheckImages = "decode" if stage.on_error == "skip" else "exists"  # a batch of none would be fatal
+    check_images: CheckImages = "decode" if stage.on_error == "skip" else "exists"  # an empty batch would stop the run
     records = load_records(
         source.records,
         source.images,
         check_images=check_images,
         on_error=stage.on_error,
         report=report,
-        checked_images=pictures,
+        checked_images=checked_images,
     )
     chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
     name = ", ".join(as_list(source.records))
@@ -208,9 +208,9 @@ def _make_collator(processor: LionProcessor, stage: StageSettings, seed: int, re
 
 
 def _find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path | None:
-    """The tagger that belongs to what a stage trains: its own, or that of a model that it begins with.
+    """Return the folder of the tagger to save with a stage: its own, or that of the model it starts from.
 
-    `None` also where the stage trains without tags: prompts are to stay as they were in training.
+    It is `None` if the stage trains without tags, so that prompts at inference match those in training.
     """
     if stage.tag_source == "none":
         return None
@@ -218,7 +218,7 @@ def _find_tagger_folder(origin: tuple[str, ...], stage: StageSettings) -> Path |
 
 
 def _save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path | None) -> None:
-    """Write the log, its curves and the model with its tagger; the model's folder appears at once as a whole."""
+    """Write the log, its curves and the model with its tagger; the model's folder appears in one step."""
     unfinished = folder / f"{MODEL}.unfinished"
     if trainer.args.should_save:
         log = trainer.state.log_history
@@ -228,9 +228,8 @@ def _save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path |
             shutil.rmtree(unfinished)
     trainer.accelerator.wait_for_everyone()
     if fsdp_is_requested(trainer.args):
-        model = gather_model(
-            find_lion(trainer.model)
-        )  # also where checkpoints are in pieces, when the Trainer saves none
+        # with sharded checkpoints, the Trainer would not save a whole model
+        model = gather_model(find_lion(trainer.model))
         if model is not None and trainer.args.should_save:
             model.save_pretrained(unfinished)
             trainer.processing_class.save_pretrained(unfinished)
@@ -246,7 +245,7 @@ def _save_stage(trainer: Seq2SeqTrainer, folder: Path, name: str, tagger: Path |
 
 
 def _end_reports(names: Sequence[str]) -> None:
-    """Have the next stage begin a run of its own where the Trainer would go on with the last one's."""
+    """Finish tracking this stage, so that the next one starts a tracking run of its own."""
     if "wandb" in names:
         import wandb
 

@@ -1,7 +1,7 @@
-"""The models that the stages begin with: a base with new parts for the first two, what those learned for the third.
+"""The initial models of the stages: a base with new parts for the first two, their combination for the third.
 
-Source: LION (arXiv:2311.11860), section 3.4: the third stage's experts are the adapters of the first two. Every
-parameter of a model made here has a known origin; none is left as it happened to be.
+Source: LION (arXiv:2311.11860), section 3.4: the experts of the third stage are the adapters of the first two. The
+origin of every parameter is recorded, so that none is left initialized by accident.
 """
 
 import copy
@@ -22,26 +22,26 @@ from ..processing_lion import LionProcessor
 from .stages import ADAPTERS, BASE_PARTS, PARTS, STAGES, Stage, check_fits, get_stage, part_of
 
 ModelSource = LionForConditionalGeneration | str | os.PathLike
-"""A model, or what `from_pretrained` takes."""
+"""A model, or an argument for `from_pretrained`."""
 
 SOFT_PROMPTS = ("image_level", "region_level", "mean")
-"""Whose soft prompt the mixture may begin with."""
+"""The choices for the mixture's initial soft prompt."""
 
 TAGGER = "tagger"
-"""The folder in a checkpoint's that holds its tagger."""
+"""The subfolder of a checkpoint that contains its tagger."""
 
 NO_FACTS = {"num_adapters", "architectures", "dtype", "transformers_version", "_name_or_path"}
-"""Fields of a configuration that may differ between two models on one base."""
+"""Configuration fields that may differ between two models with the same base."""
 
 
 @dataclass(frozen=True)
 class StageModel:
-    """A model that a stage begins with; `str` makes a table of its origins.
+    """The initial model of a stage; `str(stage_model)` formats the origins as a table.
 
     Attributes:
-        model: on the CPU, in eval mode. Nothing is frozen yet: that is `apply_stage`'s.
-        origins: for each parameter `"base"`, or the stage that trained it, or `"both"` where two stages agree, or
-            `"mean"` of two stages, or `"initialised"`.
+        model: the model, on the CPU and in eval mode. No parameters are frozen; call `apply_stage` for that.
+        origins: the origin of each parameter: `"base"`, the stage that trained it, `"both"` if two stages agree,
+            `"mean"` of two stages, or `"initialized"`.
     """
 
     model: LionForConditionalGeneration
@@ -61,30 +61,30 @@ def start_stage(
     reuse: Collection[str] | None = None,
     dtype: str | torch.dtype = "auto",
 ) -> StageModel:
-    """The model that the first or second stage begins with: its visual branch and one new adapter, on a base.
+    """Build the initial model of the first or second stage: a base with the stage's visual branch and a new adapter.
 
     Args:
         stage: the first or second stage.
-        base: any LION; the vision tower and the language model are taken from it.
-        reuse: parts of the stage that are taken from the base too; by default all that it has. `()` starts all of them
-            anew. (A Q-Former that starts anew is far from one that was pre-trained.)
-        dtype: to load the base in, if it is a folder; `"auto"` is the folder's own. For training, `"float32"`.
+        base: any LION model, which provides the vision tower and the language model.
+        reuse: parts of the stage to take from the base as well; by default all that it has. `()` initializes all of
+            them from scratch. (A Q-Former initialized from scratch is far worse than a pretrained one.)
+        dtype: dtype to load the base in, if it is a folder; `"auto"` is its own. Use `"float32"` for training.
 
     Raises:
-        ValueError: if it is another stage, or if a part to reuse is none of the stage's or not in the base.
+        ValueError: if it is a different stage, or a part to reuse is not part of the stage or not in the base.
     """
     stage = get_stage(stage)
     if stage.num_adapters > 1:
         raise ValueError(
-            f"Stage {stage.number} ({stage.name}) does not start from a base: combine_stages makes the third stage's "
-            "model, and the fourth goes on from the third's."
+            f"Stage {stage.number} ({stage.name}) does not start from a base: build the third stage's model with "
+            "combine_stages; the fourth stage continues from the third."
         )
     source = load(base, dtype)
     present = {part_of(name) for name, _ in source.named_parameters()}
     reusable = [part for part in stage.parts if part in present and part != ADAPTERS]
     for part in reuse or ():
         if part not in reusable:
-            raise ValueError(f"Stage {stage.number} cannot reuse {part!r} of this base, but only {reusable}.")
+            raise ValueError(f"Stage {stage.number} cannot reuse {part!r} of this base, only {reusable}.")
     taken = {*BASE_PARTS, *(reusable if reuse is None else reuse)}
     tensors = {name: tensor for name, tensor in _tensors_of(source, base).items() if part_of(name) in taken}
     fields = source.config.to_dict()
@@ -100,30 +100,30 @@ def combine_stages(
     soft_prompt: str = "image_level",
     dtype: str | torch.dtype = "auto",
 ) -> StageModel:
-    """The model that the third stage begins with: both visual branches, and both adapters under a new router.
+    """Build the initial model of the third stage: both visual branches, and both adapters with a new router.
 
-    The Q-Former's side is the first stage's, the aggregator's side the second's. The second's adapter becomes adapter
-    0, the first's adapter 1; the router starts with each alone on its own task, so that for region-level samples the
-    language model computes exactly what the second stage's does, and for image-level ones what the first's does (but
-    for the soft prompt, of which there is only one).
+    The Q-Former branch comes from the first stage and the aggregator branch from the second. The second stage's adapter
+    becomes adapter 0, the first stage's adapter 1. The router initially selects one adapter per task, so that the
+    language model computes exactly what that of the second stage does for region-level samples, and what that of the
+    first does for image-level samples (except for the soft prompt, of which there is only one).
 
     Args:
-        stage1, stage2: the models that the first and the second stage trained, on one base.
-        output_dir: where to save model, configurations, and of the two folders the first processor and tagger there is.
-        soft_prompt: `"image_level"` for the first stage's, `"region_level"` for the second's, or their `"mean"`. What
-            the reference does here is not known. The default leaves the image-level tasks, which tags were made for,
-            with what they were trained with; the mean of two is what neither was trained with.
-        dtype: to load folders in; `"auto"` is their own.
+        stage1, stage2: the models trained in the first and second stage, with the same base.
+        output_dir: folder to save the model to, with the first processor and tagger found in the two folders.
+        soft_prompt: `"image_level"` for that of the first stage, `"region_level"` for that of the second, or `"mean"`.
+            It is not known what the reference does. With the default, image-level tasks, which tags were made for,
+            keep the soft prompt that they were trained with; with the mean, neither kind of task does.
+        dtype: dtype to load folders in; `"auto"` is their own.
 
     Raises:
-        ValueError: if a model is not of its stage; if the two differ in vision tower or language model; if there is no
-            such soft prompt; if the output is one of the sources.
+        ValueError: if a model does not fit its stage, the two differ in vision tower or language model, `soft_prompt`
+            is invalid, or `output_dir` is one of the sources.
     """
     if soft_prompt not in SOFT_PROMPTS:
         raise ValueError(f"soft_prompt is {soft_prompt!r}, but must be one of {SOFT_PROMPTS}.")
     folders = [Path(source) for source in (stage1, stage2) if not isinstance(source, LionForConditionalGeneration)]
     if output_dir is not None and Path(output_dir).resolve() in [folder.resolve() for folder in folders]:
-        raise ValueError(f"output_dir {str(output_dir)!r} is the folder of one of the stages, which would be lost.")
+        raise ValueError(f"output_dir {str(output_dir)!r} is the folder of one of the stages; choose another.")
     first, second = load(stage1, dtype), load(stage2, dtype)
     check_fits(first.config, STAGES["image_level"])
     check_fits(second.config, STAGES["region_level"])
@@ -135,9 +135,9 @@ def combine_stages(
     fields["aggregator_config"] = second.config.aggregator_config.to_dict()
     tensors, origins = _mix(_tensors_of(first, stage1), _tensors_of(second, stage2), soft_prompt)
     result = _assemble(LionConfig.from_dict(fields), first, tensors, origins)
-    assert all(".router." in name for name, origin in result.origins.items() if origin == "initialised")
+    assert all(".router." in name for name, origin in result.origins.items() if origin == "initialized")
     if output_dir is not None:
-        result.model.save_pretrained(output_dir)  # nothing of an older model there stays
+        result.model.save_pretrained(output_dir)
         for folder in folders:
             if (folder / "processor_config.json").exists():
                 LionProcessor.from_pretrained(folder).save_pretrained(output_dir)
@@ -149,14 +149,14 @@ def combine_stages(
 
 
 def tagger_of(*folders: str | os.PathLike) -> Path | None:
-    """The first of several folders that holds a tagger."""
+    """Return the first folder that contains a tagger, if any."""
     return next((Path(folder) for folder in folders if (Path(folder) / "config.json").exists()), None)
 
 
 def _mix(
     first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], soft_prompt: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors of the mixture under its names, and their origins, from those of the first two stages."""
+    """Return the mixture's tensors and their origins, from the tensors of the first two stages."""
     tensors, origins = {}, {}
     for task, stage_tensors in (("image_level", first), ("region_level", second)):
         for name, tensor in stage_tensors.items():
@@ -173,14 +173,14 @@ def _mix(
 
 
 def load(source: ModelSource, dtype: str | torch.dtype) -> LionForConditionalGeneration:
-    """The model, loaded if it is not one yet."""
+    """Load a model, unless `source` is one."""
     if isinstance(source, LionForConditionalGeneration):
         return source
     return LionForConditionalGeneration.from_pretrained(source, dtype=dtype)
 
 
 def _tensors_of(model: LionForConditionalGeneration, source: ModelSource) -> dict[str, torch.Tensor]:
-    """The parameters of `model`, copied if it belongs to the caller."""
+    """Return the parameters of `model`, copied if the model belongs to the caller."""
     return {name: value.detach().to("cpu", copy=model is source) for name, value in model.named_parameters()}
 
 
@@ -190,7 +190,7 @@ def _assemble(
     tensors: dict[str, torch.Tensor],
     origins: dict[str, str],
 ) -> StageModel:
-    """A model of these tensors, with the rest initialised, and dtypes and generation settings as those of `source`."""
+    """Build a model from tensors, initialize the rest, and copy dtypes and generation settings from `source`."""
     with _quiet_loading():
         model, info = LionForConditionalGeneration.from_pretrained(
             None, config=config, state_dict=dict(tensors), dtype=source.dtype, output_loading_info=True
@@ -200,11 +200,11 @@ def _assemble(
     adapter_dtype = next(value.dtype for name, value in source.named_parameters() if part_of(name) == ADAPTERS)
     for name, parameter in model.named_parameters():
         if name in tensors:
-            parameter.data = tensors[name]  # in the source's dtype, where that differs from part to part
+            parameter.data = tensors[name]  # keeps the source's dtype, which may differ between parts
         elif part_of(name) == ADAPTERS:
             parameter.data = parameter.data.to(adapter_dtype)
     model.generation_config = copy.deepcopy(source.generation_config)
-    return StageModel(model, {name: origins.get(name, "initialised") for name, _ in model.named_parameters()})
+    return StageModel(model, {name: origins.get(name, "initialized") for name, _ in model.named_parameters()})
 
 
 def _check_same_facts(first: LionConfig, second: LionConfig) -> None:
@@ -217,17 +217,17 @@ def _check_same_facts(first: LionConfig, second: LionConfig) -> None:
 
 
 def _check_same_fields(where: str, first: dict, second: dict, names: Collection[str]) -> None:
-    """Raise `ValueError` naming the first of `names` on which two stages' fields differ."""
+    """Raise `ValueError` naming the first field that differs between two stages."""
     for name in sorted(names):
         if first.get(name) != second.get(name):
             raise ValueError(
                 f"{where}{name} is {first.get(name)!r} in stage 1, but {second.get(name)!r} in stage 2. Both must be "
-                "trained on one base."
+                "trained on the same base."
             )
 
 
 def _check_same_base(first: LionForConditionalGeneration, second: LionForConditionalGeneration) -> None:
-    """Raise `ValueError` unless two stages' vision towers and language models are the same tensor by tensor."""
+    """Raise `ValueError` unless the vision towers and language models of two stages have equal tensors."""
     others = dict(second.named_parameters())
     for name, ours in first.named_parameters():
         if part_of(name) not in BASE_PARTS:
@@ -235,20 +235,20 @@ def _check_same_base(first: LionForConditionalGeneration, second: LionForConditi
         theirs = others[name]
         if ours.dtype != theirs.dtype:
             raise ValueError(
-                f"{name} is {ours.dtype} in stage 1, but {theirs.dtype} in stage 2; dtype= loads both alike."
+                f"{name} is {ours.dtype} in stage 1, but {theirs.dtype} in stage 2; pass dtype= to load both alike."
             )
         if not torch.equal(ours, theirs):
             difference = (ours.double() - theirs.double()).abs()
             raise ValueError(
                 f"{name} differs between stage 1 and stage 2, in {int(difference.count_nonzero())} of {ours.numel()} "
-                f"numbers and by up to {difference.max().item():.3g}. Both must be trained on one base, which no stage "
-                "changes."
+                f"numbers and by up to {difference.max().item():.3g}. Both must be trained on the same base, which no "
+                "stage changes."
             )
 
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Without transformers' report of parameters that are missing in what is loaded: they are meant to be."""
+    """Silence transformers' report of missing parameters, which are expected here."""
     verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""The stages of LION's training: which parts of the model learn in each, and how the others are frozen.
+"""The stages of LION's training: which parts of the model each stage trains, and which it freezes.
 
-Source: LION (arXiv:2311.11860), section 3.4, "Stage-wise Instruction-tuning". `stage_models.py` makes the models that
-the stages begin with, `trainable_checkpoints.py` saves what they trained.
+Source: LION (arXiv:2311.11860), section 3.4, "Stage-wise Instruction-tuning". `stage_models.py` builds the initial
+models of the stages, and `trainable_checkpoints.py` saves the trained parameters.
 """
 
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ from ..configuration_lion import LionConfig
 from ..modeling_lion import LionForConditionalGeneration
 
 ADAPTERS = "language_model.*.feed_forward.adapter"
-"""The adapters and, where there are two, their router."""
+"""The adapters and, if there are two, their router."""
 
 BASE_PARTS = ("vision_model", "language_model")
-"""What no stage trains."""
+"""Parts that no stage trains."""
 
 PARTS = (
     "vision_model.post_layernorm", "query_tokens", "qformer", "language_projection", "aggregator",
     "aggregator_projection", ADAPTERS, "soft_prompt", *BASE_PARTS,
 )  # fmt: skip
-"""All parts of a model, as patterns of module names: a parameter belongs to the first that it lies in."""
+"""All parts of a model, as patterns of module names; a parameter belongs to the first part that matches."""
 
 QFORMER_PARTS = ("query_tokens", "qformer", "vision_model.post_layernorm", "language_projection")
 AGGREGATOR_PARTS = ("aggregator", "aggregator_projection")
@@ -32,15 +32,15 @@ LANGUAGE_PARTS = (ADAPTERS, "soft_prompt")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """A training stage.
 
     Attributes:
-        name: its key in `STAGES`.
-        number: its place in the order of training, from 1.
-        visual_branch: the model's, as in `LionConfig`.
-        num_adapters: the model's, as in `LionT5Config`.
-        task_types: the kinds of data that it trains on, of `TASK_TYPES`.
-        parts: what it trains, of `PARTS`.
+        name: the stage's key in `STAGES`.
+        number: position in the order of training, from 1.
+        visual_branch: the model's `visual_branch`; see `LionConfig`.
+        num_adapters: the model's `num_adapters`; see `LionT5Config`.
+        task_types: the task types that the stage trains on, from `TASK_TYPES`.
+        parts: the parts that the stage trains, from `PARTS`.
     """
 
     name: str
@@ -62,18 +62,18 @@ STAGES = {
         Stage("released", 4, "both", 2, ("region_level", "image_level"), MIXTURE_PARTS),
     )
 }
-"""The three stages of the paper, and the fourth of the released code, which goes on from the third's checkpoint."""
+"""The three stages of the paper, and the fourth stage of the released code, which continues from the third."""
 
 
 @dataclass(frozen=True)
 class PartReport:
-    """Numbers of parameters of one part.
+    """Parameter counts of one part.
 
     Attributes:
-        name: of `PARTS`.
-        total: all.
-        trainable: those that train.
-        unused: those that reach no output, and so do not train (`reaches_no_output`).
+        name: the part, from `PARTS`.
+        total: number of parameters.
+        trainable: number of trainable parameters.
+        unused: number of parameters that do not affect the output, and so are not trained (`reaches_no_output`).
     """
 
     name: str
@@ -84,11 +84,11 @@ class PartReport:
 
 @dataclass(frozen=True)
 class StageReport:
-    """What trains in a stage; `str` makes a table of it.
+    """Trainable parameters of a model in a stage; `str(report)` formats them as a table.
 
     Attributes:
         stage: the stage.
-        parts: one for each part that the model has.
+        parts: one report per part of the model.
     """
 
     stage: Stage
@@ -96,17 +96,17 @@ class StageReport:
 
     @property
     def total(self) -> int:
-        """Number of all parameters."""
+        """Total number of parameters."""
         return sum(part.total for part in self.parts)
 
     @property
     def trainable(self) -> int:
-        """Number of parameters that train."""
+        """Number of trainable parameters."""
         return sum(part.trainable for part in self.parts)
 
     @property
     def unused(self) -> int:
-        """Number of parameters of trained parts that reach no output. The paper's figures count them as trained."""
+        """Number of parameters that do not affect the output. The paper's numbers count them as trained."""
         return sum(part.unused for part in self.parts)
 
     def __str__(self) -> str:
@@ -116,15 +116,15 @@ class StageReport:
         lines.append(f"{'part':<40}{'trainable':>15}{'total':>15}{'share':>9}")
         lines += [f"{name:<40}{some:>15,}{total:>15,}{some / total:>9.2%}" for name, some, total in rows]
         if self.unused:
-            lines.append(f"{self.unused:,} parameters of the Q-Former stay out: they reach no output.")
+            lines.append(f"{self.unused:,} parameters of the Q-Former are not trained: they do not affect the output.")
         return "\n".join(lines)
 
 
 def get_stage(stage: str | int | Stage) -> Stage:
-    """The stage of that name or number.
+    """Look up a stage by name or number.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such stage.
     """
     if isinstance(stage, Stage):
         return stage
@@ -136,29 +136,30 @@ def get_stage(stage: str | int | Stage) -> Stage:
 
 
 def part_of(name: str) -> str:
-    """The part in `PARTS` that a parameter belongs to.
+    """Return the part in `PARTS` that a parameter belongs to.
 
     Raises:
-        ValueError: if it is none of LION's.
+        ValueError: if it is not one of LION's parameters.
     """
     for part in PARTS:
         if fnmatchcase(name, f"{part}.*"):
             return part
-    raise ValueError(f"{name} is no parameter of LionForConditionalGeneration.")
+    raise ValueError(f"{name} is not a parameter of LionForConditionalGeneration.")
 
 
 def reaches_no_output(name: str, config: LionConfig) -> bool:
-    """Whether no output of the model depends on a parameter, so that its gradient is none or zero.
+    """Whether no output of the model depends on a parameter, so that its gradient is `None` or zero.
 
-    That is the feed-forward of the text positions in the Q-Former's last layer: only its query positions are read. The
-    reference counts it as trained; here it is frozen, as it would only cost memory and be drawn in by weight decay.
+    This is true for the feed-forward network of the text positions in the Q-Former's last layer, because only the query
+    positions are used afterwards. The reference code trains it; here it is frozen, because training it would only cost
+    memory and apply weight decay to it.
     """
     last = f"qformer.encoder.layer.{config.qformer_config.num_hidden_layers - 1}"
     return name.startswith((f"{last}.intermediate.", f"{last}.output."))
 
 
 def check_fits(config: LionConfig, stage: Stage) -> None:
-    """Raise `ValueError` if a model of this configuration is not the one that the stage trains."""
+    """Raise `ValueError` if the stage does not train models with this configuration."""
     found = (config.visual_branch, config.text_config.num_adapters)
     if found != (stage.visual_branch, stage.num_adapters):
         raise ValueError(
@@ -170,10 +171,10 @@ def check_fits(config: LionConfig, stage: Stage) -> None:
 def trainable_parameters(
     model: LionForConditionalGeneration, stage: str | int | Stage
 ) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters of `model` that train in a stage.
+    """Yield the names and parameters of `model` that a stage trains.
 
     Raises:
-        ValueError: if the model is not the one that the stage trains.
+        ValueError: if the model does not fit the stage.
     """
     stage = get_stage(stage)
     check_fits(model.config, stage)
@@ -183,16 +184,16 @@ def trainable_parameters(
 
 
 def apply_stage(model: LionForConditionalGeneration, stage: str | int | Stage) -> StageReport:
-    """Freeze and thaw the parameters of `model` for a stage. The frozen vision tower goes to eval mode and stays there.
+    """Set `requires_grad` of the parameters of `model` for a stage. The frozen vision tower stays in eval mode.
 
     Raises:
-        ValueError: if the model is not the one that the stage trains, or if what it trains is quantised.
+        ValueError: if the model does not fit the stage, or a parameter that the stage trains is quantized.
     """
     stage = get_stage(stage)
     trainable = dict(trainable_parameters(model, stage))
     for name, parameter in trainable.items():
         if not parameter.is_floating_point():
-            raise ValueError(f"{name} is to be trained in stage {stage.number}, but is quantised ({parameter.dtype}).")
+            raise ValueError(f"Stage {stage.number} trains {name}, but it is quantized ({parameter.dtype}).")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     model.train(model.training)  # the model keeps a frozen tower in eval mode
@@ -200,7 +201,7 @@ def apply_stage(model: LionForConditionalGeneration, stage: str | int | Stage) -
 
 
 def _report_stage(model: LionForConditionalGeneration, stage: Stage) -> StageReport:
-    """Count what of `model` is trainable now, part by part."""
+    """Count the trainable parameters of `model` by part."""
     counts = {part: [0, 0, 0] for part in PARTS}
     for name, parameter in model.named_parameters():
         count, size = counts[part_of(name)], parameter.numel()

@@ -1,13 +1,14 @@
-"""Checkpoints of what was trained alone: 1.1 GB for LION-FlanT5-XL in float32, instead of 16.5 GB for the whole model.
+"""Checkpoints of only the trained parameters: 1.1 GB for LION-FlanT5-XL in float32, instead of 16.5 GB for the model.
 
-A folder holds `trainable.safetensors`, the trained tensors under the model's own names, and `trainable.json`:
+A folder contains `trainable.safetensors`, with the trained tensors under their names in the model, and
+`trainable.json`:
 
 - `stage`: name of the stage, or null;
 - `trained`: shape of each trained tensor;
-- `base`: shape and middle number of each other parameter, by which a base is known again in any dtype; null for one
-  that is quantised.
+- `base`: shape and middle number of every other parameter, which identify the base model in any dtype; null for a
+  quantized parameter.
 
-Together the two lists name every parameter of the model, but for those that reach no output.
+Together, `trained` and `base` list all parameters of the model except those that do not affect the output.
 """
 
 import json
@@ -28,21 +29,22 @@ TENSORS = "trainable.safetensors"
 INDEX = "trainable.json"
 
 ROUNDING = 2**-7
-"""Relative difference of a number that was rounded to bfloat16 once or twice."""
+"""Relative difference that rounding to bfloat16 once or twice may cause."""
 
 
 def save_trainable(
     model: LionForConditionalGeneration, folder: str | os.PathLike, stage: str | int | Stage | None = None
 ) -> None:
-    """Save what requires a gradient, or what a stage trains.
+    """Save the parameters that require a gradient, or those that a stage trains.
 
     Args:
-        model: on its base.
-        folder: made if it does not exist.
-        stage: to be noted down, and to select by, whatever requires a gradient at the moment.
+        model: the whole model.
+        folder: the folder to save to; created if necessary.
+        stage: the stage to record. If set, the parameters that this stage trains are saved, regardless of which
+            currently require a gradient.
 
     Raises:
-        ValueError: if there is nothing to save, or if the model is not the one that the stage trains.
+        ValueError: if there is nothing to save, or the model does not fit the stage.
     """
     known = _known_parameters(model)
     if stage is not None:
@@ -51,7 +53,7 @@ def save_trainable(
     else:
         trained = {name: parameter for name, parameter in known.items() if parameter.requires_grad}
     if not trained:
-        raise ValueError("No parameter of the model requires a gradient: apply_stage first, or name the stage here.")
+        raise ValueError("No parameter of the model requires a gradient: call apply_stage first, or pass stage=.")
     index = {
         "stage": None if stage is None else stage.name,
         "trained": {name: list(parameter.shape) for name, parameter in trained.items()},
@@ -65,18 +67,18 @@ def save_trainable(
 
 
 def load_trainable(model: LionForConditionalGeneration, folder: str | os.PathLike) -> str | None:
-    """Put the trained tensors into a model on the base that they were trained on, in the model's dtypes.
+    """Load trained parameters into a model that has the same base, in the dtypes of the model.
 
     Args:
-        model: what is not trained in it stays as it is; after an error, all does.
-        folder: of `save_trainable`.
+        model: the model; its other parameters are unchanged. If loading fails, all parameters are.
+        folder: a folder written by `save_trainable`.
 
     Returns:
-        The name of the stage, if it was noted down. (Nothing is frozen: that is `apply_stage`'s.)
+        The name of the stage, if it was recorded. (To freeze parameters, call `apply_stage`.)
 
     Raises:
-        ValueError: if a tensor is missing, unknown or of another shape; if one that was trained is quantised in the
-            model; if the model's base is another one.
+        ValueError: if a tensor is missing, unexpected or has the wrong shape; if a trained parameter is quantized in
+            the model; or if the model has a different base.
     """
     index = json.loads((Path(folder) / INDEX).read_text(encoding="utf-8"))
     tensors = load_file(Path(folder) / TENSORS)
@@ -86,7 +88,7 @@ def load_trainable(model: LionForConditionalGeneration, folder: str | os.PathLik
     for name, tensor in tensors.items():
         _check_same_shape(name, tensor.shape, parameters[name].shape)
         if not is_plain(parameters[name]):
-            raise ValueError(f"{name} is quantised in the model, and cannot take what was trained.")
+            raise ValueError(f"{name} is quantized in the model, so its trained value cannot be loaded.")
     for name, identity in index["base"].items():
         _check_base(name, identity, _identity_of(parameters[name]))
     with torch.no_grad():
@@ -96,17 +98,17 @@ def load_trainable(model: LionForConditionalGeneration, folder: str | os.PathLik
 
 
 def _known_parameters(model: LionForConditionalGeneration) -> dict[str, nn.Parameter]:
-    """All parameters that the model's outputs depend on."""
+    """Return all parameters that the model's outputs depend on."""
     return {name: value for name, value in model.named_parameters() if not reaches_no_output(name, model.config)}
 
 
 def is_plain(parameter: torch.Tensor) -> bool:
-    """Whether a parameter's numbers are what they stand for, and not a quantiser's codes."""
+    """Whether a parameter is an ordinary floating-point tensor, and not quantized."""
     return type(parameter) is nn.Parameter and parameter.is_floating_point()
 
 
 def _identity_of(parameter: nn.Parameter) -> dict[str, Any] | None:
-    """Shape and middle number of a parameter; without the number if it is not in memory, `None` if it is quantised."""
+    """Return the shape and middle number of a parameter; `None` if it is quantized. Meta tensors have no number."""
     if not is_plain(parameter):
         return None
     middle = None if parameter.is_meta else parameter.detach().flatten()[parameter.numel() // 2].item()
@@ -114,7 +116,7 @@ def _identity_of(parameter: nn.Parameter) -> dict[str, Any] | None:
 
 
 def _check_same_names(one: str, names: Iterable[str], other: str, other_names: Iterable[str]) -> None:
-    """Raise `ValueError` with a name that only one of two places has, and their numbers of names."""
+    """Raise `ValueError` if two sets of names differ; the message has their sizes and a name that only one has."""
     ours, theirs = set(names), set(other_names)
     for where, odd in ((one, ours - theirs), (other, theirs - ours)):
         if odd:
@@ -125,13 +127,13 @@ def _check_same_names(one: str, names: Iterable[str], other: str, other_names: I
 
 
 def _check_same_shape(name: str, shape: Iterable[int], model_shape: Iterable[int]) -> None:
-    """Raise `ValueError` if a tensor has another shape in the model than in the checkpoint."""
+    """Raise `ValueError` if the shape of a tensor differs between checkpoint and model."""
     if tuple(shape) != tuple(model_shape):
         raise ValueError(f"{name} is {tuple(shape)} in the checkpoint, but {tuple(model_shape)} in the model.")
 
 
 def _check_base(name: str, saved: dict[str, Any] | None, found: dict[str, Any] | None) -> None:
-    """Raise `ValueError` if a parameter that was not trained is not the one that others were trained on."""
+    """Raise `ValueError` if an untrained parameter differs from the one in the checkpoint's base."""
     if saved is None or found is None:
         return
     _check_same_shape(name, saved["shape"], found["shape"])
@@ -139,7 +141,7 @@ def _check_base(name: str, saved: dict[str, Any] | None, found: dict[str, Any] |
         return
     if not math.isclose(saved["middle"], found["middle"], rel_tol=ROUNDING, abs_tol=1e-6):
         raise ValueError(
-            f"The model is not on the base of the checkpoint: the middle number of {name} is {found['middle']:.6g}, "
+            f"The model's base is not that of the checkpoint: the middle number of {name} is {found['middle']:.6g}, "
             f"but was {saved['middle']:.6g} when the checkpoint was saved."
         )
 

@@ -1,7 +1,7 @@
-"""The Trainer of the recipe: transformers' `Seq2SeqTrainer`, with what it leaves out for LION and its records.
+"""The Trainer of the recipe: transformers' `Seq2SeqTrainer`, extended for LION and its records.
 
-The optimizer has the recipe's groups of parameters, evaluations respect `generation_max_length`,
-`label_smoothing_factor` finds decoder inputs, and `train_sampling_strategy: group_by_length` finds lengths.
+The optimizer uses the recipe's parameter groups, evaluation respects `generation_max_length`, and
+`label_smoothing_factor` and `train_sampling_strategy: group_by_length` work with LION's batches and records.
 """
 
 import copy
@@ -24,17 +24,16 @@ DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
 
 
 class LionTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` for LION: see the module.
+    """`Seq2SeqTrainer` for LION.
 
-    A model with `max_new_tokens` in its generation settings, as LION has, generates so many tokens whatever
-    `generation_max_length` says. And the stock Trainer fills these settings up with transformers' defaults, which would
-    be saved with the model. Here a maximum length counts, and evaluations leave the settings alone, during a training
-    as well as in `evaluate` and `predict` by themselves.
+    With the stock Trainer, `max_new_tokens` in LION's generation config would take precedence over
+    `generation_max_length`, and evaluation would fill the config with transformers' defaults, which would then be saved
+    with the model. Here, `generation_max_length` is respected, and evaluation leaves the generation config unchanged.
 
     Args:
         aggregator_lr_multiplier: see `parameter_groups`.
-        feature_cache: of the frozen vision tower's outputs, for training steps; not for evaluations.
-        **options: of `Seq2SeqTrainer`.
+        feature_cache: cache of the frozen vision tower's outputs, for training steps only.
+        **options: arguments of `Seq2SeqTrainer`.
     """
 
     optimizer: torch.optim.Optimizer | None
@@ -47,10 +46,10 @@ class LionTrainer(Seq2SeqTrainer):
         self.aggregator_lr_multiplier = aggregator_lr_multiplier
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer that `args.optim` names, on the groups of `parameter_groups`.
+        """Create the optimizer that `args.optim` names, with the groups of `parameter_groups`.
 
         Raises:
-            ValueError: if nothing is trained, or the optimizer makes groups of its own.
+            ValueError: if no parameter is trainable, or the optimizer does not support parameter groups.
         """
         if self.optimizer is None:
             chosen = self.model if model is None else model
@@ -74,7 +73,7 @@ class LionTrainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **gen_kwargs: Any,
     ) -> tuple[Any, Any, Any]:
-        """As of `Seq2SeqTrainer`."""
+        """Evaluate a batch; see `Seq2SeqTrainer`."""
         chosen = gen_kwargs or getattr(self, "_gen_kwargs", {})
         limited = chosen.get("max_length") is not None and chosen.get("max_new_tokens") is None
         with _borrowed_settings(self.model.generation_config) as settings:
@@ -89,7 +88,7 @@ class LionTrainer(Seq2SeqTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As of `Seq2SeqTrainer`; label smoothing keeps the labels from the model, which then gets decoder inputs."""
+        """Compute the loss; see `Seq2SeqTrainer`. With label smoothing, the model gets decoder inputs, not labels."""
         takes_labels = self.label_smoother is not None or self.compute_loss_func is not None
         if takes_labels and "labels" in inputs and not any(name in inputs for name in DECODER_INPUTS):
             decoder_input_ids = self.model.prepare_decoder_input_ids_from_labels(inputs["labels"])
@@ -107,12 +106,12 @@ class LionTrainer(Seq2SeqTrainer):
         return super()._get_eval_sampler(self._with_lengths(eval_dataset))
 
     def _needs_lengths(self, dataset: Any) -> bool:
-        """Whether a sampler asks for lengths that the dataset does not have."""
+        """Whether the sampler needs lengths that the dataset does not have."""
         asks = self.args.train_sampling_strategy in ("group_by_length", "batch_rebalance")
         return asks and isinstance(dataset, Dataset) and self.args.length_column_name not in dataset.column_names
 
     def _with_lengths(self, dataset: Any) -> Any:
-        """A dataset with a column of lengths for a sampler that asks for it; batches are not made of this one."""
+        """Add a column of lengths if the sampler needs it; only the sampler sees this dataset."""
         if not self._needs_lengths(dataset):
             return dataset
         return dataset.add_column(self.args.length_column_name, record_lengths(dataset, self.processing_class))
@@ -123,12 +122,12 @@ class LionTrainer(Seq2SeqTrainer):
 
 
 class _LengthSampler(LengthGroupedSampler):
-    """transformers' sampler of records of about one length, in the same order in all processes and after resuming.
+    """Groups records of similar length, in the same order in all processes and after resuming.
 
     Args:
-        batch_size: so many records in a row are of about one length.
-        lengths: of the records.
-        seed: of the order, which is another one in each epoch.
+        batch_size: number of consecutive records of similar length.
+        lengths: lengths of the records.
+        seed: seed of the order, which changes with each epoch.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int):
@@ -136,7 +135,7 @@ class _LengthSampler(LengthGroupedSampler):
         self.seed, self.epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of an epoch; the Trainer calls this."""
+        """Set the epoch that the order depends on; called by the Trainer."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -145,10 +144,11 @@ class _LengthSampler(LengthGroupedSampler):
 
 
 def record_lengths(records: Dataset, processor: LionProcessor) -> list[int]:
-    """The number of tokens of each record: tags, the longest question and the longest answer. Images have one size.
+    """Count the tokens of each record: its tags, longest question and longest answer. (All images have the same size.)
 
     Args:
-        records: from `load_records`.
+        records: a dataset from `load_records`.
+        processor: the processor, for its tokenizer.
     """
 
     def count(batch: dict[str, list[Any]]) -> dict[str, list[int]]:
@@ -166,7 +166,7 @@ def record_lengths(records: Dataset, processor: LionProcessor) -> list[int]:
 
 @contextmanager
 def _borrowed_settings(settings: Any) -> Iterator[Any]:
-    """Generation settings to be changed within the block, and put back behind it."""
+    """Yield generation settings that may be changed within the block, and restore them afterwards."""
     before = copy.deepcopy(vars(settings))
     try:
         yield settings

@@ -1,4 +1,4 @@
-"""Values as YAML has them, and the kinds that they are to be: whether they fit, and what to say if not."""
+"""Checks and converts values from YAML to the types of settings."""
 
 import math
 import re
@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether `value` is a `kind`; a text that says a number is a float, and 1e3 is a whole number too."""
+    """Whether `value` fits the type `kind`; numeric strings count as floats, and integral floats as ints."""
     if kind in (None, type(None)):
         return value is None
     if get_origin(kind) is Literal:
@@ -23,25 +23,25 @@ def fits(kind: Any, value: Any) -> bool:
 
 
 def fitting(kind: Any, value: Any) -> Any:
-    """A value that fits a kind, as the kind."""
+    """Convert a value that fits `kind` to it."""
     return kind(value) if kind in (int, float) else value
 
 
 def _is_number(value: Any) -> bool:
-    """Whether `value` is a finite number, or a text that says one."""
+    """Whether `value` is a finite number or a numeric string."""
     if isinstance(value, str):
         return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value) is not None
     return type(value) in (int, float) and math.isfinite(value)
 
 
 def describe(kind: Any) -> str:
-    """A kind in an error message."""
+    """Describe a type for an error message."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is list:
         return f"a list of {describe(get_args(kind)[0]).removeprefix('a ')}s"
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    return names.get(kind, "keys with values")
+    names = {str: "a string", int: "an integer", float: "a number", bool: "true or false", type(None): "null"}
+    return names.get(kind, "a mapping")
 
 
 __all__ = ["describe", "fits", "fitting"]

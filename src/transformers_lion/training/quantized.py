@@ -1,4 +1,4 @@
-"""Whether gradients pass through the quantised layers of a base that something is trained on."""
+"""Checks that gradients pass through the quantized layers of a base model."""
 
 import copy
 from collections.abc import Iterator
@@ -9,35 +9,35 @@ from torch import nn
 from .trainable_checkpoints import is_plain
 
 TOLERANCE = 0.25
-"""Relative error of a derivative that a layer's rounding may explain; one that has nothing to do with it is far off."""
+"""Relative error of a derivative that rounding may cause; a wrong derivative is much further off."""
 
 
 def check_gradients_pass(model: nn.Module, is_tower_frozen: bool = True) -> None:
-    """Look at one quantised layer of each kind.
+    """Check the gradients of one quantized layer of each kind.
 
     Args:
-        model: a LION, also within PEFT's model.
-        is_tower_frozen: whether no gradient needs to pass through the vision tower, which then is left out.
+        model: a LION model; PEFT may wrap it.
+        is_tower_frozen: whether the vision tower needs no gradients, so that its layers are not checked.
 
     Raises:
-        ValueError: if the gradient of a layer is not that of what it computes. Layers that round their inputs as well,
-            such as torchao's `Int8DynamicActivationInt8WeightConfig`, have none; what lies before them would be trained
-            on noise.
+        ValueError: if a layer computes wrong gradients. This is the case for layers that also quantize their inputs,
+            such as those of torchao's `Int8DynamicActivationInt8WeightConfig`; modules before them would be trained on
+            noise.
     """
-    for name, layer in _quantised_layers(model):
+    for name, layer in _quantized_layers(model):
         if is_tower_frozen and "vision_model" in name.split("."):
             continue
         found = _relative_derivative(layer)
         if abs(found - 1) > TOLERANCE:
             raise ValueError(
-                f"{name} is quantised ({type(layer.weight).__name__}) so that gradients do not pass through it: its "
-                f"derivative is {found:.2g} times the true one. Nothing can be trained on such a base; quantise "
-                "weights only, as Int8WeightOnlyConfig does."
+                f"Gradients do not pass through {name}, which is quantized ({type(layer.weight).__name__}): its "
+                f"derivative is {found:.2g} times the true one. To train on a quantized base, quantize only the "
+                "weights, for example with Int8WeightOnlyConfig."
             )
 
 
-def _quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The name and module of the first quantised linear layer of each kind in each part of the model."""
+def _quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """Yield the name and module of the first quantized linear layer of each kind in each part of the model."""
     seen = set()
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or is_plain(module.weight) or module.weight.is_meta:
@@ -51,16 +51,16 @@ def _quantised_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 ACTIVATION_SETTINGS = ("act_quant_kwargs", "activation_quantization", "input_quant_func")
-"""Where torchao's tensors say how inputs are rounded: one class serves layers that do and layers that do not."""
+"""Attributes of torchao's tensors that are set if inputs are quantized too; one class serves both cases."""
 
 
 @torch.enable_grad()
 def _relative_derivative(layer: nn.Linear) -> float:
-    """The derivative of a layer by autograd, over what it is; 1 if all is well, 0 without a gradient.
+    """Return the derivative of a layer by autograd, relative to the true one: 1 if correct, 0 without a gradient.
 
-    A layer f is linear but for its bias. With v = f(x) - f(0), the derivative of v * f in the direction x is v * v.
+    A layer f is linear except for its bias. With v = f(x) - f(0), the derivative of v * f in the direction x is v * v.
     """
-    layer = copy.deepcopy(layer).train()  # bitsandbytes' layers remember what they were called with
+    layer = copy.deepcopy(layer).train()  # bitsandbytes' layers keep state from calls
     generator = torch.Generator().manual_seed(0)
     dtype = layer.weight.dtype if layer.weight.is_floating_point() else torch.float32
     drawn = torch.randn(4, layer.in_features, generator=generator)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from cli.command_line import lion, refusal
-from transformers_lion.cli import images as cli_images
-from transformers_lion.cli.images import find_images, open_image, open_images
+from transformers_lion.cli import image_sources as cli_images
+from transformers_lion.cli.image_sources import find_images, open_image, open_images
 from transformers_lion.example import example_image
 
 
@@ -76,13 +76,13 @@ def test_what_names_nothing_is_reported_and_the_rest_found(tree: Path) -> None:
     assert found.names == ["pics/b.png"]
     assert [str(error) for error in found.errors] == [
         "[Errno 2] No such file or directory: 'lost.png'",
-        "empty: there is no image in this folder.",
+        "empty: there are no images in this folder.",
         "[Errno 2] No such file or directory: '*.gif'",
     ]
     ran = lion("caption", "lost.png", "empty")
     assert ran.code == 1
     assert ran.errors == [
-        "error: lost.png: No such file or directory.", "error: empty: there is no image in this folder.",
+        "error: lost.png: No such file or directory.", "error: empty: there are no images in this folder.",
     ]  # fmt: skip
 
 
@@ -102,14 +102,14 @@ def png(picture: Image.Image) -> bytes:
 
 
 BAD_FILES: dict[str, tuple[Any, str]] = {
-    "text": (lambda: write("bad.png", b"hello"), "bad.png: this cannot be read: it is not an image"),
-    "nothing": (lambda: write("empty.png", b""), "empty.png: the file is empty"),
+    "text": (lambda: write("bad.png", b"hello"), "bad.png cannot be read: it is not an image"),
+    "nothing": (lambda: write("empty.png", b""), "empty.png is empty"),
     "a piece": (
         lambda: write("cut.png", png(example_image().resize((100, 100)))[:2000]),
-        "cut.png: this cannot be read: .*(truncated|broken)",
+        "cut.png cannot be read: .*(truncated|broken)",
     ),
     "a link to nowhere": (lambda: os.symlink("nowhere", "link.png") or "link.png", "No such file.*link.png"),
-    "a pipe": (lambda: os.mkfifo("pipe.png") or "pipe.png", "pipe.png: this is no file"),
+    "a pipe": (lambda: os.mkfifo("pipe.png") or "pipe.png", "pipe.png is not a file"),
     "a server that is not there": (lambda: "http://127.0.0.1:9/x.png", "127.0.0.1:9/x.png.* cannot be read"),
 }  # fmt: skip
 
@@ -156,5 +156,5 @@ def test_a_note_names_what_was_passed_over_and_the_others_are_done(tree: Path) -
     Path("empty/a.heic").write_bytes(b"\0" * 40)
     ran = lion("tag", "empty")
     assert ran.code == 1
-    assert ran.errors[0] == "error: empty: there is no image in this folder."
+    assert ran.errors[0] == "error: empty: there are no images in this folder."
     assert "1 .heic" in ran.errors[1]

@@ -1,4 +1,4 @@
-"""Which images a command line names: files, folders, globs, URLs, and lists on stdin."""
+"""Finds and opens the images that a command line names: files, folders, globs, URLs, and lists on stdin."""
 
 import errno
 import glob
@@ -20,22 +20,22 @@ SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
     ".tif", ".tiff", ".webp",
 })  # fmt: skip
-"""What files in folders have to end with; a file that is named is tried whatever it is called. Those of
-`PLUG_IN_SUFFIXES` come to it where their plug-in is installed."""
+"""Suffixes of the files that are read from folders, besides those of installed plug-ins in `PLUG_IN_SUFFIXES`. Files
+named on the command line may have any suffix."""
 STDIN = "-"
 KINDS_SHOWN = 5
-"""So many kinds of files that are passed over are named."""
+"""Number of kinds of skipped files that are listed."""
 
 
 @dataclass
 class Named:
-    """What the arguments name.
+    """The images that the arguments name.
 
     Attributes:
         names: paths and URLs, in order.
-        errors: of arguments that name nothing.
-        is_many: whether there may be several, so that results have to say which they are of.
-        passed_over: the number of files in folders whose suffix is none of an image, by suffix.
+        errors: errors for arguments that name no image.
+        is_many: whether there may be several images, so that results must include their names.
+        passed_over: the number of skipped files in folders, by suffix.
     """
 
     names: list[str] = field(default_factory=list)
@@ -45,12 +45,12 @@ class Named:
 
     @property
     def note(self) -> str:
-        """What to say of files that were passed over; empty if there are none."""
+        """A note about skipped files; empty if there are none."""
         return describe_passed_over(self.passed_over)
 
 
 def find_images(arguments: Sequence[str]) -> Named:
-    """All images that arguments name."""
+    """Find all images that the arguments name."""
     found = Named(is_many=len(arguments) > 1)
     for argument in arguments:
         if argument == STDIN:
@@ -66,14 +66,14 @@ def find_images(arguments: Sequence[str]) -> Named:
 
 
 def add(found: Named, name: str) -> None:
-    """Add what one argument, or one line of a list, names."""
+    """Add the images that one argument, or one line of a list, names."""
     if is_url(name):
         found.names.append(name)
     elif os.path.isdir(name):
         found.is_many = True
         inside = list(walk(name, found.errors, found.passed_over))
         if not inside:
-            found.errors.append(f"{name}: there is no image in this folder.")
+            found.errors.append(f"{name}: there are no images in this folder.")
         found.names += inside
     elif os.path.lexists(name):
         found.names.append(name)
@@ -86,7 +86,7 @@ def add(found: Named, name: str) -> None:
 
 
 def walk(folder: str, errors: list[Exception | str], passed_over: Counter[str]) -> Iterator[str]:
-    """Images in a folder and those below it, sorted, without hidden ones; other files are counted by suffix."""
+    """Yield the images in a folder and its subfolders, sorted; skip hidden files and count other files by suffix."""
     read = readable_suffixes()
     for place, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -101,13 +101,13 @@ def walk(folder: str, errors: list[Exception | str], passed_over: Counter[str]) 
 
 
 def readable_suffixes() -> frozenset[str]:
-    """What files in folders have to end with, with those that installed plug-ins read."""
+    """Return the suffixes of the files that are read from folders, including those for installed plug-ins."""
     installed = register_plug_ins()
     return SUFFIXES | {suffix for suffix, package in PLUG_IN_SUFFIXES.items() if package in installed}
 
 
 def describe_passed_over(counts: Counter[str]) -> str:
-    """How many files were passed over, of which kinds, and what would read them."""
+    """Describe the skipped files, and the plug-ins that would read them."""
     if not counts:
         return ""
     kinds = [f"{count} {printable(suffix) or 'without a suffix'}" for suffix, count in counts.most_common(KINDS_SHOWN)]
@@ -122,12 +122,12 @@ def describe_passed_over(counts: Counter[str]) -> str:
 
 
 def suffixes_of(packages: Sequence[str], counts: Counter[str]) -> str:
-    """Which of the suffixes some plug-ins read."""
+    """List the suffixes that the plug-ins read."""
     return ", ".join(sorted(suffix for suffix in counts if PLUG_IN_SUFFIXES.get(suffix) in packages))
 
 
 def read_list() -> list[str]:
-    """The names on stdin, one a line, or with a zero byte behind each as of `find -print0`."""
+    """Read names from stdin, one per line or separated by null bytes, as `find -print0` prints them."""
     content = sys.stdin.buffer.read()
     parts = content.split(b"\0") if b"\0" in content else content.splitlines()
     return [os.fsdecode(part) for part in parts if part.strip()]
@@ -136,15 +136,15 @@ def read_list() -> list[str]:
 def open_images(
     names: Sequence[str], count: int, on_error: Callable[[Exception], None]
 ) -> Iterator[list[tuple[str, Image.Image]]]:
-    """Images with their names, so many at a time, without those that cannot be read.
+    """Yield batches of images with their names, leaving out images that cannot be read.
 
     Threads decode the files of the next chunk meanwhile. URLs are downloaded when it is their turn, so that Ctrl-C need
     not wait for them.
 
     Args:
-        names: a name that stands there twice gives its image twice.
-        count: of different images.
-        on_error: is told why one cannot be read.
+        names: names of images; duplicates are kept.
+        count: number of distinct images per batch.
+        on_error: called with the error if an image cannot be read.
     """
     chunk: list[tuple[str, Image.Image]] = []
     opened: dict[str, Image.Image] = {}
@@ -177,21 +177,21 @@ def _try_to_open(name: str) -> Image.Image | Exception:
 
 
 def open_image(name: str) -> Image.Image:
-    """One image.
+    """Open an image.
 
     Raises:
-        OSError, ValueError: with its name, if it cannot be read.
+        OSError, ValueError: if it cannot be read; the message names it.
     """
     if is_url(name):
         return to_rgb(name)
     path = Path(name)
     if not path.is_file():
-        path.stat()  # a link that leads nowhere, or no permission
-        raise ValueError(f"{printable(name)}: this is no file.")
-    with path.open("rb") as file:  # as the system's own error, if it cannot be read
+        path.stat()  # raises for a broken link or a lack of permission
+        raise ValueError(f"{printable(name)} is not a file.")
+    with path.open("rb") as file:  # raises the system's own error if the file is unreadable
         is_empty = not file.read(1)
     if is_empty:
-        raise ValueError(f"{printable(name)}: the file is empty.")
+        raise ValueError(f"{printable(name)} is empty.")
     try:
         return to_rgb(path)
     except ValueError as error:
@@ -199,4 +199,4 @@ def open_image(name: str) -> Image.Image:
         reason = f"{cause or error}"
         if isinstance(cause, UnidentifiedImageError):
             reason = f"it is not an image in a known format.{advise(path)}"
-        raise ValueError(f"{printable(name)}: this cannot be read: {reason.rstrip('.')}.") from error
+        raise ValueError(f"{printable(name)} cannot be read: {reason.rstrip('.')}.") from error
