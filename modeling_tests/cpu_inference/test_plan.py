@@ -40,7 +40,7 @@ def test_each_processor_gets_what_is_fast_on_it(monkeypatch: pytest.MonkeyPatch)
     assert inference_plan(model, "float32", AVX512_BF16).weights == "float32"  # asked for
     with pytest.raises(ValueError, match="FBGEMM"):
         inference_plan(model, "float16", NO_FBGEMM)
-    with pytest.raises(ValueError, match=r"weights='int8'.*'auto', 'float32', 'float16'"):
+    with pytest.raises(ValueError, match=r"weights is 'int8'.*'auto', 'float32', 'float16'"):
         inference_plan(model, "int8")
     monkeypatch.setattr(plan, "detect_features", lambda: AVX512_BF16)
     parts = [type(part) for part in model.modules()]

@@ -117,9 +117,9 @@ def test_the_source_of_tags_is_that_of_the_call_or_of_each_image(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tags": ["dog"], "tag_source": "tagger"}, r"tags is \['dog'\] and tag_source is \"tagger\""),
+        ({"tags": ["dog"], "tag_source": "tagger"}, r"tags is \['dog'\], but tag_source is \"tagger\""),
         ({"tag_source": "auto"}, "tag_source is 'auto', but must be one of 'data', 'tagger', 'none' or None"),
-        ({"tags": False}, 'tags must be a string, a list of strings or None, but is bool; tag_source="none" leaves'),
+        ({"tags": False}, 'tags must be a string, a list of strings or None, but is bool. Use tag_source="none"'),
     ],
 )
 def test_tags_and_sources_that_do_not_fit_are_refused(
