@@ -43,7 +43,7 @@ def test_the_pipeline_describes_a_scene_that_no_training_saw(pipe: Any) -> None:
     assert said.endswith(f"on a {SCENE.background} background")
 
 
-def test_the_pipeline_locates_in_a_image_drawn_otherwise(pipe: Any) -> None:
+def test_the_pipeline_locates_in_an_image_drawn_otherwise(pipe: Any) -> None:
     image = sketch()
     for phrase, truth in (("the red circle", (0.08, 0.12, 0.42, 0.55)), ("the blue triangle", (0.52, 0.18, 0.9, 0.6))):
         answer = pipe(image, text=f"Where is {phrase}?", task_type="region_level")[0]["generated_text"]

@@ -73,8 +73,8 @@ def test_prompts_have_the_taggers_tags_or_their_own(processor: Any) -> None:
     assert processor(sketch(), QUESTION, tags="red")["input_ids"] == plain(text=QUESTION, tags="red")["input_ids"]
 
 
-def test_a_question_without_a_image_is_refused(processor: Any) -> None:
-    with pytest.raises(ValueError, match="the messages contain none"):
+def test_a_question_without_an_image_is_refused(processor: Any) -> None:
+    with pytest.raises(ValueError, match="the messages have none"):
         processor(text=QUESTION)
 
 

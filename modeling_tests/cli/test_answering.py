@@ -132,14 +132,14 @@ def test_one_unreadable_image_among_a_thousand_is_reported_and_the_rest_done(wor
     assert [line.split("\t")[0] for line in ran.lines] == [f"many/{i:03}.bmp" for i in range(1000) if i != 500]
 
 
-def test_a_image_that_is_named_twice_is_answered_twice_and_read_once(workplace: Path, quick: list[Any]) -> None:
+def test_an_image_that_is_named_twice_is_answered_twice_and_read_once(workplace: Path, quick: list[Any]) -> None:
     ran = lion("caption", "scene.png", "scene.png")
     assert ran.lines == ["scene.png\tanswer (100, 100)"] * 2
     (requests,) = quick
     assert requests[0].image is requests[1].image
 
 
-def test_questions_of_a_image_go_to_the_model_together(workplace: Path, quick: list[Any]) -> None:
+def test_questions_of_an_image_go_to_the_model_together(workplace: Path, quick: list[Any]) -> None:
     lion("ask", "scene.png", "sketch.jpg", "-q", "a", "-q", "b", "-b", 1)
     assert [[(request.image.size, request.question) for request in call] for call in quick] == [
         [((100, 100), "a"), ((100, 100), "b")],

@@ -283,7 +283,7 @@ def test_a_damaged_image_costs_its_own_examples_only(place: Path) -> None:
     assert len(lines(place)) == 15
 
 
-def test_a_image_that_was_repaired_is_tried_again(place: Path) -> None:
+def test_an_image_that_was_repaired_is_tried_again(place: Path) -> None:
     whole = (place / "2.png").read_bytes()
     run(place, output="whole")
     (place / "2.png").write_bytes(b"no image")
@@ -354,7 +354,7 @@ def test_a_record_that_gives_its_image_another_size_is_named(phone: Path) -> Non
     assert result.counts["missing"] == 2
 
 
-def test_a_image_without_a_size_that_was_repaired_is_tried_again(phone: Path) -> None:
+def test_an_image_without_a_size_that_was_repaired_is_tried_again(phone: Path) -> None:
     rows = json.loads((phone / "boxes.json").read_text())
     sizeless = [{name: row[name] for name in ("id", "image", "phrase", "bbox")} for row in rows[2:]]
     (phone / "boxes.json").write_text(json.dumps(sizeless))

@@ -92,7 +92,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", ["/image.png", "/binary", "/untyped", "/moved.png"])
-def test_a_image_is_downloaded(path: str, server: str) -> None:
+def test_an_image_is_downloaded(path: str, server: str) -> None:
     assert np.array_equal(np.asarray(to_rgb(server + path)), PIXELS)
 
 

@@ -177,7 +177,7 @@ for _ in range(3):
     assert result.stderr.count("no tags and no tagger") == 1
 
 
-def test_a_image_that_cannot_be_read_is_named_before_it_is_tagged(pipe: Pipeline, tmp_path: Path) -> None:
+def test_an_image_that_cannot_be_read_is_named_before_it_is_tagged(pipe: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(ValueError, match=r"broken\.png"):
         pipe([str(tmp_path / "broken.png")], **SHORT)

@@ -75,7 +75,7 @@ def test_no_images_give_no_tags() -> None:
     assert tiny_tagger()([]) == []
 
 
-def test_a_image_is_tagged_once_whatever_it_is_called(tmp_path: Path) -> None:
+def test_an_image_is_tagged_once_whatever_it_is_called(tmp_path: Path) -> None:
     noise_image(0).save(tmp_path / "a.png")
     noise_image(0).save(tmp_path / "b.bmp")
     tagger = tiny_tagger()

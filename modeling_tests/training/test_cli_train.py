@@ -211,7 +211,7 @@ def test_bad_records_are_reported_in_the_stages_folder(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_image_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of_it(kind: str, workplace: Path) -> None:
+def test_an_image_that_opens_but_is_cut_off_is_found_before_a_batch_consists_of_it(kind: str, workplace: Path) -> None:
     whole = io.BytesIO()
     make_image(1, 120, 100).save(whole, kind)
     (workplace / "a1.png").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])

@@ -110,7 +110,7 @@ def test_tags_may_come_from_the_tagger(folder: Path, lion_processor: LionProcess
     assert len(seen) == 3
 
 
-def test_a_image_is_tagged_once_in_all_epochs(lion_processor: LionProcessor) -> None:
+def test_an_image_is_tagged_once_in_all_epochs(lion_processor: LionProcessor) -> None:
     tagger = tiny_tagger()
     sizes: list[int] = []
     tagger.model.register_forward_pre_hook(
@@ -306,13 +306,13 @@ def test_images_are_not_changed_unless_that_is_wished(lion_processor: LionProces
     ],
     ids=["region level", "box in the answer", "box in the question", "one of two questions"],
 )
-def test_a_image_with_boxes_is_never_changed(record: dict[str, Any], lion_processor: LionProcessor) -> None:
+def test_an_image_with_boxes_is_never_changed(record: dict[str, Any], lion_processor: LionProcessor) -> None:
     record["image"] = make_image(1)
     plain = LionDataCollator(lion_processor)([record])["pixel_values"]
     assert torch.equal(pixels(lion_processor, record), plain)
 
 
-def test_a_image_that_a_region_level_record_shares_is_never_changed(
+def test_an_image_that_a_region_level_record_shares_is_never_changed(
     folder: Path, lion_processor: LionProcessor
 ) -> None:
     records = [good_record(0), good_record(0, category="ref")]
@@ -328,7 +328,7 @@ def test_a_image_that_a_region_level_record_shares_is_never_changed(
         {"answer": "counterclockwise"},
     ],
 )  # fmt: skip
-def test_a_image_with_sides_in_its_words_is_cropped_but_not_mirrored(
+def test_an_image_with_sides_in_its_words_is_cropped_but_not_mirrored(
     fields: dict[str, Any], lion_processor: LionProcessor
 ) -> None:
     record = {**good_record(image=half_image()), **fields}

@@ -203,7 +203,7 @@ def test_a_record_with_a_field_that_stands_twice_is_a_bad_one(form: str, streami
     assert (fault.kind, fault.reason) == ("broken JSON", "duplicate key 'question'")
 
 
-def test_a_image_that_never_arrives_is_unreadable() -> None:
+def test_an_image_that_never_arrives_is_unreadable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections, and says nothing
         address = f"http://127.0.0.1:{server.getsockname()[1]}/a.png"
         report = RecordReport()

@@ -263,7 +263,7 @@ def test_embedded_images_keep_their_pixels_in_a_row(form: Any) -> None:
     assert np.array_equal(np.asarray(opened), np.asarray(make_image(1)))
 
 
-def test_a_image_on_its_side_is_stored_upright(tmp_path: Path) -> None:
+def test_an_image_on_its_side_is_stored_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     make_image(1).save(tmp_path / "side.png", exif=exif)
