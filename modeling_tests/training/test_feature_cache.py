@@ -153,7 +153,7 @@ def test_other_weights_and_dtypes_never_meet_old_outputs(tmp_path: Path) -> None
     maps = cache.apply(half, {**batch, "pixel_values": batch["pixel_values"].bfloat16()})["image_features"].feature_maps
     assert {x.dtype for x in maps} == {torch.bfloat16}
     assert len(stored(tmp_path)) == 4
-    with pytest.raises(ValueError, match="There are 2 feature_maps for the 3 blocks"):
+    with pytest.raises(ValueError, match="Got 2 feature_maps, but expected one for each of the 3 blocks"):
         model.complete_image_features(type(cache.apply(model, batch)["image_features"])(feature_maps=maps[:2]))
 
 
@@ -234,5 +234,5 @@ def test_a_recipe_has_the_cache_as_a_key(lion_folder: Path, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         run(load_settings(Path("recipe.yaml")), lines.append, progress_bar=False)
     (line,) = [line for line in lines if line.startswith("Feature cache")]
-    assert line.startswith("Feature cache features/tower: 0.0 MB an image, at most 0.0 GB for 2 images; ")
+    assert line.startswith("Feature cache features/tower: 0.0 MB per image, at most 0.0 GB for 2 images; ")
     assert given["feature_cache"] == "features/tower"

@@ -48,7 +48,7 @@ TEXT_INPUTS = (
 """Outputs of the processor that do not depend on the image."""
 
 PEFT_PROMPT_LEARNING_PROBE = "embeddings.word_embeddings"
-"""Name of the module that PEFT looks up to set up prompt learning, and only then. LION has no such module."""
+"""Name of a module that PEFT looks up only to set up prompt learning. LION has no module with this name."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ class LionImageFeatures(BaseModelOutputWithPooling):
         )
 
     def select(self, image_indices: torch.Tensor) -> "LionImageFeatures":
-        """Select the features of the image of each question.
+        """Select the image features for each question.
 
         Args:
             image_indices: Image index of each question, of shape (B,).
@@ -214,10 +214,11 @@ class LionVisionModelOutput(BaseModelOutput):
 
 @dataclass
 class LionVisionStates(ModelOutput):
-    """All that LION reads of a frozen vision tower: the outputs of some of its blocks, before anything that trains.
+    """Outputs of the vision tower that do not change during training, because the tower is frozen.
 
     Attributes:
-        feature_maps: (B, P, V) of each block in `LionModel.vision_state_layers`, before any norm.
+        feature_maps: Output of each block in `LionModel.vision_state_layers`, before the final layer norm, each of
+            shape (B, P, V).
     """
 
     feature_maps: tuple[torch.Tensor, ...] | None = None
@@ -249,7 +250,7 @@ class LionVisionModel(InstructBlipVisionModel):
                 keep the outputs of all 39 blocks.)
 
         Raises:
-            ValueError: If the images have another size than the configured one, without `interpolate_pos_encoding`.
+            ValueError: If the image size differs from the configured size and `interpolate_pos_encoding` is `False`.
         """
         height, width = pixel_values.shape[-2:]
         size = self.config.image_size
@@ -301,8 +302,8 @@ class LionPreTrainedModel(BasePreTrainedModel):
         """Return a submodule like `nn.Module.get_submodule`.
 
         Raises:
-            ValueError: If PEFT sets up prompt learning. PEFT passes the learned prefix to the outer model, but LION's
-                inner language model generates, so the prefix would be trained and then ignored.
+            ValueError: If PEFT sets up prompt learning. PEFT passes the learned prefix to the outer model, but the
+                inner language model generates the answers, so the prefix would be trained and then ignored.
         """
         if target == PEFT_PROMPT_LEARNING_PROBE:
             raise ValueError(
@@ -438,13 +439,13 @@ class LionModel(LionPreTrainedModel):
         return tuple(dict.fromkeys([*taps, self.config.vision_config.num_hidden_layers - 1]))
 
     def get_vision_states(self, pixel_values: torch.Tensor) -> LionVisionStates:
-        """Compute the part of `get_image_features` that no stage of the training changes.
+        """Compute the part of `get_image_features` that does not change during training.
 
         Args:
-            pixel_values: (B, 3, H, W), preprocessed.
+            pixel_values: Preprocessed pixels of shape (B, 3, H, W).
 
         Returns:
-            States that `forward` takes as `image_features=`. They can be kept as long as the vision tower is frozen.
+            States that `forward` accepts as `image_features=`. They can be reused while the vision tower is frozen.
         """
         outputs = self.vision_model(
             pixel_values=pixel_values, feature_layers=self.vision_state_layers, return_dict=True
@@ -454,19 +455,21 @@ class LionModel(LionPreTrainedModel):
     def complete_image_features(
         self, states: LionVisionStates, output_hidden_states: bool | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> LionImageFeatures:
-        """Compute the part of `get_image_features` that remains after `get_vision_states`.
+        """Compute the remaining part of `get_image_features` from the output of `get_vision_states`.
 
         Args:
-            states: from `get_vision_states`.
-            output_hidden_states: keep the states of every layer of the aggregator.
-            **kwargs: options of transformers.
+            states: Output of `get_vision_states`.
+            output_hidden_states: Whether to return the hidden states of the aggregator.
+            **kwargs: Options of transformers.
 
         Raises:
-            ValueError: if `states` does not have one feature map for each of `vision_state_layers`.
+            ValueError: If `states` does not have one feature map for each of `vision_state_layers`.
         """
         layers, maps = self.vision_state_layers, states.feature_maps or ()
         if len(layers) != len(maps):
-            raise ValueError(f"There are {len(maps)} feature_maps for the {len(layers)} blocks {layers}.")
+            raise ValueError(
+                f"Got {len(maps)} feature_maps, but expected one for each of the {len(layers)} blocks {layers}."
+            )
         found, last = dict(zip(layers, maps, strict=True)), self.config.vision_config.num_hidden_layers - 1
         taps = self.config.aggregator_config.vision_feature_layers if self.config.uses_aggregator else ()
         vision_outputs = LionVisionModelOutput(
@@ -476,7 +479,7 @@ class LionModel(LionPreTrainedModel):
         return self._aggregate(vision_outputs, output_hidden_states=output_hidden_states, **kwargs)
 
     def _aggregate(self, vision_outputs: LionVisionModelOutput, **kwargs: Any) -> LionImageFeatures:
-        """The image features of the vision tower's outputs: with the aggregator's, projected."""
+        """Run the aggregator and its projection on the vision tower's outputs, and return the image features."""
         aggregator_outputs = projected = None
         if self.config.uses_aggregator:
             assert vision_outputs.feature_maps is not None
@@ -853,7 +856,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
         Args:
             pixel_values, input_ids, attention_mask, qformer_input_ids, qformer_attention_mask, task_type_ids,
                 image_features, image_indices, inputs_embeds, interpolate_pos_encoding: See `encode`.
-            labels: Ignored, so that training batches can be passed as they are.
+            labels: Ignored, so that training batches can be passed unchanged.
             generation_config: Generation config to use instead of the model's `generation_config`.
             **generate_kwargs: Options of `transformers.GenerationMixin.generate`.
 
@@ -862,7 +865,7 @@ class LionForConditionalGeneration(LionModel, GenerationMixin):
 
         Raises:
             ValueError: If `assistant_model` is set, or for the reasons given in `encode`.
-            SelfCheckError: If transformers or torch is newer than the tested versions and gives different results.
+            SelfCheckError: If transformers or torch is newer than the tested versions and produces different results.
         """
         from .self_check import ensure_checked  # imported here because it uses this class
 

@@ -1,11 +1,11 @@
 """Cache for the outputs of the frozen vision tower, so that a training step does not run the tower again.
 
-What is cached ends where training begins: it holds the outputs of the tower's blocks, before the last norm, the
-Q-Former and the aggregator. A section caches them for one combination of weights, dtypes and device, so that other
-weights never meet old outputs. An image's key is a digest of its pixel values: of its content and its preprocessing.
+Only outputs that do not change during training are cached: those of the tower's blocks, before the final layer norm,
+the Q-Former and the aggregator. A section holds the outputs for one combination of weights, dtypes and device, so that
+outputs of other weights are never used. The key of an image is a digest of its preprocessed pixel values.
 
-Each image has a safetensors file of its own, which appears as a whole. So any number of processes may use a folder at
-once, and a training that was interrupted or resumed goes on with what is there.
+Each image has its own safetensors file, which is written atomically. Any number of processes can therefore share a
+folder, and an interrupted or resumed run continues with the existing files.
 
 Shape letters: N images, S cached blocks, P patches and CLS, V vision width.
 """
@@ -32,23 +32,23 @@ from .distributed import find_lion, is_whole
 logger = logging.getLogger(__name__)
 
 ABOUT = "about.json"
-"""In the folder of a section: what its outputs depend on."""
+"""File in the folder of a section that lists what its outputs depend on."""
 
 VOLATILE = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")
-"""Entries of a configuration that the outputs do not depend on, or that the weights show."""
+"""Configuration entries that do not affect the outputs, or that follow from the weights."""
 
 TRAINED_NORM = "post_layernorm."
-"""The norm behind the tower's last block, which trains with the Q-Former."""
+"""Prefix of the norm after the tower's last block, which is trained with the Q-Former."""
 
 
 class FeatureCache:
     """Cached outputs of the frozen vision tower.
 
-    `make_trainer` and `lion train` use it with `feature_cache`. In a training loop of your own, call `apply` on each
-    batch, within autocast if the step is.
+    `make_trainer` and `lion train` use it if `feature_cache` is set. In your own training loop, call `apply` on each
+    batch, inside autocast if you use it.
 
     Args:
-        folder: for the files, which is made if there is none. Models with different towers may share it.
+        folder: Folder for the files. It is created if it does not exist. Models with different towers can share it.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -57,17 +57,18 @@ class FeatureCache:
         self._section = self.folder
 
     def apply(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace the `pixel_values` (N, 3, H, W) of a batch by `image_features` that the model takes instead.
+        """Replace the `pixel_values` (N, 3, H, W) of a batch with `image_features`, which the model accepts instead.
 
-        The tower runs for images that are not in the cache, and the cache keeps its outputs.
+        The tower only runs for images that are not cached yet, and its outputs are then cached.
 
         Args:
-            model: a LION, also within PEFT's model.
-            batch: from `LionDataCollator`, without augmentation. One without pixel values stays as it is.
+            model: LION, which may be wrapped by PEFT.
+            batch: Batch from `LionDataCollator`, without augmentation. A batch without pixel values is returned
+                unchanged.
 
         Raises:
-            ValueError: if the tower is trained, or not as a whole in this process.
-            OSError: if outputs cannot be stored, as on a full disk.
+            ValueError: If the tower is trained, sharded or offloaded.
+            OSError: If outputs cannot be stored, for example because the disk is full.
         """
         if batch.get("pixel_values") is None:
             return dict(batch)
@@ -87,20 +88,20 @@ class FeatureCache:
         return {**rest, "image_features": LionVisionStates(feature_maps=maps)}
 
     def describe(self, model: nn.Module, num_images: int) -> str:
-        """One line that says how much space images take, and how much there is."""
+        """Return a one-line estimate of the disk space that images need, with the free space."""
         size, place = image_bytes(model), self.folder.absolute()
         while not place.exists():
             place = place.parent
         free = shutil.disk_usage(place).free
         return (
-            f"Feature cache {self.folder}: {size / 1e6:,.1f} MB an image, at most {size * num_images / 1e9:,.1f} GB "
+            f"Feature cache {self.folder}: {size / 1e6:,.1f} MB per image, at most {size * num_images / 1e9:,.1f} GB "
             f"for {num_images:,} images; {free / 1e9:,.1f} GB are free."
         )
 
     def _encode(
         self, lion: LionModel, pixels: torch.Tensor, names: list[str], missing: list[str], section: Path
     ) -> dict[str, dict[str, torch.Tensor]]:
-        """Run the tower for missing images, and store what it returns."""
+        """Run the tower for missing images, and store its outputs."""
         with torch.no_grad():
             states = lion.get_vision_states(pixels[[names.index(name) for name in missing]])
         assert states.feature_maps is not None
@@ -112,10 +113,10 @@ class FeatureCache:
         return found
 
     def _store(self, path: Path, content: bytes) -> None:
-        """Write a file as a whole.
+        """Write a file atomically.
 
         Raises:
-            OSError: if that cannot be done; it names the file and its size.
+            OSError: If the file cannot be written. The error names the file and its size.
         """
         try:
             _write(path, content)
@@ -128,7 +129,7 @@ class FeatureCache:
             ) from error
 
     def _find_section(self, lion: LionModel, pixels: torch.Tensor) -> Path:
-        """The folder for the current weights and the way that they are computed with."""
+        """Return the folder for the current weights and settings."""
         tower, device = lion.vision_model, pixels.device.type
         weights = {name: value for name, value in tower.state_dict().items() if not name.startswith(TRAINED_NORM)}
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -152,7 +153,7 @@ class FeatureCache:
 
 
 def check_tower(model: nn.Module) -> None:
-    """Raise `ValueError` unless the vision tower is frozen, and as a whole in this process."""
+    """Raise `ValueError` unless the vision tower is frozen, and neither sharded nor offloaded."""
     tower = find_lion(model).vision_model
     parameters = [entry for entry in tower.named_parameters() if not entry[0].startswith(TRAINED_NORM)]
     trained = [f"vision_model.{name}" for name, parameter in parameters if parameter.requires_grad]
@@ -173,13 +174,13 @@ def check_not_augmented(augments: bool, where: str = "") -> None:
     """Raise `ValueError` if images are augmented."""
     if augments:
         raise ValueError(
-            f"{where}augmentation changes the images in each epoch, so that feature_cache would never find one again. "
-            "Use one of the two."
+            f"{where}augmentation changes the images in each epoch, so feature_cache could never reuse an output. "
+            "Use only one of the two."
         )
 
 
 def image_bytes(model: nn.Module) -> int:
-    """The bytes that the cached outputs of an image take: S x P x V values in the dtype of the tower's weights."""
+    """Return the size of the cached outputs of an image in bytes: S x P x V values in the dtype of the tower."""
     lion = find_lion(model)
     embeddings = lion.vision_model.embeddings
     num_positions, width = embeddings.position_embedding.shape[-2:]
@@ -187,7 +188,7 @@ def image_bytes(model: nn.Module) -> int:
 
 
 def _digest_pixels(image: torch.Tensor) -> str:
-    """A digest of the pixel values of an image, (3, H, W)."""
+    """Return a digest of the pixel values of an image, (3, H, W)."""
     return hashlib.sha256(image.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
@@ -196,7 +197,7 @@ def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
-    """The tensors of a file; `None` if there is none, or if it is damaged."""
+    """Return the tensors of a file, or `None` if the file does not exist or is damaged."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -207,7 +208,7 @@ def _read(path: Path) -> dict[str, torch.Tensor] | None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file under another name, which no other process uses, and rename it."""
+    """Write a file under a temporary name that no other process uses, and rename it."""
     descriptor, new = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".new", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
