@@ -6,9 +6,9 @@ is passed from `forward` and `generate` to the router as the argument `task_type
 
 Attention, layers, stack and model are implemented here instead of derived from transformers' T5, because its call
 signatures change between releases. Only the leaf layers (norm and dense layers) are those of transformers. The weights
-have the same names as in T5, and without adapters the outputs are the same. Two computations are shared that T5
-repeats: the first layer adds the mask to the position bias that all layers use, and all beams of a sample use the same
-keys and values of the encoder states (`SharedCrossCache`).
+have the same names as in T5, and without adapters the outputs are the same. Two computations that T5 repeats are
+shared here: the first layer adds the mask to the position bias that all layers use, and all beams of a sample use the
+same keys and values of the encoder states (`SharedCrossCache`).
 
 Shape letters: B encoder batch, N beams or returned sequences per sample, T encoder positions, L decoder positions or
 queries, S keys, H heads, C head width, D language model width, K adapters, R task types.
@@ -124,7 +124,7 @@ def bucket_distances(distances: torch.Tensor, num_buckets: int, max_distance: in
     Args:
         distances: Position of the key minus that of the query, of shape (L, S).
         num_buckets: Number of rows in the bias table. Without `is_causal`, each direction uses half of them.
-        max_distance: Distance from which on all keys share the last bucket.
+        max_distance: Minimum distance at which all keys share the last bucket.
         is_causal: Whether all keys after the query share bucket 0.
     """
     buckets = torch.zeros_like(distances)
