@@ -52,7 +52,7 @@ QFORMER_TOKENIZER_CONFIG = '{\n  "model_type": "bert"\n}\n'
 """Without this file, transformers loads the wrong tokenizer when a Hub repository is used offline."""
 
 PROMPT_OPTIONS = ("padding", "padding_side", "truncation", "max_length", "pad_to_multiple_of", "return_tensors")
-"""Supported options of `TextKwargs`. The others make no sense for prompts that are assembled from parts."""
+"""Supported options of `TextKwargs`. The others do not apply to prompts that are assembled from parts."""
 
 
 class LionTextKwargs(TextKwargs, total=False):  # type: ignore[call-arg]
@@ -98,7 +98,7 @@ class LionProcessor(ProcessorMixin):
 
     valid_processor_kwargs = LionProcessorKwargs
     image_token = "<image>"
-    """Text with which questions may refer to the image. It is not a placeholder: both tokenizers treat it as text."""
+    """Text that questions may use to refer to the image. It is not a placeholder: both tokenizers treat it as text."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class LionProcessor(ProcessorMixin):
         return super().from_pretrained(folder, **kwargs)
 
     def to_json_file(self, json_file_path: str | os.PathLike) -> None:
-        """Save the processor config, and a config by which transformers recognizes the Q-Former tokenizer."""
+        """Save the processor config, and a config that lets transformers recognize the Q-Former tokenizer."""
         super().to_json_file(json_file_path)
         folder = Path(json_file_path).parent / QFORMER_TOKENIZER
         if folder.is_dir():
@@ -216,7 +216,7 @@ class LionProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """Apply the chat template like `ProcessorMixin.apply_chat_template`. The default one supports text and images.
+        """Apply the chat template like `ProcessorMixin.apply_chat_template`. The default supports text and images.
 
         Raises:
             ValueError: If the template does not support the content of a message.
@@ -341,7 +341,7 @@ class LionProcessor(ProcessorMixin):
 
         Args:
             text: Decoded answer. Any text is allowed.
-            image_size: Image size to convert boxes from fractions to pixels: the image itself in any form, or its
+            image_size: Size for converting boxes from fractions to pixels: the image itself in any form, or its
                 (width, height), such as `to_rgb(path).size`. The size must be that of the upright image. Don't use the
                 `size` of a photo from `PIL.Image.open`, which ignores the EXIF orientation.
 
