@@ -44,7 +44,7 @@ IMAGE_PARTS = ("image", "image_url")
 IMAGE_PART_KEYS = ("image", "image_url", "url", "path", "base64")
 
 NOT_LOADED = "as given"
-"""In place of a dtype, where the class is called without `pipeline`, which names the one it loaded the model in."""
+"""Used in place of a dtype if the class is called directly. `pipeline` passes the dtype that it loaded the model in."""
 
 
 class LionImageToTextPipeline(ImageTextToTextPipeline):
@@ -59,7 +59,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
 
     Args:
         tagger (`ImageTagger`, *optional*): Tagger for images without tags, or `False` for no tagger. Defaults to the
-            tagger in the `tagger/` folder of the checkpoint, if there is one, on the pipeline's device.
+            tagger in the `tagger/` folder of the checkpoint, if there is one, loaded on the pipeline's device.
         optimize (`bool`, *optional*, defaults to `True`): Whether to call `cpu_inference.optimize_for_inference` if it
             makes generation faster on this CPU. Not applied if you pass a `dtype` other than float32. A model object is
             changed in place.
@@ -338,11 +338,11 @@ def read_text(text: Any) -> Any:
 
 
 def add_columns(images: Iterable[Any], columns: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield each image as a dictionary, with its entry of each list in `columns` and the other values unchanged.
+    """Yield each image as a dictionary with its entry from each list in `columns`. Other values apply to all images.
 
     Raises:
         ValueError: If the number of images differs from the length of a list. Because images may be lazy, the error
-            occurs once the shorter of the two ends.
+            is raised when the shorter one ends.
     """
     lists = {name: values for name, values in columns.items() if isinstance(values, list)}
     count = 0
@@ -358,7 +358,7 @@ def add_columns(images: Iterable[Any], columns: Mapping[str, Any]) -> Iterator[d
 
 
 def drop_none(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options without those that are `None`."""
+    """Return the options that are not `None`."""
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -371,7 +371,7 @@ def generate_arguments(pipe: Pipeline, generate_kwargs: dict[str, Any]) -> dict[
 
 
 def prefer_max_length(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return generation options in which `max_length`, if the call sets it, takes effect.
+    """Return generation options in which a `max_length` set by the call takes effect.
 
     Otherwise transformers fills in `max_new_tokens` from the checkpoint, which overrides `max_length`.
     """
