@@ -1,4 +1,4 @@
-"""The high-level API: captions, answers, boxes and tags from one object, which chooses the prompt and the task type.
+"""High-level API: one object that captions, answers, locates and tags, and selects the prompt and the task type.
 
 `Lion.answer` and `Lion.rank` process batches of mixed requests; the other methods are shortcuts. Each call opens, tags
 and encodes an image once, no matter how many requests refer to it, because nothing before the Q-Former depends on the
@@ -116,7 +116,7 @@ class Answer:
 
 @dataclass
 class EncodedImage:
-    """An image as a call keeps it until its last request is answered.
+    """An encoded image, kept in memory until its last request is answered.
 
     Attributes:
         size: (width, height) of the upright image.
@@ -519,7 +519,7 @@ class Lion:
                 tags of the image are `None`.
 
         Returns:
-            A list of tag names, or a list of such lists for a list of images.
+            A list of tag names, or one such list per image for a list of images.
 
         Raises:
             ValueError: If there is no tagger, or an image cannot be read and `on_error` is "raise".
@@ -605,7 +605,7 @@ class Lion:
     def _encode_images(
         self, images: dict[Hashable, Any], untagged: set[Hashable], unread: dict[Hashable, str] | None
     ) -> dict[Hashable, EncodedImage]:
-        """Open, tag and encode images. Only one is in memory at full size at a time.
+        """Open, tag and encode images. Only one full-size image is in memory at a time.
 
         Args:
             images: Images by key.
@@ -704,7 +704,7 @@ class Lion:
     def _generate(
         self, inputs: dict[str, Any], scores: bool, options: dict[str, Any]
     ) -> list[tuple[str, list[float] | None]]:
-        """Generate texts, and score their boxes if `scores` is set."""
+        """Generate answers, and score their boxes if `scores` is set."""
         if not scores:
             ids = self.model.generate(**inputs, **options)
             ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
@@ -750,7 +750,7 @@ def measure_source(source: Any, on_error: OnError) -> tuple[Any, tuple[int, int]
 
 
 def warn_of_unread(errors: Sequence[str], count: int) -> None:
-    """Log a warning about the images, out of `count`, that could not be read."""
+    """Log a warning with the errors of unreadable images, out of `count` images."""
     logger.warning("%d of %d images could not be read:\n%s", len(errors), count, "\n".join(errors))
 
 
@@ -769,7 +769,7 @@ def pair(images: Any, name: str, values: list[Any], is_one: bool) -> tuple[list[
         is_one: Whether the caller passed a single value instead of a list.
 
     Returns:
-        Images, values of the same number, and whether the caller expects a single result.
+        The images, the same number of values, and whether the caller expects a single result.
 
     Raises:
         ValueError: If the numbers of images and values differ.
