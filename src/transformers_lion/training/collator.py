@@ -36,7 +36,7 @@ class SharedImage:
 
     @property
     def identity(self) -> str:
-        """Identifies the image by the first record's name, or else its pixels, and that record's questions."""
+        """Identifier of the image: the first record's name, or a digest of the pixels, and that record's questions."""
         first = self.records[0]
         return f"{first.source or digest_image(self.image)} {first.questions}"
 
@@ -52,29 +52,29 @@ class LionDataCollator:
     `accelerator_config={"dispatch_batches": False}`, because dispatched batches are split without regard to
     `image_indices`. If you use an augmentation, add `CollatorEpochCallback`.
 
-    Dataloader workers call copies of the collator. The bad records that they find still end up in `report`, and are
+    Dataloader workers call copies of the collator. Bad records that they find are still added to `report`, and are
     logged in the worker.
 
     Args:
-        processor: the processor that makes the tensors.
-        tag_source: "data" uses the tags of the records, "tagger" those of the tagger instead, and "none" leaves the tag
-            sentence out. If unset, a record's own tags are used, or the tagger's if the record has none.
-        tagger: usually an `ImageTagger`; on a GPU it needs `num_workers=0`.
-        augmentation: augmentation of image-level images; none by default. The tagger always sees the whole image.
-        share_images: whether records of a batch that name the same image share one row of `pixel_values`. (A record
-            with several `questions` always does.)
-        on_error: what to do with a record that cannot be used, usually because its image cannot be read: "raise"
-            raises an error, "skip" builds the batch from the other records.
-        report: collects the bad records.
-        image_folder: folder that relative image paths are resolved against; rows of `load_records` are resolved
-            already.
-        timeout: timeout of a download, in seconds.
-        decoder_start_token_id: pass `model.config.text_config.decoder_start_token_id` to add `decoder_input_ids` (B,
+        processor: Processor that creates the tensors.
+        tag_source: "data" uses the tags of the records, "tagger" uses the tagger instead, and "none" omits the tag
+            sentence. By default, a record's own tags are used if it has any, otherwise the tagger if there is one.
+        tagger: Usually an `ImageTagger`. A tagger on a GPU requires `num_workers=0`.
+        augmentation: Augmentation of image-level images. None by default. The tagger always sees the whole image.
+        share_images: Whether records in a batch that name the same image share one row of `pixel_values`. (The
+            questions of a single record always share one row.)
+        on_error: What to do with a record that cannot be used, usually because its image cannot be read. "raise"
+            raises an error; "skip" builds the batch from the other records.
+        report: Report that collects the bad records.
+        image_folder: Folder that relative image paths are resolved against. Rows of `load_records` are already
+            resolved.
+        timeout: Timeout of a download, in seconds.
+        decoder_start_token_id: Pass `model.config.text_config.decoder_start_token_id` to add `decoder_input_ids` (B,
             L), the labels shifted right after this token. The stock Trainer needs them for `label_smoothing_factor`,
             because it then does not pass the labels to the model; `make_trainer` does not need them.
 
     Raises:
-        ValueError: if an option has an invalid value, or a tagger is required but missing.
+        ValueError: If an option has an invalid value, or a tagger is required but missing.
     """
 
     def __init__(
@@ -118,14 +118,14 @@ class LionDataCollator:
         """Collate records into a batch.
 
         Args:
-            records: rows of `load_records`, or raw records (see `parse_record`).
+            records: Rows of `load_records`, or raw records (see `parse_record`).
 
         Returns:
             The batch, as described in the class docstring.
 
         Raises:
-            RecordError: if a record is bad and `on_error` is "raise".
-            ValueError: if no usable record remains.
+            RecordError: If a record is bad and `on_error` is "raise".
+            ValueError: If no usable record remains.
         """
         images, rows = self._open(records)
         prompts = [
@@ -154,7 +154,7 @@ class LionDataCollator:
         """Return the images of the good records, and these records in order with the index of their image.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: If there are none.
         """
         opened: dict[Any, int | RecordError] = {}
         images: list[SharedImage] = []
@@ -190,7 +190,7 @@ class LionDataCollator:
         return len(images) - 1
 
     def _tags(self, images: list[SharedImage], indices: list[int], tags: list[Tags]) -> list[Tags]:
-        """The tags of each question."""
+        """Return the tags of each question."""
         sources = [resolve_tag_source(names, self.tag_source, self.tagger is not None) for names in tags]
         untagged = sorted({index for index, source in zip(indices, sources, strict=True) if source == "tagger"})
         found = self.tagger([images[index].image for index in untagged]) if untagged and self.tagger else []
@@ -207,7 +207,7 @@ class LionDataCollator:
 
 
 class CollatorEpochCallback(TrainerCallback):
-    """Keeps a collator's epoch in step with the Trainer's, also after training is resumed."""
+    """Keeps a collator's epoch in step with the Trainer's, even after training resumes."""
 
     def __init__(self, collator: LionDataCollator):
         self.collator = collator
