@@ -1,8 +1,8 @@
 """Registers LION when transformers is imported. Importing this package imports neither transformers nor torch.
 
-A finder on `sys.meta_path`, Python's list of import hooks, calls `register` after transformers has been executed, so
-LION is registered before `import transformers` returns. Nothing in transformers is replaced. If transformers is already
-imported, `register` is called immediately.
+A finder on `sys.meta_path`, Python's list of import hooks, calls `register` after the module `transformers` has been
+executed, so LION is registered before `import transformers` returns. Nothing in transformers is replaced. If
+transformers is already imported, `register` is called immediately.
 
 Registration takes a few seconds, because the Auto classes for processors and the pipelines import models of
 transformers. Commands such as `lion --help`, and programs that only read the version or the path of the example
@@ -76,7 +76,7 @@ class RegisteringFinder(MetaPathFinder):
         spec.loader.exec_module = execute_and_register  # type: ignore[union-attr, method-assign]
 
     def count(self, change: int) -> int:
-        """Change the number of package modules that are being imported, and return it."""
+        """Add `change` to the number of package modules that are being imported, and return the new number."""
         with self.lock:
             self.num_running += change
             return self.num_running
