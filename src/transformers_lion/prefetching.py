@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one who needs its results, such as decoding images while a model computes."""
+"""Computes results in background threads before they are needed, such as decoding images while a model runs."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -9,16 +9,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 NUM_THREADS = 2
-"""Threads that work ahead."""
+"""Number of background threads."""
 
 
 def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
-    """Yield `function(item)` for each item in order, computed in threads.
+    """Yield `function(item)` for each item in order, computed in background threads.
 
     Args:
-        function: Called in a thread. If it raises an error, so does the iterator, at the item's turn.
-        items: Read in the caller's thread, when there is room.
-        ahead: Number of results, finished or not, that are kept beyond the one that was yielded last.
+        function: Called in a background thread. If it raises an error, the generator raises it at the
+            item's turn.
+        items: Iterated over in the caller's thread, as far as `ahead` allows.
+        ahead: Maximum number of finished or pending results to keep beyond the last one yielded.
     """
     pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="lion-prefetch")
     waiting = deque[Callable[[], Result]]()
