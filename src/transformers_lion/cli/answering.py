@@ -28,8 +28,8 @@ class Outcome:
     """The results for one image.
 
     Attributes:
-        rows: for each result, the text columns that follow the image's name, and the JSON record.
-        draw: returns the image with the answers drawn on it.
+        rows: For each result, the text columns that follow the image's name, and the JSON record.
+        draw: Returns the image with the answers drawn on it.
     """
 
     rows: Sequence[tuple[Sequence[str], Mapping[str, Any]]]
@@ -37,7 +37,7 @@ class Outcome:
 
 
 class Job(Protocol):
-    """A model and what to do with images."""
+    """A model and the task to run on images."""
 
     def load(self) -> None:
         """Load the model; called only if there are images."""
@@ -55,7 +55,7 @@ def run_job(
         Whether all images could be found and read.
 
     Raises:
-        OSError, ValueError: if the command cannot continue.
+        OSError, ValueError: If the command cannot continue.
     """
     from .image_sources import find_images, open_images
 
@@ -90,7 +90,7 @@ def run_batch(job: Job, opened: Opened) -> list[Outcome]:
     """Run a job on a batch of images.
 
     Raises:
-        ValueError: if the GPU runs out of memory.
+        ValueError: If the GPU runs out of memory.
     """
     import torch
 
@@ -108,7 +108,10 @@ def write(results: Results, found: "Named", name: str, outcome: Outcome) -> None
 
 @contextmanager
 def progress(total: int, output: Path | None) -> Iterator[Any]:
-    """Yield a function that advances a progress bar on stderr, if it is a terminal and shows no results as well."""
+    """Yield a function that advances a progress bar on stderr.
+
+    It does nothing if stderr is not a terminal, or if the results are printed to a terminal.
+    """
     if not show_progress() or (output is None and sys.stdout.isatty()):
         yield lambda count: None  # before rich 14, a disabled bar leaves an empty line behind
         return
@@ -122,7 +125,7 @@ def progress(total: int, output: Path | None) -> Iterator[Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings of libraries: the command reports problems with images and models itself."""
+    """Silence warnings from libraries. The command reports problems with images and models itself."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
