@@ -14,7 +14,7 @@ from ..tag_source import TagSource
 
 
 class DtypeName(str, Enum):
-    """Dtypes of weights."""
+    """Names of the dtypes that weights can be loaded in."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -68,7 +68,7 @@ Optimize = Annotated[
 
 @dataclass(frozen=True)
 class Settings:
-    """How to answer questions, and where to write the answers."""
+    """Options for answering questions and writing the answers."""
 
     model: Model = None
     tags: Tags = None
@@ -94,12 +94,12 @@ class Settings:
 
     @property
     def tag_source(self) -> TagSource | None:
-        """The tag source of a `Request`."""
+        """`tag_source` for `Request`."""
         return None if self.tag_source_name is None else self.tag_source_name.value
 
     @property
     def tagger_to_load(self) -> str | bool:
-        """The name of a tagger, or whether the model's own is needed."""
+        """Name of the tagger to load, or whether to load the model's own."""
         return self.tagger or (self.tags is None and self.tag_source in (None, "tagger"))
 
     @property
