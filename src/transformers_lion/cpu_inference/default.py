@@ -1,4 +1,4 @@
-"""What `Lion`, the pipeline and the commands do with a model that they load."""
+"""Default optimization of the models that `Lion`, the pipeline and the commands load."""
 
 import torch
 from transformers import PreTrainedModel
@@ -10,15 +10,15 @@ from .plan import inference_plan
 logger = logging.get_logger(__name__)
 
 OPTIMIZED_DTYPES = (None, "auto", "float32", torch.float32)
-"""Values of `dtype` that an optimized model, which computes in float32, respects."""
+"""Values of `dtype` that are compatible with an optimized model, which computes in float32."""
 
 
 def optimize_by_default(model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> None:
-    """Call `optimize_for_inference` where that pays, and log what was chosen.
+    """Call `optimize_for_inference` if it is worthwhile, and log the choice.
 
     Args:
-        model: As it was loaded. It is changed in place.
-        dtype: The dtype that the user asked for. Any other than float32 leaves the model as it is.
+        model: Model as loaded. It is changed in place.
+        dtype: Dtype that the user requested. With any dtype other than float32, the model is left unchanged.
     """
     if dtype in OPTIMIZED_DTYPES and inference_plan(model).weights is not None:
         optimize_for_inference(model)
@@ -26,7 +26,7 @@ def optimize_by_default(model: PreTrainedModel, dtype: torch.dtype | str | None 
 
 
 def describe_inference(model: PreTrainedModel) -> str:
-    """Return one line that says how a model computes on this device."""
+    """Return a one-line description of how a model runs on its device."""
     form = getattr(model, "_inference_form", None)
     if form is not None:
         return form.description

@@ -2,7 +2,7 @@
 
 Similar to transformers' quantizers, `optimize_for_inference` replaces each large `nn.Linear` with a `PackedLinear` and
 the decoder of the language model with an `InferenceDecoder`. The replaced parts are recorded in the model's
-`_inference_form`, with which the models of this package restore themselves before training, saving and loading weights.
+`_inference_form`, which this package's models use to restore themselves before training, saving and loading weights.
 """
 
 from collections import Counter
@@ -72,7 +72,7 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
 
     The weights of large linear layers are packed into a layout that is faster to read, and the decoder is replaced with
     one that needs only a few operations per layer. All computations are in float32. The original weights are not kept.
-    `restore_for_training` recomputes them bit for bit; `model.train()`, `model.save_pretrained()` and
+    `restore_for_training` restores them bit for bit; `model.train()`, `model.save_pretrained()` and
     `model.state_dict()` call it automatically, as does moving the model to another device or dtype. An optimized model
     has no gradients, but it can be copied and pickled.
 

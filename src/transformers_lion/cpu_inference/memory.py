@@ -1,7 +1,7 @@
 """Releases the memory of mapped files.
 
-Weights loaded by `from_pretrained` are views of memory-mapped files. They take no memory until they are read, and then
-as much as a copy until the whole file is unmapped.
+Weights loaded by `from_pretrained` are views of memory-mapped files. They use no memory until they are read. From
+then on, they use as much as a copy, until the whole file is unmapped.
 """
 
 import ctypes

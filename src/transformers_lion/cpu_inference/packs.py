@@ -5,7 +5,7 @@ A pack replaces the weight. The original tensor can be dropped, and `unpack` res
 - `Float32Pack`: float32, reordered by oneDNN. The values are the same, but are read at full memory bandwidth even for
   few input rows.
 - `Float16Pack`: float16, read by FBGEMM, which computes in float32 with float32 inputs. It halves memory traffic. A
-  weight in bfloat16 or float16, or with values of such precision, is stored exactly: it is scaled by a power of two so
+  weight in bfloat16 or float16, or with values of that precision, is stored exactly: it is scaled by a power of two so
   that its largest value is near the top of float16's range, which leaves 32 powers of two below it.
 
 Shape letters: N output features, K input features.
@@ -76,7 +76,7 @@ class Float32Pack(WeightPack):
         return torch.ops.mkldnn._linear_pointwise(states, self._weight, self._bias, "none", [], "")
 
     def unpack(self) -> torch.Tensor:
-        """The original weight."""
+        """Return the original weight (N, K)."""
         return self._weight.to_dense().to(self.dtype)
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -120,7 +120,7 @@ class Float16Pack(WeightPack):
         return torch.ops.quantized.linear_dynamic_fp16(states, self._pack).mul_(self._unscale)
 
     def unpack(self) -> torch.Tensor:
-        """The original weight."""
+        """Return the original weight (N, K)."""
         if self._originals is not None:
             return self._originals[0] if len(self._originals) == 1 else torch.cat(self._originals)
         weight = torch.ops.quantized.linear_unpack_fp16(self._pack)[0].mul_(self._unscale).to(self.dtype)
@@ -162,7 +162,7 @@ def _joined_shape(weights: Sequence[torch.Tensor]) -> torch.Size:
 
 
 def _largest(weights: Sequence[torch.Tensor]) -> float:
-    """Return the largest absolute value, or NaN if there is any."""
+    """Return the largest absolute value, or NaN if any value is NaN."""
     bounds = torch.stack([bound.float() for weight in weights for bound in torch.aminmax(weight)])
     return float(bounds.abs().max())
 
@@ -196,7 +196,7 @@ def _find_lost(scaled: torch.Tensor) -> tuple[torch.Tensor, float]:
 
 
 def _looks_like_float16(weight: torch.Tensor) -> bool:
-    """Check the first rows of a weight, to avoid converting float32 weights in vain."""
+    """Check the first rows of a weight, to avoid converting float32 weights unnecessarily."""
     if weight.dtype != torch.float32:
         return True
     scaled = _scale([weight[:2]], _power_below_limit([weight]))

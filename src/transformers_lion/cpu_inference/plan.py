@@ -1,4 +1,4 @@
-"""Decides how to optimize a model for this processor."""
+"""Decides how to optimize a model for this CPU."""
 
 from dataclasses import dataclass
 
@@ -82,25 +82,25 @@ def inference_plan(model: PreTrainedModel, weights: str = "auto", features: CpuF
 
 
 def plan_for_dtype(dtype: torch.dtype, weights: str = "auto", features: CpuFeatures | None = None) -> InferencePlan:
-    """`inference_plan` for a model that is on the CPU and not quantized.
+    """Return the plan for a model that is on the CPU and not quantized.
 
     Args:
-        dtype: of most weights.
-        weights, features: as of `inference_plan`.
+        dtype: Dtype of most weights.
+        weights, features: See `inference_plan`.
 
     Raises:
-        ValueError: as `inference_plan` does.
+        ValueError: For the reasons given in `inference_plan`.
     """
     if weights not in WEIGHTS:
-        raise ValueError(f"weights={weights!r}, but it is one of {', '.join(map(repr, WEIGHTS))}.")
+        raise ValueError(f"weights is {weights!r}, but must be one of {', '.join(map(repr, WEIGHTS))}.")
     features = detect_features() if features is None else features
     if not features.packs_float32:
-        return InferencePlan(None, f"weights as loaded (no packed products on a CPU of kind {features.capability})")
+        return InferencePlan(None, f"weights as loaded (no packed weights on a CPU with {features.capability})")
     if weights == "auto" and (
         (dtype == torch.bfloat16 and features.multiplies_bfloat16)
         or (dtype == torch.float16 and features.multiplies_float16)
     ):
-        return InferencePlan(None, f"weights as loaded (the CPU multiplies {str(dtype).removeprefix('torch.')})")
+        return InferencePlan(None, f"weights as loaded (the CPU has {str(dtype).removeprefix('torch.')} units)")
     if weights == "float16" and not features.packs_float16:
         raise ValueError("weights='float16' requires FBGEMM, which this build of torch does not include.")
     if weights == "float32" or not features.packs_float16:
