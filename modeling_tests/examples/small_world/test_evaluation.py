@@ -116,7 +116,7 @@ def test_a_model_is_asked_in_other_words_and_on_photographs() -> None:
 
 
 def test_records_end() -> None:
-    with pytest.raises(IndexError, match="5 records, but number 5"):
+    with pytest.raises(IndexError, match="Index 5 is out of range: there are 5 records"):
         SceneRecords("train", 5)[5]
 
 
