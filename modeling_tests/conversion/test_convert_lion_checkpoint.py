@@ -583,7 +583,7 @@ def test_another_models_tokenizer_is_refused(files: Files, capsys: pytest.Captur
     (files.folder / "llm" / "spiece.model").unlink()
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copy(files.folder / "bert" / name, files.folder / "llm" / name)
-    assert_refused(files, ["language model's tokenizer has"], capsys)
+    assert_refused(files, ["The tokenizer of the language model must be FlanT5's, but is BertTokenizer"], capsys)
 
 
 def test_code_beside_a_tokenizer_is_not_run(files: Files, tmp_path: Path) -> None:

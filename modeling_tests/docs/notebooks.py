@@ -1,5 +1,6 @@
 """The notebooks: executed in a folder, and written with their outputs and nothing that differs from run to run."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,16 @@ def cleaned(output: Any) -> Any:
 def printed(text: str) -> list[list[str]]:
     """What each cell of a notebook prints or shows as text, but for cells with the tag "varies"."""
     cells = [cell for cell in nbformat.reads(text, as_version=4).cells if cell.cell_type == "code" and not varies(cell)]
-    return [[text_of(output) for output in cell.outputs] for cell in cells]
+    return [_merge_streams(cell.outputs) for cell in cells]
+
+
+def _merge_streams(outputs: list[Any]) -> list[str]:
+    """The texts of outputs. What is printed in a row is one text, however the kernel happened to send it."""
+    texts = []
+    for kind, group in itertools.groupby(outputs, lambda output: output.output_type == "stream"):
+        found = [text_of(output) for output in group]
+        texts += ["".join(found)] if kind else found
+    return texts
 
 
 def text_of(output: Any) -> str:

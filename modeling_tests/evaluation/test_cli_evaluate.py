@@ -220,7 +220,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         "tagger x would not be used",
     ),
     "both": (arguments("rec", "rec", "--predictions", "a", "--model", "b"), "without a model: omit --model"),
-    "an option of another task": (arguments("pope", "pope", "--box-unit", "pixels"), "pope has no data option box_unit"),
+    "an option of another task": (
+        arguments("pope", "pope", "--box-unit", "pixels"),
+        "pope has no data option box_unit",
+    ),
     "a form of boxes": (arguments("rec", "rec", "--box-format", "x"), "box_format"),
     "predictions": (arguments("rec", "rec", "--predictions", "lost"), "lost cannot be read"),
     "foreign predictions": (arguments("rec", "rec", "--predictions", "pope.jsonl"), "pope.jsonl, line 1: expected"),

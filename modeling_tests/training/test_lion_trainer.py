@@ -109,7 +109,7 @@ def test_a_model_without_decoder_inputs_says_what_label_smoothing_needs(
 ) -> None:
     arguments = options(tmp_path, label_smoothing_factor=EPSILON)
     trainer = Seq2SeqTrainer(model, arguments, LionDataCollator(lion_processor), load_records(folder / "a.json"))
-    with pytest.raises(ValueError, match=r"label_smoothing_factor, .* give LionDataCollator decoder_start_token_id"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor, .* set decoder_start_token_id of LionDataCollator"):
         trainer.train()
 
 

@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from .checkpoint_utils import MODEL_FILES, PROCESSOR_FILES, TAGGER_FILES, check_folder, local_folder
 from .columns import to_plain
-from .cpu_inference.default import optimize_by_default
+from .cpu_inference import optimize_by_default
 from .example import example_checkpoint
 from .grounding import Box, Entity, extract_entities, format_boxes, score_boxes, token_log_probs
 from .grounding.boxes import check_pixels

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .checkpoint_utils import TAGGER_FILES, TAGGER_FOLDER, check_tagger_files, local_folder
 from .columns import to_plain, unread_fields
-from .cpu_inference.default import optimize_by_default
+from .cpu_inference import optimize_by_default
 from .images import TIMEOUT, is_batch, is_stored_image, to_rgb, warn_about_gray_batch
 from .modeling_utils import check_finite
 from .processing_lion import broadcast, check_strings

@@ -4,7 +4,8 @@ Reading order: `exchange` (replaces modules), `plan` (decides what to do), `pack
 `cache`.
 """
 
+from .default import optimize_by_default
 from .exchange import optimize_for_inference, restore_for_training
 from .plan import InferencePlan, inference_plan
 
-__all__ = ["InferencePlan", "inference_plan", "optimize_for_inference", "restore_for_training"]
+__all__ = ["InferencePlan", "inference_plan", "optimize_by_default", "optimize_for_inference", "restore_for_training"]
