@@ -22,11 +22,11 @@ test: $(VENV)/.ready
 test-oldest: $(OLDEST_VENV)/.ready
 	$(OLDEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(OLDEST_TESTS)
 
-# each minor release of transformers on the lowest versions of everything else
+# the releases of transformers between the lowest and the newest, on the lowest versions of everything else
 test-versions: $(OLDEST_VENV)/.ready
 	$(OLDEST_VENV)/bin/python .ci/versions.py
 
-# the same with the table of docs/versions.md
+# all core tests on all releases, and the table of docs/versions.md
 versions-page: $(OLDEST_VENV)/.ready
 	$(OLDEST_VENV)/bin/python .ci/versions.py --write
 

@@ -1,7 +1,9 @@
 """Run the core tests on the supported minor releases of transformers, and write the table of `docs/versions.md`.
 
-    python .ci/versions.py            # the releases above the lowest, which `make test-oldest` runs on in full
-    python .ci/versions.py --write    # all of them; writes .ci/versions.json and the page's table
+    python .ci/versions.py            # the main groups of tests, on the releases between the lowest and the newest
+    python .ci/versions.py --write    # all groups on all releases; writes .ci/versions.json and the page's table
+
+`make test-oldest` and `make test` cover the lowest and the newest release.
 
 Use the Python of the environment with the lowest versions of all other packages. Each release of transformers is
 installed without dependencies into its own folder, which takes precedence through PYTHONPATH.
@@ -16,6 +18,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,8 @@ GROUPS = {
     "Trainer and LoRA": ("test_trainer",),
 }
 """Columns of the table with their test modules."""
+MAIN_GROUPS = ("parity", "model and generation", "pipelines")
+"""Groups that run in CI on the releases in between."""
 SHOWN = ("torch", "accelerate", "peft", "datasets", "huggingface-hub", "tokenizers", "numpy", "pillow")
 """Packages whose versions the page lists."""
 
@@ -74,8 +79,8 @@ def check_requirements(distribution: Distribution) -> None:
                 sys.exit(f"error: transformers {distribution.version} requires {requirement}, but {found} is here.")
 
 
-def run_tests(minor: str, workers: int) -> dict[str, Any]:
-    """Run the core tests on a minor release.
+def run_tests(minor: str, workers: int, groups: Iterable[str] = GROUPS) -> dict[str, Any]:
+    """Run groups of the core tests on a minor release.
 
     Returns:
         `release`, the imported version; `exit_code` of pytest; `groups`, the counts of outcomes in each column.
@@ -88,7 +93,7 @@ def run_tests(minor: str, workers: int) -> dict[str, Any]:
         sys.exit(f"error: Python imports transformers {release}, not {minor}.")
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
-    files = [f"modeling_tests/{module}.py" for modules in GROUPS.values() for module in modules]
+    files = [f"modeling_tests/{module}.py" for group in groups for module in GROUPS[group]]
     options = ["-q", "-n", str(workers), "-m", "not slow", "-p", "no:cacheprovider", f"--junitxml={report}"]
     print(f"transformers {release}", flush=True)
     ran = subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, env=environment)
@@ -145,8 +150,10 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="run on all releases, and write the page's table")
     parser.add_argument("--workers", type=int, default=2, help="number of pytest processes")
     arguments = parser.parse_args()
-    minors = supported_minors() if arguments.write else supported_minors()[1:]
-    runs = [run_tests(minor, arguments.workers) for minor in minors]
+    minors, groups = supported_minors(), tuple(GROUPS)
+    if not arguments.write:
+        minors, groups = minors[1:-1], MAIN_GROUPS
+    runs = [run_tests(minor, arguments.workers, groups) for minor in minors]
     failed = [run["release"] for run in runs if run["exit_code"] != 0]
     if failed:
         print(f"core tests failed on transformers {', '.join(failed)}")
