@@ -66,7 +66,7 @@ class Handlers:
         self.examples = examples
         # A single thread keeps at most one image in memory at full size. Memory that a thread frees may stay reserved
         # for it, so several threads would need more.
-        self.opening = ThreadPoolExecutor(max_workers=1, thread_name_prefix="picture")
+        self.opening = ThreadPoolExecutor(max_workers=1, thread_name_prefix="image")
 
     # Outputs: the encoded image, the image field, the status, available tags, their checkboxes, corners, the box as
     # text, and the values of `_cleared`.
@@ -251,7 +251,7 @@ def build_page(lion: Lion, examples: Examples, name: str = "") -> gr.Blocks:
             with gr.Column(scale=6, min_width=340):
                 image = gr.Image(
                     label="Image", show_label=False, format="png", sources=["upload", "clipboard"], height=440,
-                    elem_id="picture", buttons=["download", "fullscreen"], type="filepath",
+                    elem_id="image", buttons=["download", "fullscreen"], type="filepath",
                     placeholder="Drop an image here\n- or -\nClick to choose one",
                 )  # fmt: skip
                 status = gr.Markdown(NO_IMAGE, elem_id="status")
