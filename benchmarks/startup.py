@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
-IMAGE = SOURCE / "transformers_lion" / "demo" / "pictures" / "scene-00.png"
+IMAGE = SOURCE / "transformers_lion" / "demo" / "images" / "scene-00.png"
 BASE = "import transformers, torch"
 REGISTRIES = "from transformers import AutoModel, AutoProcessor, AutoImageProcessor, pipeline"
 MODELS = "from transformers import PreTrainedModel, AutoProcessor"

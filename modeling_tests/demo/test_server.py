@@ -147,7 +147,7 @@ def test_paths_and_urls_are_refused_instead_of_an_upload(address: str, path: str
 def test_the_server_downloads_nothing(address: str) -> None:
     from gradio import processing_utils
 
-    with pytest.raises(ValueError, match="is not fetched"):
+    with pytest.raises(ValueError, match="is not downloaded"):
         asyncio.run(processing_utils.async_ssrf_protected_download("https://example.com/photo.png"))
 
 
