@@ -159,8 +159,7 @@ class InferenceDecoder(nn.Module):
             and self._is_for_inference(kwargs)
         ):
             states = self.stack.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-            use_cache = self.stack.config.use_cache if use_cache is None else use_cache
-            cache = EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache and cache is None else cache
+            cache = self.stack._choose_cache(cache, use_cache)
             decoding = self._start(states, encoder_hidden_states, encoder_attention_mask, task_type_ids, cache)
             if decoding is not None:
                 states = self._decode(decoding, states, attention_mask, encoder_hidden_states, cache)
