@@ -71,7 +71,7 @@ environments: $(VENV)/.ready-dev $(OLDEST_VENV)/.ready $(DEMO_VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[test]"
+	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[test,scale]"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

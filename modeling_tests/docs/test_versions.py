@@ -26,7 +26,7 @@ BY_HAND = "torch>=2.7"
 """Its lowest release was run by hand, see the page of versions."""
 LOWEST = [*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["export"], *EXTRAS["supervision"]]
 TOOLS = [
-    line for name in ("test", "docs", "release", "dev") for line in EXTRAS[name] if "transformers-lion" not in line
+    line for name in ("test", "scale", "docs", "release", "dev") for line in EXTRAS[name] if "transformers-lion" not in line
 ]
 
 
@@ -44,6 +44,12 @@ def test_a_lower_bound_is_the_version_that_the_tests_run_on(line: str) -> None:
 def test_the_demos_lower_bound_is_the_version_that_its_tests_run_on() -> None:
     (requirement,) = map(Requirement, EXTRAS["demo"])
     assert lower_bound(requirement) == Version(PINS["constraints-demo"][requirement.name])
+
+
+@pytest.mark.parametrize("line", [*EXTRAS["ray"], *EXTRAS["serve"]])
+def test_the_lower_bounds_of_jobs_and_the_service_are_the_versions_that_their_tests_run_on(line: str) -> None:
+    requirement, bound = Requirement(line), lower_bound(Requirement(line))
+    assert Version(PINS["constraints"][requirement.name]).release[: len(bound.release)] == bound.release
 
 
 @pytest.mark.parametrize("line", TOOLS)
