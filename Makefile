@@ -67,7 +67,7 @@ clean:
 	rm -rf $(VENV) $(OLDEST_VENV) $(DEMO_VENV) .cache build dist
 
 # all of them at once with `make --jobs 3 environments`
-environments: $(VENV)/.ready-dev $(OLDEST_VENV)/.ready $(DEMO_VENV)/.ready
+environments: $(VENV)/.ready-docs $(OLDEST_VENV)/.ready $(DEMO_VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -78,7 +78,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[dev]"
 	touch $@
 
-$(VENV)/.ready-docs: $(VENV)/.ready
+$(VENV)/.ready-docs: $(VENV)/.ready-dev
 	$(BIN) $(INSTALL) .ci/constraints.txt --editable ".[docs]"
 	touch $@
 

@@ -19,6 +19,8 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
 from typing import Any
@@ -79,8 +81,8 @@ def check_requirements(distribution: Distribution) -> None:
                 sys.exit(f"error: transformers {distribution.version} requires {requirement}, but {found} is here.")
 
 
-def run_tests(minor: str, workers: int, groups: Iterable[str] = GROUPS) -> dict[str, Any]:
-    """Run groups of the core tests on a minor release.
+def run_tests(minor: str, groups: Iterable[str] = GROUPS) -> dict[str, Any]:
+    """Run groups of the core tests on a minor release, and print what pytest prints when it has ended.
 
     Returns:
         `release`, the imported version; `exit_code` of pytest; `groups`, the counts of outcomes in each column.
@@ -94,9 +96,12 @@ def run_tests(minor: str, workers: int, groups: Iterable[str] = GROUPS) -> dict[
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
     files = [f"modeling_tests/{module}.py" for group in groups for module in GROUPS[group]]
-    options = ["-q", "-n", str(workers), "-m", "not slow", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    print(f"transformers {release}", flush=True)
-    ran = subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, env=environment)
+    options = ["-q", "-n", "0", "-m", "not slow", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
+    ran = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    print(f"transformers {release}\n{ran.stdout}", end="", flush=True)
     return {"release": release, "exit_code": ran.returncode, "groups": read_report(report)}
 
 
@@ -148,12 +153,13 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="run on all releases, and write the page's table")
-    parser.add_argument("--workers", type=int, default=2, help="number of pytest processes")
+    parser.add_argument("--processes", type=int, default=2, help="number of releases that are tested at once")
     arguments = parser.parse_args()
     minors, groups = supported_minors(), tuple(GROUPS)
     if not arguments.write:
         minors, groups = minors[1:-1], MAIN_GROUPS
-    runs = [run_tests(minor, arguments.workers, groups) for minor in minors]
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        runs = list(pool.map(partial(run_tests, groups=groups), minors))
     failed = [run["release"] for run in runs if run["exit_code"] != 0]
     if failed:
         print(f"core tests failed on transformers {', '.join(failed)}")

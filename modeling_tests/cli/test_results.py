@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ SIGNALS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_leaves_whole_lines(tmp_path: Path, number: int) -> None:
-    path, before = tmp_path / "out.jsonl", signal.getsignal(number)
+def test_a_signal_leaves_whole_lines(tmp_path: Path, number: int, request: pytest.FixtureRequest) -> None:
+    before = signal.SIG_DFL  # under nohup, SIGHUP is ignored, and the command leaves it so
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, before)))
+    path = tmp_path / "out.jsonl"
 
     def write() -> None:
         with open_results(path, as_json=True) as results:

@@ -1,4 +1,3 @@
-import contextlib
 import hashlib
 import json
 import os
@@ -8,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import convert_lion_checkpoint
 import shards
 from convert_lion_checkpoint import main, resize_positions
 from recipe import lion_manifest, seeded_weights
-from targets import recover
 from transformers_lion import LionConfig, LionForConditionalGeneration, LionProcessor
 
 ROOT = Path(__file__).parents[2]
@@ -617,26 +614,46 @@ def test_a_tensor_that_is_written_wrongly_is_noticed(
     assert_refused(files, ["1 tensors differ from their sources"], capsys)
 
 
+KILLED_RUNS = """
+import os, pathlib, signal, sys, time
+import convert_lion_checkpoint  # once, for all runs
+from targets import recover
+
+def run(seconds=None):
+    "Convert in a child process, which is killed after the given time."
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os._exit(convert_lion_checkpoint.main(arguments))
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return time.monotonic() - start, os.waitstatus_to_exitcode(status)
+
+target, *arguments = sys.argv[1:]
+weights = pathlib.Path(target, "model.safetensors")
+before = weights.read_bytes()
+whole, code = run()
+assert code == 0, code
+codes = []
+for moment in range(1, 11):
+    codes.append(run(whole * moment / 10)[1])
+    recover(pathlib.Path(target))
+    assert weights.read_bytes() == before, moment
+assert codes.count(-signal.SIGKILL) >= 5, codes
+assert run()[1] == 0
+"""
+
+
 def test_killed_runs_leave_the_target_unchanged_and_can_be_restarted(
     files: Files, lion_model: LionForConditionalGeneration
 ) -> None:
     """Kill the run at ten moments from start to end, while it replaces an existing target."""
     assert files.convert() == 0
-    before = (files.output / "model.safetensors").read_bytes()
-    command = [sys.executable, str(ROOT / "conversion" / "convert_lion_checkpoint.py"), "--overwrite"]
-    command += [str(part) for pair in files.arguments.items() if pair[1] is not None for part in pair]
-    start = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True)
-    whole = time.monotonic() - start
-    for moment in range(1, 11):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(whole * (0.45 + moment / 20))
-        process.kill()
-        process.wait()
-        recover(files.output)
-        assert (files.output / "model.safetensors").read_bytes() == before
-    subprocess.run(command, check=True, capture_output=True)
+    arguments = [str(part) for pair in files.arguments.items() if pair[1] is not None for part in pair]
+    command = [sys.executable, "-c", KILLED_RUNS, str(files.output), "--overwrite", *arguments]
+    subprocess.run(command, check=True, cwd=ROOT / "conversion", stdout=subprocess.DEVNULL)
     assert_same_parameters(files.load(), lion_model)
     assert [path.name for path in files.output.parent.iterdir() if "lion" in path.name] == ["lion"]
 

@@ -41,6 +41,10 @@ def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
     multiprocessing.set_start_method(before, force=True)
 
 
+SPAWN_ONLY = pytest.mark.parametrize("start_method", ["spawn"], indirect=True)
+"""Both methods send the same objects to a worker, and starting one takes seconds; the collator is tested with both."""
+
+
 def assert_same(batch: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert set(batch) == set(expected)
     for name, tensor in batch.items():
@@ -66,6 +70,7 @@ def test_a_collators_batches_faults_and_epochs_are_those_of_one_process(
     assert fault.source.endswith("a.json[2]")
 
 
+@SPAWN_ONLY
 def test_workers_share_a_stream_and_its_report(start_method: str, tmp_path: Path) -> None:
     sources = [write_source(tmp_path, 6, "a", ".jsonl"), write_source(tmp_path, 4, "b", ".jsonl")]
     with sources[1].open("a") as file:
@@ -79,6 +84,7 @@ def test_workers_share_a_stream_and_its_report(start_method: str, tmp_path: Path
     assert [fault.source for fault in report.faults] == [f"{sources[1]}:5"]
 
 
+@SPAWN_ONLY
 def test_the_trainers_workers_change_no_step(start_method: str, lion_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_source(tmp_path, 4, name)
@@ -92,6 +98,7 @@ def test_the_trainers_workers_change_no_step(start_method: str, lion_folder: Pat
     assert len(losses[0]) == 5
 
 
+@SPAWN_ONLY
 def test_a_pipelines_workers_change_no_answer(
     start_method: str, lion_model: LionForConditionalGeneration, lion_processor: LionProcessor
 ) -> None:
