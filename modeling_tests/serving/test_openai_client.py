@@ -38,10 +38,10 @@ def test_answers_under_mixed_load_equal_those_of_lion_and_bad_requests_fail_alon
     }
     jobs = [(*asked[index % len(asked)], index % 20 == 19) for index in range(60)]
     before = server.batch_sizes()
+    client = server.openai(max_retries=0)
 
     def run(job: tuple[int, str, str, bool]) -> str:
         image, text, task, is_bad = job
-        client = server.openai(max_retries=0)
         extra = {"chat_template_kwargs": {"task_type": task}, "num_beams": 1}
         try:
             answer = ask(client, "data:image/png;base64,QUJD" if is_bad else uris[image], text, extra_body=extra)
@@ -82,9 +82,11 @@ def test_streams_and_whole_answers_share_a_batch(server: Running, lion: Lion) ->
     jobs = [(image, QUESTIONS[3][0], is_streamed) for image in range(3) for is_streamed in (True, False)]
     expected = [lion.answer([Request(image, QUESTIONS[3][0])], num_beams=1)[0].text for image in IMAGES]
 
+    client = server.openai()
+
     def run(job: tuple[int, str, bool]) -> str:
         image, text, is_streamed = job
-        found = ask(server.openai(), uris[image], text, stream=is_streamed, extra_body={"num_beams": 1})
+        found = ask(client, uris[image], text, stream=is_streamed, extra_body={"num_beams": 1})
         if not is_streamed:
             return found.choices[0].message.content
         return "".join(chunk.choices[0].delta.content or "" for chunk in found)
@@ -162,9 +164,13 @@ def test_a_failing_request_is_computed_once_and_alone(server: Running, slow: Slo
 
 def test_an_error_in_a_stream_is_an_event(server: Running, slow: Slow, scene: str) -> None:
     received = []
+    chunks = ask(server.openai(), scene, "break", stream=True, extra_body={"num_beams": 1})
+
+    def read() -> None:
+        received.extend(chunk.choices[0].delta.content for chunk in chunks)
+
     with pytest.raises(openai.APIError, match="failed on this request"):
-        for chunk in ask(server.openai(), scene, "break", stream=True, extra_body={"num_beams": 1}):
-            received.append(chunk.choices[0].delta.content)
+        read()
     assert "".join(received) == "the first words"
     assert server.chat(scene, "break", stream=True, num_beams=1).content.endswith(b"data: [DONE]\n\n")
 
@@ -176,7 +182,7 @@ def test_an_error_before_the_first_word_of_a_stream_has_its_status(server: Runni
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_takes_too_long_is_not_sent_again(lion: Lion, slow: Slow, scene: str, stream: bool) -> None:
     with running(lambda: lion, Limits(timeout=0.3)) as server:
-        with pytest.raises(openai.InternalServerError, match="longer than 0.3 seconds") as caught:
+        with pytest.raises(openai.InternalServerError, match=r"longer than 0\.3 seconds") as caught:
             ask(server.openai(), scene, "wait", stream=stream)
         assert caught.value.status_code == 504
         slow.released.set()

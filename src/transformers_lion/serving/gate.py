@@ -18,6 +18,9 @@ from .service import Service
 CLIENT_GONE = 499
 """Status in metrics of a request whose client has gone, as in nginx."""
 
+DISCARDING_SECONDS = 10
+"""Time for a client to send the rest of a body that is not read."""
+
 
 class Gate:
     """Guards all requests that use the model, which are those with the method POST.
@@ -126,9 +129,17 @@ class Passage:
         await self.forward(message)
 
     async def refuse(self, scope: Scope, receive: Receive, error: ServiceError) -> None:
-        """Send an error."""
+        """Send an error, after the client has sent the body: many clients only then read the response."""
         self.status = error.status_code
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(discard(receive), DISCARDING_SECONDS)
         await JSONResponse(error.body, error.status_code, error.headers)(scope, receive, self.forward)
+
+
+async def discard(receive: Receive) -> None:
+    """Read the rest of the body, or until the client has gone."""
+    while (await receive()).get("more_body", False):
+        pass
 
 
 __all__ = ["Gate"]
