@@ -4,7 +4,7 @@
     python benchmarks/serving.py --requests 10000 --bad 0.05
 
 The model is the example checkpoint, or `--model`. The requests mix captions, questions and boxes about JPEG images of
-640x480, each of its own, so that no tags are cached. Offline and service take turns, in processes of their own, with the
+640x480, a new one for each, so that no tags are cached. Offline and service take turns, in processes of their own, with the
 same number of torch threads. A client sends its next request when it has an answer. With `--bad`, this share of the
 requests is invalid, and all answers are compared with those of the offline run.
 """

@@ -4,9 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.importorskip("openai", reason="the extra [scale] is not installed")
-pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
-
 from serving.running import Running, data_uri, running
 from transformers_lion import Lion
 from transformers_lion.example import example_image, sketch

@@ -153,5 +153,5 @@ def serve(
 
 
 def absolute(name: str | None) -> str | None:
-    """Return the absolute path of a folder, because replicas have other working folders, or the name of a repository."""
+    """Return the absolute path of a folder, or the name of a repository. Replicas may have another working folder."""
     return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().exists() else name

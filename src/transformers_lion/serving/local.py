@@ -61,8 +61,9 @@ class DrainingServer(uvicorn.Server):
         finally:
             await self.service.close()
             starting.cancel()
-        if starting.done() and not starting.cancelled() and (error := starting.exception()) is not None:
-            raise error
+        failure = starting.exception() if starting.done() and not starting.cancelled() else None
+        if failure is not None:
+            raise failure
 
     async def start_service(self, announce: Callable[[str], None]) -> None:
         """Load the model while the server already listens. If that fails, the server stops."""

@@ -158,8 +158,14 @@ def answer(
 def tag(lion: Lion, works: Sequence[TagWork]) -> list[TaggedImage | Exception]:
     """Tag the images of all works."""
     assert lion.tagger is not None, "requests without a tagger are refused before the queue"
-    options = {"threshold": works[0].threshold, "top_k": works[0].top_k, "sort_by_score": works[0].top_k is not None}
-    found = lion.tagger.tag([work.image for work in works], batch_size=len(works), show_progress=False, **options)
+    found = lion.tagger.tag(
+        [work.image for work in works],
+        batch_size=len(works),
+        threshold=works[0].threshold,
+        top_k=works[0].top_k,
+        sort_by_score=works[0].top_k is not None,
+        show_progress=False,
+    )
     return [image if image.error is None else ValueError(image.error) for image in found]
 
 

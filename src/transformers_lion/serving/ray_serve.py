@@ -8,6 +8,7 @@ deleted. Serve and Ray are only stopped if this process has started them; on a s
 """
 
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ DEPLOYMENT = "Lion"
 MARGIN = 30.0
 """Seconds by which Serve's time-outs exceed the service's own."""
 SPARE_REQUESTS = 64
-"""Requests that Serve passes to a replica in addition to its limit, so that the replica refuses them in its own words."""
+"""Requests that Serve passes to a replica beyond its limit, so that the replica refuses them in its own words."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +185,12 @@ def start(load: "Callable[[], Lion]", model: str, limits: Limits, settings: RayS
 
 
 def reason_of(name: str, error: Exception) -> str:
-    """Return the last line of Serve's message about an application, which names the error of the replica."""
+    """Return the last error in Serve's messages about an application, which is that of the replica."""
     found = serve.status().applications.get(name)
-    text = "" if found is None else found.message
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    reasons = [line for line in lines if "Error" in line]
-    return (reasons or lines or [str(error)])[-1]
+    deployments = () if found is None else found.deployments.values()
+    lines = [line.strip() for deployment in deployments for line in deployment.message.splitlines()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or [str(error)])[-1]
 
 
 def stop(name: str, drain_timeout: float) -> bool:
