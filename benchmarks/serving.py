@@ -4,9 +4,9 @@
     python benchmarks/serving.py --requests 10000 --bad 0.05
 
 The model is the example checkpoint, or `--model`. The requests mix captions, questions and boxes about JPEG images of
-640x480, a new one for each, so that no tags are cached. Offline and service take turns, in processes of their own, with the
-same number of torch threads. A client sends its next request when it has an answer. With `--bad`, this share of the
-requests is invalid, and all answers are compared with those of the offline run.
+640x480, a new one for each, so that no tags are cached. Offline and service take turns, in processes of their own, with
+the same number of torch threads. A client sends its next request when it has an answer. With `--bad`, this share of the
+requests is invalid, and all answers are compared with those of the offline run. No result is published yet.
 """
 
 import argparse
@@ -61,7 +61,7 @@ start = time.perf_counter()
 answers = lion.answer(requests, batch_size=batch_size)
 seconds = time.perf_counter() - start
 print(json.dumps({"seconds": seconds, "answers": [answer.text for answer in answers],
-                  "boxes": [[list(box) for box in answer.boxes] for answer in answers]}))
+                  "boxes": [[[round(value, 2) for value in box] for box in answer.boxes] for answer in answers]}))
 """
 
 

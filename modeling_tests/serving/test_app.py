@@ -35,9 +35,9 @@ def test_phrases_are_located_in_pixels_and_fractions_with_scores(server: Running
     for row, phrase in zip(found["located"], ("the heart", "the cross"), strict=True):
         answer = lion.locate(SCENE, phrase, scores=True)
         assert row["phrase"] == phrase
-        assert row["boxes"] == [list(box) for box in answer.boxes]
+        assert row["boxes"] == [[round(value, 2) for value in box] for box in answer.boxes]
         assert row["boxes"]
-        assert row["fractions"] == [[value / 100 for value in box] for box in answer.boxes]
+        assert row["fractions"] == [[round(value / 100, 4) for value in box] for box in answer.boxes]
         assert row["scores"] == pytest.approx(answer.scores, abs=1e-3)
     assert server.send("/v1/locate", {"image": scene, "phrases": ["the heart"]}).json["located"][0]["scores"] is None
 
@@ -63,7 +63,7 @@ def test_a_chat_completion_has_lions_details(server: Running, lion: Lion, scene:
     (choice,) = found["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == (answer.text, "stop")
     assert found["lion"]["prompt"] == answer.prompt
-    assert found["lion"]["entities"][0]["boxes"] == [list(box) for box in answer.boxes]
+    assert found["lion"]["entities"][0]["boxes"] == [[round(value, 2) for value in box] for box in answer.boxes]
     assert found["usage"]["completion_tokens"] == answer.num_tokens > 1
     usage = found["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]

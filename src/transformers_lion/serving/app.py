@@ -230,8 +230,11 @@ def located(phrase: str, answer: Answer) -> Located:
     scores = None if answer.scores is None else [None if score != score else round(score, 4) for score in answer.scores]
     return Located(
         phrase=phrase,
-        boxes=[list(box) for box in answer.boxes],
-        fractions=[[x1 / width, y1 / height, x2 / width, y2 / height] for x1, y1, x2, y2 in answer.boxes],
+        boxes=[chat.round_box(box) for box in answer.boxes],
+        fractions=[
+            [round(value / side, 4) for value, side in zip(box, (width, height, width, height), strict=True)]
+            for box in answer.boxes
+        ],
         scores=scores,
     )
 

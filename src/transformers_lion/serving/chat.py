@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..grounding import Box
 from ..inference import REGION_QUESTION, Answer, Request
 from ..tag_source import Tags
 from .checks import check_count, check_tag_arguments, check_text, make_generation, write_boxes
@@ -363,7 +364,7 @@ def details(request: Request, answer: Answer) -> LionDetails:
     """Return what LION knows beyond OpenAI's format."""
     width, height = answer.image_size
     entities = [
-        EntityResult(phrase=phrase, span=span, boxes=[list(box) for box in boxes])
+        EntityResult(phrase=phrase, span=span, boxes=[round_box(box) for box in boxes])
         for phrase, span, boxes in answer.entities
     ]
     return LionDetails(
@@ -376,4 +377,9 @@ def details(request: Request, answer: Answer) -> LionDetails:
     )
 
 
-__all__ = ["Chat", "complete", "read_chat", "stream"]
+def round_box(box: Box) -> list[float]:
+    """Return a box in pixels with two decimals, as `lion --json` prints it."""
+    return [round(value, 2) for value in box]
+
+
+__all__ = ["Chat", "complete", "read_chat", "round_box", "stream"]
