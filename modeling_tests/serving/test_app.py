@@ -1,5 +1,7 @@
 """The routes: answers equal to those of `Lion`, and an error for each invalid request that names the parameter."""
 
+import math
+import socket
 from typing import Any
 
 import pytest
@@ -105,7 +107,8 @@ def test_sampling_is_honored(server: Running, scene: str) -> None:
 PARAMETERS: list[tuple[str, Any]] = [
     ("n", 2), ("stop", ["."]), ("logprobs", True), ("top_logprobs", 3), ("tools", [{"type": "function"}]),
     ("response_format", {"type": "json_object"}), ("presence_penalty", 0.5), ("logit_bias", {"5": 1}),
-    ("temperature", 3), ("temperature", "warm"), ("top_p", 0), ("max_tokens", 0), ("max_tokens", 10_000),
+    ("temperature", 3), ("temperature", "warm"), ("temperature", math.nan), ("top_p", 0), ("max_tokens", 0),
+    ("max_tokens", 10_000),
     ("max_completion_tokens", 10_000), ("num_beams", 99), ("stream", "yes"),
     ("stream_options", {"include_usage": True}), ("unheard_of", 1), ("reasoning_effort", "high"),
     ("chat_template_kwargs.task_type", "pixel_level"), ("chat_template_kwargs.tags", 5),
@@ -160,6 +163,7 @@ def part(image: str, **image_url: Any) -> dict[str, Any]:
          "messages[0].content[0].image_url", "example.org"),
         (lambda image: messages("data:image/png;base64,QUJD", "Hi"),
          "messages[0].content[0].image_url", "not an image"),
+        (lambda image: messages(image, "Hi \ud800"), "messages", "surrogate"),
         (lambda image: messages(image, "x" * 5000), "messages", "5,000 characters"),
     ],
 )  # fmt: skip
@@ -206,6 +210,8 @@ def test_an_invalid_task_is_refused_by_name(
     [
         ("/v1/caption", b"{", 400, "invalid_json"),
         ("/v1/caption", b"[]", 400, "invalid_json"),
+        ("/v1/caption", b"[" * 100_000, 400, "http_error"),
+        ("/v1/caption", b'{"image": "x", "\\ud800": 1}', 400, "invalid_json"),
         ("/v1/nothing", b"{}", 404, "not_found"),
         ("/v1/models/other", None, 404, "model_not_found"),
         ("/v1/caption", None, 405, "http_error"),
@@ -234,6 +240,17 @@ def test_a_body_that_is_too_large_is_refused(lion: Lion, scene: str) -> None:
         response = server.send("/v1/caption", {"image": "x" * 5_000_000})
         assert (response.status, response.error["code"]) == (413, "too_large")
         assert server.send("/v1/caption", {"image": scene}).status == 200
+
+
+def test_a_client_that_stops_sending_gets_an_error_and_frees_its_place(lion: Lion, scene: str) -> None:
+    with running(lambda: lion, Limits(timeout=0.3, max_requests=1)) as server:
+        with socket.create_connection(("127.0.0.1", server.server.port), timeout=10) as connection:
+            head = (
+                "POST /v1/caption HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+            )
+            connection.sendall(head.encode() + b'{"image": ')
+            assert b"408" in connection.recv(1000)
+        assert server.service.admission.count == 0
 
 
 def test_the_model_is_listed_and_described(server: Running) -> None:

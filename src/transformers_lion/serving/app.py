@@ -57,6 +57,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorResult, "description": "The service is busy, loading or shutting down. Retry later."},
     504: {"model": ErrorResult, "description": "The answer took too long."},
 }
+NO_CACHE = {"Cache-Control": "no-cache"}
 UNION_MEMBERS = ("str", "int", "float", "bool")
 """Names that Pydantic adds to the place of an error in a field with several types."""
 DESCRIPTION = """LION answers questions about images. `image` is a data URI, or a URL of an allowed host.
@@ -132,7 +133,7 @@ def add_chat_routes(app: FastAPI, service: Service) -> None:
         has_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = chat.stream(service, question, has_usage)
         first = await anext(events)  # raises errors before the response begins
-        return StreamingResponse(continue_with(first, events), media_type="text/event-stream")
+        return StreamingResponse(continue_with(first, events), media_type="text/event-stream", headers=NO_CACHE)
 
 
 async def continue_with(first: str, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
@@ -252,7 +253,7 @@ async def handle_http_exception(request: Request, error: Any) -> JSONResponse:
     if isinstance(error, ServiceError):
         return respond(error)
     known = {404: f"There is no path {request.url.path}.", 405: f"{request.url.path} does not accept {request.method}."}
-    message = known.get(error.status_code, str(error.detail))
+    message = known.get(error.status_code, f"{error.detail}.")
     return respond(ServiceError(error.status_code, message, "not_found" if error.status_code == 404 else "http_error"))
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from ..grounding import format_boxes
 from ..inference import LOCATE_QUESTION, REGION_QUESTION, Request, to_fractions
 from ..tag_source import Tags, TagSource, check_tags, resolve_tag_source
-from .errors import invalid
+from .errors import encodable, invalid
 from .model import Generation
 from .schemas import PromptBody
 from .service import Service
@@ -24,9 +24,11 @@ def check_texts(service: Service, texts: Sequence[str], param: str) -> None:
 
 
 def check_text(service: Service, text: str, param: str) -> None:
-    """Raise `ServiceError` if a text is blank or too long."""
+    """Raise `ServiceError` if a text is blank, too long, or not valid Unicode."""
     if not text.strip():
         raise invalid(f"{param} is blank.", param)
+    if text != encodable(text):
+        raise invalid(f"{param} contains a lone surrogate, which is not valid Unicode.", param)
     if len(text) > service.limits.max_characters:
         raise invalid(
             f"{param} has {len(text):,} characters, but the limit is {service.limits.max_characters:,}.", param

@@ -33,7 +33,13 @@ class ServiceError(HTTPException):
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
         kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
-        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else encodable(self.param)
+        return {"error": {"message": encodable(self.detail), "type": kind, "param": param, "code": self.code}}
+
+
+def encodable(text: str) -> str:
+    """Return a text without lone surrogates, which a request can contain, but UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ServiceError:
@@ -67,6 +73,11 @@ def timed_out(timeout: float) -> ServiceError:
     return ServiceError(504, f"The answer took longer than {timeout:g} seconds, which is the limit.", "timeout")
 
 
+def not_received(timeout: float) -> ServiceError:
+    """Return the error for a request of which nothing more arrives."""
+    return ServiceError(408, f"No more of the request arrived for {timeout:g} seconds.", "not_received")
+
+
 def failed(error: BaseException) -> ServiceError:
     """Return the error for a request on which the model fails. The service's log has the traceback."""
     kind = type(error).__name__
@@ -75,4 +86,14 @@ def failed(error: BaseException) -> ServiceError:
     )
 
 
-__all__ = ["ServiceError", "failed", "invalid", "loading", "overloaded", "shutting_down", "timed_out", "too_large"]
+__all__ = [
+    "ServiceError",
+    "failed",
+    "invalid",
+    "loading",
+    "not_received",
+    "overloaded",
+    "shutting_down",
+    "timed_out",
+    "too_large",
+]

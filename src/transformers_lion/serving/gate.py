@@ -12,8 +12,9 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ServiceError, too_large
+from .errors import ServiceError, not_received, too_large
 from .service import Service
+from .settings import Limits
 
 CLIENT_GONE = 499
 """Status in metrics of a request whose client has gone, as in nginx."""
@@ -39,7 +40,7 @@ class Gate:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        passage = Passage(self.app, self.service.limits.max_body_bytes, send)
+        passage = Passage(self.app, self.service.limits, send)
         start = time.perf_counter()
         try:
             self.service.check_admission()
@@ -61,16 +62,18 @@ class Passage:
 
     Args:
         app: The application.
-        limit: Maximum size of the body in bytes.
+        limits: Limits on the size of the body, and on the time until it is complete.
         send: Sends the response.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, send: Send):
+    def __init__(self, app: ASGIApp, limits: Limits, send: Send):
         self.app = app
-        self.limit = limit
+        self.limit = limits.max_body_bytes
+        self.timeout = limits.timeout
         self.forward = send
         self.status = 500
         self.is_answered = False
+        self.is_read = False
         self.messages: asyncio.Queue[Message | ServiceError] = asyncio.Queue()
 
     def check_length(self, scope: Scope) -> None:
@@ -116,9 +119,13 @@ class Passage:
 
     async def receive(self) -> Message:
         """Return the next part of the body. After the last part, wait until the request is cancelled."""
-        message = await self.messages.get()
+        try:
+            message = await asyncio.wait_for(self.messages.get(), None if self.is_read else self.timeout)
+        except asyncio.TimeoutError as error:
+            raise not_received(self.timeout) from error
         if isinstance(message, ServiceError):
             raise message
+        self.is_read = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:

@@ -23,7 +23,9 @@ from .settings import MEGAPIXEL, Limits
 
 Value = TypeVar("Value")
 
-NUM_THREADS = 4
+NUM_DECODERS = 4
+NUM_DOWNLOADS = 16
+"""Threads for downloads, apart from those that decode, so that a slow host does not delay other requests."""
 PORTS = {"http": 80, "https": 443}
 
 
@@ -63,7 +65,8 @@ class ImageReader:
     def __init__(self, limits: Limits):
         self.limits = limits
         self.budget = PixelBudget(limits.max_decoded_megapixels * MEGAPIXEL)
-        self.threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="lion-images")
+        self.decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="lion-images")
+        self.downloads = ThreadPoolExecutor(NUM_DOWNLOADS, thread_name_prefix="lion-downloads")
 
     @asynccontextmanager
     async def read(self, source: str, param: str) -> AsyncIterator[Image.Image]:
@@ -76,21 +79,21 @@ class ImageReader:
         Raises:
             ServiceError: If the image is not allowed, cannot be read, or is too large.
         """
-        content = await self.run(self.fetch, source, param)
+        content = await self.fetch(source, param)
         opened = await self.run(self.open, content, param)
         async with self.budget.reserve(opened.width * opened.height):
             yield await self.run(self.decode, opened, param)
 
     async def run(self, function: Callable[..., Value], *arguments: object) -> Value:
         """Run a function in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.decoders, function, *arguments)
 
-    def fetch(self, source: str, param: str) -> bytes:
+    async def fetch(self, source: str, param: str) -> bytes:
         """Return the bytes of an image file."""
         if is_data_uri(source):
-            return self.read_data_uri(source, param)
+            return await self.run(self.read_data_uri, source, param)
         if is_url(source):
-            return self.download(source, param)
+            return await asyncio.get_running_loop().run_in_executor(self.downloads, self.download, source, param)
         raise invalid(
             f"{param} starts with {source[:20]!r}, but must be a data URI such as 'data:image/jpeg;base64,...' or a "
             "URL of an allowed host.",
@@ -149,7 +152,8 @@ class ImageReader:
 
     def close(self) -> None:
         """Stop the threads."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self.decoders, self.downloads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def host_of(url: str) -> str | None:

@@ -33,7 +33,7 @@ APP_NAME = "lion"
 DEPLOYMENT = "Lion"
 MARGIN = 30.0
 """Seconds by which Serve's time-outs exceed the service's own."""
-SPARE_REQUESTS = 64
+SPARE_REQUESTS = 512
 """Requests that Serve passes to a replica beyond its limit, so that the replica refuses them in its own words."""
 
 

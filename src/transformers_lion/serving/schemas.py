@@ -28,7 +28,7 @@ BoxList = Annotated[list[float], Field(min_length=4, max_length=4)]
 class Body(BaseModel):
     """A request."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ImageBody(Body):
@@ -201,7 +201,7 @@ MESSAGE_SCHEMA = {
 class ChatBody(BaseModel):
     """A chat completion in OpenAI's format. Other parameters of OpenAI are refused, unless they change nothing."""
 
-    model_config = ConfigDict(strict=True, extra="allow")  # `chat.py` checks the others
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # `chat.py` checks the others
 
     model: str
     messages: Annotated[list[Annotated[Any, WithJsonSchema(MESSAGE_SCHEMA)]], Field(min_length=1)]
