@@ -22,6 +22,14 @@ from transformers_lion.serving.service import Service
 from transformers_lion.serving.settings import EXAMPLE_NAME, Limits
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait until a condition holds; that it does not is a failure."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing has happened"
+        time.sleep(0.005)
+
+
 def data_uri(image: Image.Image) -> str:
     """An image as a request has it."""
     file = io.BytesIO()
@@ -109,9 +117,7 @@ def running(load: Callable[[], Lion], limits: Limits | None = None, wait: bool =
     server = DrainingServer(service, "127.0.0.1", 0)
     thread = threading.Thread(target=lambda: asyncio.run(server.run_service(lambda text: None)), daemon=True)
     thread.start()
-    while not server.started or (wait and not service.is_ready):
-        assert thread.is_alive()
-        time.sleep(0.01)
+    wait_until(lambda: server.started and (service.is_ready or not wait))
     try:
         yield Running(f"http://127.0.0.1:{server.port}", service, server)
     finally:

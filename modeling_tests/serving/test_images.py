@@ -1,6 +1,7 @@
 """Images of requests: what is read, what is refused, and how much of it is in memory."""
 
 import asyncio
+import base64
 import io
 import threading
 from collections.abc import Iterator
@@ -68,8 +69,6 @@ def test_a_data_uri_is_read_as_an_upright_rgb_image() -> None:
     exif[0x0112] = 6
     file = io.BytesIO()
     PICTURE.convert("RGBA").save(file, "PNG", exif=exif)
-    import base64
-
     image = read(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}")
     assert (image.mode, image.size) == ("RGB", (20, 30))
 
@@ -150,5 +149,18 @@ def test_decoded_images_wait_until_there_is_room() -> None:
     async def hold(budget: PixelBudget, pixels: int) -> None:
         async with budget.reserve(pixels):
             pass
+
+    asyncio.run(body())
+
+
+def test_an_image_keeps_its_room_until_it_is_no_longer_used() -> None:
+    async def body() -> None:
+        reader = ImageReader(Limits())
+        async with reader.read(data_uri(PICTURE), "image"):
+            assert reader.budget.used == 600
+        with pytest.raises(ServiceError):
+            async with reader.read(data_uri(PICTURE)[:-60], "image"):
+                pass
+        assert reader.budget.used == 0
 
     asyncio.run(body())

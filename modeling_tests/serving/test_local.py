@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from serving.running import Client, running
+from serving.running import Client, running, wait_until
 from transformers_lion import Lion
 from transformers_lion.serving.local import serve_locally
 from transformers_lion.serving.service import Service
@@ -82,8 +82,7 @@ def test_a_drained_service_answers_what_runs_and_refuses_the_rest(
         begun.wait(10)
         assert server.server.loop is not None
         server.server.loop.call_soon_threadsafe(server.server.begin_draining)
-        while server.service.admission.is_open:
-            pass
+        wait_until(lambda: not server.service.admission.is_open)
         refused = server.send("/v1/caption", {"image": scene})
         assert (refused.status, refused.error["code"]) == (503, "shutting_down")
         assert server.send("/ready").json == {"status": "draining"}
@@ -113,8 +112,7 @@ def test_sigterm_lets_the_command_answer_running_requests(scene: str, tmp_path: 
             answered = pool.submit(client.send, "/v1/caption", {"image": scene})
             assert process.stdout.readline() == "computing\n"
             process.send_signal(signal.SIGTERM)
-            while client.send("/ready").json["status"] == "ready":
-                pass
+            wait_until(lambda: client.send("/ready").json["status"] == "draining")
             assert client.send("/v1/caption", {"image": scene}).error["code"] == "shutting_down"
             assert answered.result().status == 200
             assert (process.wait(10), process.stderr.read()) == (0, "")

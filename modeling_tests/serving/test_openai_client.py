@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from serving.running import Running, data_uri, messages, running
+from serving.running import Running, data_uri, messages, running, wait_until
 from transformers_lion import Lion
 from transformers_lion.example import example_image, sketch
 from transformers_lion.inference import LOCATE_QUESTION, Answer, Request
@@ -135,8 +135,7 @@ class Slow:
 
     def wait_for(self, count: int) -> None:
         """Wait for a number of forward passes."""
-        while len(self.batches) < count:
-            time.sleep(0.005)
+        wait_until(lambda: len(self.batches) >= count)
 
 
 @pytest.fixture
@@ -152,8 +151,7 @@ def test_a_failing_request_is_computed_once_and_alone(server: Running, slow: Slo
         first = pool.submit(ask, client, scene, "wait")
         slow.wait_for(1)
         jobs = [pool.submit(ask, client, scene, text) for text in ("one", "fail", "two")]
-        while server.service.admission.count < 4 or len(server.service.queue.waiting) < 3:
-            time.sleep(0.005)
+        wait_until(lambda: len(server.service.queue.waiting) == 3)
         slow.released.set()
         with pytest.raises(openai.InternalServerError, match="failed on this request with RuntimeError") as caught:
             jobs[1].result()
@@ -222,11 +220,9 @@ def test_a_client_that_leaves_is_left_out(server: Running, slow: Slow, scene: st
         leaving = pool.submit(ask, server.openai(timeout=0.3, max_retries=0), scene, "gone", stream=stream)
         with pytest.raises(openai.APITimeoutError):
             leaving.result()
-        while server.service.admission.count > 1:
-            time.sleep(0.005)
+        wait_until(lambda: server.service.admission.count == 1)
         kept = pool.submit(server.chat, scene, "kept")
-        while len(server.service.queue.waiting) < 2:
-            time.sleep(0.005)
+        wait_until(lambda: len(server.service.queue.waiting) == 2)
         slow.released.set()
         assert (first.result().status, kept.result().status) == (200, 200)
     assert slow.batches == [["wait"], ["kept"]]
