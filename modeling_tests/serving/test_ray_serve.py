@@ -1,5 +1,6 @@
 """The engine on Ray Serve: answers, errors in our form, and a shutdown that drains."""
 
+import dataclasses
 import functools
 import sys
 import threading
@@ -94,3 +95,21 @@ def test_a_model_that_cannot_be_loaded_is_an_error_in_a_sentence(client: Client)
     load = functools.partial(Lion.from_pretrained, "/no/such/folder")
     with pytest.raises(ValueError, match=r"cannot be started: .*no/such/folder"):
         ray_serve.start(load, EXAMPLE_NAME, Limits(), SETTINGS)
+    with pytest.raises(ValueError, match="no application 'lion'"):
+        ray_serve.stop(SETTINGS.name, 1)
+
+
+def test_more_replicas_than_the_machine_can_run_are_refused(client: Client) -> None:
+    settings = dataclasses.replace(SETTINGS, num_replicas=3)
+    with pytest.raises(ValueError, match="3 replicas with 1 CPUs need 3 CPUs, but this machine has 2"):
+        ray_serve.start(load_slowly, EXAMPLE_NAME, Limits(), settings)
+
+
+def test_a_signal_ends_the_wait_and_a_second_one_interrupts() -> None:
+    signals = ray_serve.EndingSignals()
+    with pytest.raises(KeyboardInterrupt):
+        signals.handle(15, None)  # before the application is started
+    threading.Timer(0.05, signals.handle, (15, None)).start()
+    signals.wait()
+    with pytest.raises(KeyboardInterrupt):
+        signals.handle(15, None)

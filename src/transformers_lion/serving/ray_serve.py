@@ -132,17 +132,18 @@ def serve_on_ray(
 
     Raises:
         ValueError: If the application cannot be started.
+        KeyboardInterrupt: If a signal arrives before it is started, or a second one before it is drained.
     """
     connect(settings, announce)
-    with ending_signals() as ended:
-        try:
+    try:
+        with ending_signals() as signals:
             start(load, model, limits, settings)
             announce(f"{model} is ready at {address_of(settings)}/v1")
-            ended.wait()
+            signals.wait()
             announce(f"Draining: running requests are answered, new ones are refused ({settings.name}).")
             stop(settings.name, limits.drain_timeout)
-        finally:
-            disconnect(settings)
+    finally:
+        disconnect(settings)
 
 
 def connect(settings: RaySettings, announce: Callable[[str], None]) -> None:
@@ -162,11 +163,12 @@ def connect(settings: RaySettings, announce: Callable[[str], None]) -> None:
 
 
 def start(load: "Callable[[], Lion]", model: str, limits: Limits, settings: RaySettings) -> None:
-    """Start the application and wait until its model is loaded.
+    """Start the application and wait until its model is loaded. If that fails, the application is deleted.
 
     Raises:
         ValueError: If it cannot be started.
     """
+    check_resources(settings)
     serve.start(
         http_options={
             "host": settings.host,
@@ -174,17 +176,32 @@ def start(load: "Callable[[], Lion]", model: str, limits: Limits, settings: RayS
             "request_timeout_s": limits.timeout + MARGIN,
         }
     )
+    application = build_application(load, model, limits, settings)
     try:
-        serve.run(
-            build_application(load, model, limits, settings), name=settings.name, route_prefix=settings.route_prefix
-        )
-    except RuntimeError as error:
-        raise ValueError(
-            f"The application {settings.name} cannot be started: {reason_of(settings.name, error)}"
-        ) from error
+        serve.run(application, name=settings.name, route_prefix=settings.route_prefix)
+    except BaseException as error:
+        reason = reason_of(settings.name, error)
+        serve.delete(settings.name)
+        if isinstance(error, RuntimeError):
+            raise ValueError(f"The application {settings.name} cannot be started: {reason}") from error
+        raise
 
 
-def reason_of(name: str, error: Exception) -> str:
+def check_resources(settings: RaySettings) -> None:
+    """Raise `ValueError` if an instance of its own can never run all replicas, for which Serve would wait forever."""
+    if settings.address is not None:  # clusters can grow
+        return
+    available = ray.cluster_resources()
+    for kind, amount in (("CPU", settings.num_cpus), ("GPU", settings.num_gpus)):
+        needed, there = settings.num_replicas * amount, available.get(kind, 0.0)
+        if needed > there:
+            raise ValueError(
+                f"{settings.num_replicas} replicas with {amount:g} {kind}s need {needed:g} {kind}s, but this machine "
+                f"has {there:g}."
+            )
+
+
+def reason_of(name: str, error: BaseException) -> str:
     """Return the last error in Serve's messages about an application, which is that of the replica."""
     found = serve.status().applications.get(name)
     deployments = () if found is None else found.deployments.values()
@@ -234,17 +251,32 @@ def disconnect(settings: RaySettings) -> None:
     ray.shutdown()
 
 
+class EndingSignals:
+    """SIGTERM and SIGINT. One that arrives during `wait` ends it; any other raises `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.is_waiting = False
+
+    def wait(self) -> None:
+        """Wait for a signal."""
+        self.is_waiting = True
+        self.ended.wait()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        if not self.is_waiting or self.ended.is_set():
+            raise KeyboardInterrupt
+        self.ended.set()
+
+
 @contextmanager
-def ending_signals() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set, in place of what Ray does on them."""
-    ended = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:
-        ended.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+def ending_signals() -> Iterator[EndingSignals]:
+    """Handle SIGTERM and SIGINT during the block, in place of what Ray does on them."""
+    signals = EndingSignals()
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield ended
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
