@@ -149,6 +149,15 @@ def test_the_prompt_is_known_whichever_side_is_padded(lion: Lion, monkeypatch: p
     assert [found.prompt for found in lion.answer(requests, **SHORT)] == expected == [expected[0], "a"]
 
 
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_an_answer_knows_its_length_and_whether_it_was_cut_off(example: Lion, num_beams: int, scores: bool) -> None:
+    requests = [Request(example_image(), "What color is the heart?"), Request(example_image(), "Describe the image.")]
+    short, long = example.answer(requests, num_beams=num_beams, max_new_tokens=6, scores=scores)
+    assert (short.text, short.num_tokens, short.is_complete) == ("blue", 2, True)
+    assert (long.num_tokens, long.is_complete) == (6, False)
+
+
 def test_a_maximal_length_is_heeded(lion: Lion) -> None:
     expected = lion.caption(IMAGES[0], max_new_tokens=3)
     assert lion.caption(IMAGES[0], max_length=4) == expected != lion.caption(IMAGES[0], **SHORT)

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ class Answer:
         image_size: (width, height).
         scores: Confidence of each box in `boxes`, if scores were requested.
         error: Reason why the image could not be read, with `on_error="skip"`. All other fields are then empty.
+        num_tokens: Number of generated tokens, including the end token.
+        is_complete: Whether the answer ends with the end token. Otherwise the length limit has cut it off.
     """
 
     text: str
@@ -107,6 +109,8 @@ class Answer:
     image_size: tuple[int, int]
     scores: list[float] | None = None
     error: str | None = None
+    num_tokens: int = 0
+    is_complete: bool = True
 
     @property
     def boxes(self) -> list[Box]:
@@ -127,6 +131,15 @@ class EncodedImage:
     size: tuple[int, int]
     features: LionImageFeatures
     tags: list[str] | None = None
+
+
+class _Generated(NamedTuple):
+    """What the model generates for a request; see `Answer`."""
+
+    text: str
+    scores: list[float] | None
+    num_tokens: int
+    is_complete: bool
 
 
 @dataclass
@@ -254,14 +267,16 @@ class Lion:
             rows = zip(
                 positions, images, self.read_prompts(inputs), self._generate(inputs, scores, options), strict=True
             )
-            for position, image, prompt, (text, found) in rows:
+            for position, image, prompt, generated in rows:
                 answers[position] = Answer(
-                    text=text,
+                    text=generated.text,
                     prompt=prompt,
                     tags=as_names(self._tags_of(requests[position], image)),
-                    entities=extract_entities(text, image.size)[1],
+                    entities=extract_entities(generated.text, image.size)[1],
                     image_size=image.size,
-                    scores=found,
+                    scores=generated.scores,
+                    num_tokens=generated.num_tokens,
+                    is_complete=generated.is_complete,
                 )
         answers |= {position: Answer("", "", None, [], (0, 0), error=error) for position, error in errors.items()}
         return [answers[position] for position in range(len(requests))]
@@ -701,22 +716,35 @@ class Lion:
         gaps = before[len(before.rstrip()) :], after[: len(after) - len(after.lstrip())]
         return f"{parts[0]}{gaps[0]}{token}{gaps[1]}{parts[1]}"
 
-    def _generate(
-        self, inputs: dict[str, Any], scores: bool, options: dict[str, Any]
-    ) -> list[tuple[str, list[float] | None]]:
+    def _generate(self, inputs: dict[str, Any], scores: bool, options: dict[str, Any]) -> list[_Generated]:
         """Generate answers, and score their boxes if `scores` is set."""
         if not scores:
             ids = self.model.generate(**inputs, **options)
             ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
-            return [(text, None) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+            texts = self.processor.batch_decode(ids, skip_special_tokens=True)
+            return [
+                _Generated(text, None, *self._count_tokens(row, options)) for text, row in zip(texts, ids, strict=True)
+            ]
         generated = self.model.generate(**inputs, **{**options, "return_dict_in_generate": True, "output_logits": True})
         log_probs = token_log_probs(self.model, generated)  # (B, S) for the last S ids
-        results: list[tuple[str, list[float] | None]] = []
+        results: list[_Generated] = []
         texts = self.processor.batch_decode(generated.sequences, skip_special_tokens=True)
-        for text, ids, row in zip(texts, generated.sequences[:, -log_probs.shape[1] :], log_probs, strict=True):
-            tokens = self.processor.tokenizer.convert_ids_to_tokens(ids.tolist())
-            results.append((text, score_boxes(text, tokens, row.tolist())))
+        for text, ids, row in zip(texts, generated.sequences, log_probs, strict=True):
+            tokens = self.processor.tokenizer.convert_ids_to_tokens(ids[-log_probs.shape[1] :].tolist())
+            found = score_boxes(text, tokens, row.tolist())
+            results.append(_Generated(text, found, *self._count_tokens(ids, options)))
         return results
+
+    def _count_tokens(self, ids: torch.Tensor, options: dict[str, Any]) -> tuple[int, bool]:
+        """Return the number of generated tokens in a row of ids, (L,), and whether they end with the end token."""
+        configs = [options.get("generation_config"), self.model.generation_config]
+        ends = find_setting("eos_token_id", options, configs)
+        generated = ids[1:].tolist()  # without the decoder's start token
+        for count, token in enumerate(generated, start=1):
+            if ends is not None and token in (ends if isinstance(ends, list) else [ends]):
+                return count, True
+        padding = find_setting("pad_token_id", options, configs)
+        return sum(token != padding for token in generated), False
 
     def _score(
         self, encoded: LionEncoderOutput, task_type_ids: torch.Tensor, chunk: Sequence[tuple[int, str]]

@@ -15,6 +15,7 @@ from .doctor import doctor
 from .evaluate import EPILOG, evaluate
 from .info import info
 from .questions import ask, caption, locate
+from .serve import serve
 from .tagging import tag
 from .train import train
 
@@ -48,6 +49,7 @@ app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
 app.command(epilog="Example: lion demo --model lion-flant5-xl --port 8080")(demo)
+app.command(epilog="Example: lion serve --model lion-flant5-xl --port 8000")(serve)
 app.command(epilog="Example: lion info lion-flant5-xl")(info)
 app.command(epilog="Example: lion doctor > doctor.txt")(doctor)
 app.command(epilog="Example: lion train --config recipe.yaml output=runs/2 mixture.steps=100")(train)

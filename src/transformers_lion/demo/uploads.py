@@ -3,14 +3,10 @@
 from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..images import open_file, to_rgb
+from ..images.untrusted import MAX_MEGAPIXELS, decode_untrusted, open_untrusted
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Accepted formats. Pillow's other formats are rare, and EPS would start another program."""
-MAX_MEGAPIXELS = 50
-"""Size limit: opening an image takes 4 to 8 bytes of memory per pixel."""
 SHOWN_SIDE = 1024
 """Longer side of the displayed image, in pixels. The model sees the image at its original size."""
 
@@ -24,26 +20,7 @@ def open_upload(file: str | Path) -> Image.Image:
     Raises:
         ValueError: If the file is not an image, too large, or damaged. The message is written for the user who sent it.
     """
-    Image.init()
-    try:
-        image = open_file(str(file), formats=[name for name in FORMATS if name in Image.OPEN])
-    except Image.DecompressionBombError as error:  # Pillow's limit, which is higher than ours
-        raise ValueError(f"This image has more than {MAX_MEGAPIXELS} megapixels. Please resize it first.") from error
-    except UnidentifiedImageError as error:
-        known = ", ".join(name for name in FORMATS if name in Image.OPEN)
-        raise ValueError(f"This file is not an image in a supported format ({known}).") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError("This image cannot be read because the file is damaged.") from error
-    with image:
-        if image.width * image.height > MAX_MEGAPIXELS * 1_000_000:
-            raise ValueError(
-                f"This image has {image.width} x {image.height} pixels, more than {MAX_MEGAPIXELS} megapixels. "
-                "Please resize it first."
-            )
-        try:
-            return to_rgb(image)
-        except ValueError as error:
-            raise ValueError("This image cannot be read because the file is truncated or damaged.") from error
+    return decode_untrusted(open_untrusted(str(file)))
 
 
 def for_page(image: Image.Image) -> Image.Image:
@@ -75,3 +52,6 @@ def make_room(folder: Path, wanted: int, limit: int) -> bool:
             path.unlink()
             used -= size
     return used + wanted <= limit
+
+
+__all__ = ["MAX_MEGAPIXELS", "SHOWN_SIDE", "for_page", "make_room", "open_upload"]

@@ -199,7 +199,7 @@ def open_image(image: ImageSource, timeout: float | None) -> Image.Image:
     if is_url(source):
         return open_file(io.BytesIO(download(source, timeout)))
     if is_data_uri(source):
-        return open_file(io.BytesIO(_decode_text(source)))
+        return open_file(io.BytesIO(decode_text(source)))
     if is_base64(source):
         return _open_base64(source)
     if os.path.isdir(source):
@@ -293,12 +293,12 @@ def is_base64(text: str) -> bool:
 def _open_base64(text: str) -> Image.Image:
     """Open a base64-encoded image. The string might also be the path of a missing file, as the error says."""
     try:
-        return open_file(io.BytesIO(_decode_text(text)))
+        return open_file(io.BytesIO(decode_text(text)))
     except (UnidentifiedImageError, ValueError) as error:
         raise ValueError("there is no such file, and it is not a base64-encoded image either.") from error
 
 
-def _decode_text(text: str) -> bytes:
+def decode_text(text: str) -> bytes:
     """Decode a data URI or a base64 string in the standard or the URL-safe alphabet.
 
     Raises:
