@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 import transformers
-
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from transformers_lion import LionForConditionalGeneration
@@ -252,7 +251,12 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+    with tempfile.TemporaryDirectory() as compiled:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
     size, file = SIZES[options.size], options.folder / f"{options.size}.json"
     weights = options.folder / f"lion-{options.size}"
     if options.one:

@@ -191,7 +191,7 @@ def _compile(
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RuntimeError(
-            f"torch.compile cannot compile the decoder: {reason} Use optimize_for_inference without compile=True."
+            f"The decoder cannot be compiled. Call optimize_for_inference without compile=True. torch.compile: {reason}"
         ) from error
     return program
 
