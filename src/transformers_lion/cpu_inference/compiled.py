@@ -1,9 +1,13 @@
 """A decoder layer as one compiled function, which is called for all layers.
 
-The weights are arguments of the function, so `torch.compile` runs once and not for each layer. The number of samples,
-beams, encoder positions and cached positions are variable in the compiled graph. `torch.compile` treats a size of one
-as a constant, however, so there are up to four graphs: for one or several samples, with one or several beams. A graph
-is compiled when it is first needed, and kept as long as the process runs.
+`torch.compile` runs once for all layers, because the weights are arguments of the function. The numbers of samples,
+beams, encoder positions and cached positions are variable in the compiled graph. A graph is compiled when it is first
+needed, and kept as long as the process runs.
+
+The graph is called directly. `torch.compile` would check all arguments in each call, which takes longer than a small
+layer, and would compile sizes of one separately. Here, the facts that a graph depends on are its key in `_graphs`, the
+compiled code still checks the sizes of its inputs, and a new graph is compared with the function that it was compiled
+from.
 
 Shape letters: B encoder batch, N beams or returned sequences per sample, S cached positions including unused ones, T
 encoder positions, H heads, C head width, D language model width, R tasks, A total bottleneck width of all adapters, K
@@ -11,7 +15,8 @@ and M inputs and outputs of a linear layer.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from types import FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -22,13 +27,31 @@ from torch.nn.functional import linear, pad, relu, scaled_dot_product_attention
 from .layers import DecoderLayer, Product
 from .packs import WeightPack
 
-Program = Callable[..., torch.Tensor]
+Activation = Callable[[torch.Tensor], torch.Tensor]
+Weights = tuple[torch.Tensor, ...]
 
-EXAMPLE_SIZES = {"samples": 3, "beams": 5, "encoder": 349, "cache": 64}
-"""Sizes for compiling. Equal sizes would be treated as the same variable."""
+
+class Sizes(NamedTuple):
+    """Sizes that are variable in a graph: B, N, B * N, T and S."""
+
+    samples: int
+    beams: int
+    rows: int
+    encoder: int
+    cache: int
+
+
+EXAMPLE_SIZES = Sizes(3, 5, 15, 349, 64)
+"""Sizes for compiling. They must differ, because equal sizes would be treated as the same variable."""
+
+SINGLE_SIZES = Sizes(1, 1, 1, 2, 32)
+"""Other sizes for comparing a graph with its function."""
+
+MAX_DIFFERENCE = 1e-4
+"""Maximum difference between a graph and its function, relative to the largest value."""
 
 _packs: "WeakValueDictionary[int, WeightPack]" = WeakValueDictionary()
-_programs: dict[Any, Program] = {}
+_graphs: "dict[Any, LayerGraph]" = {}
 _compiling = threading.Lock()
 
 
@@ -58,7 +81,7 @@ class LayerForm(NamedTuple):
         activation: Description of the activation.
         is_gated: Whether the feed-forward layer is gated.
         num_packed: M of each linear layer with a packed weight, `None` for the other linear layers.
-        shapes: Shapes of the weights.
+        layouts: Shape, strides, dtype and device of each weight.
     """
 
     head_shape: tuple[int, int]
@@ -66,7 +89,19 @@ class LayerForm(NamedTuple):
     activation: str
     is_gated: bool
     num_packed: tuple[int | None, ...]
-    shapes: tuple[torch.Size, ...]
+    layouts: tuple[Any, ...]
+
+
+class LayerGraph(NamedTuple):
+    """A compiled layer.
+
+    Attributes:
+        call: Compiled graph. It returns a sequence with the new states.
+        select: Selects and orders the graph's inputs from the function's arguments, the weights and `Sizes`.
+    """
+
+    call: Callable[..., Sequence[torch.Tensor]]
+    select: itemgetter
 
 
 class CompiledStep:
@@ -87,7 +122,7 @@ class CompiledStep:
     ) -> None:
         self._head_shape, self._tasks, self._mask = head_shape, tasks, mask
         self._layers = layers  # keeps the packs
-        self._calls = [_find_program(layer, head_shape, tasks) for layer in layers]
+        self._calls = [_find_graph(layer, head_shape) for layer in layers]
 
     @property
     def num_rows(self) -> int:
@@ -109,15 +144,15 @@ class CompiledStep:
             caches: A `PreallocatedLayer` for each layer. The new position is added to it.
         """
         rows, width = states.shape
-        last = bias.shape[1] - 1
         example = states.new_empty(2, rows, self._head_shape[0], 0, self._head_shape[1])
         own = [cache.reserve(example, 1) for cache in caches]
-        bias = pad(bias, (0, own[0].shape[3] - bias.shape[1]), value=torch.finfo(bias.dtype).min)
-        position = torch.full((1,), last, device=states.device)
-        states = states.view(*self._tasks.shape[:2], width)
+        sizes = Sizes(*self._tasks.shape[:2], rows, self._mask.shape[3], own[0].shape[3])
+        position = torch.full((1,), bias.shape[1] - 1, device=states.device)
+        bias = pad(bias, (0, sizes.cache - bias.shape[1]), value=torch.finfo(bias.dtype).min)
+        states = states.view(sizes.samples, sizes.beams, width)
         shared = (self._tasks, self._mask, bias, position)
-        for (program, weights), cached, (keys, values) in zip(self._calls, own, cross, strict=True):
-            states = program(states, cached, keys, values, *shared, *weights)
+        for (graph, weights), cached, (keys, values) in zip(self._calls, own, cross, strict=True):
+            states = graph.call(*graph.select((states, cached, keys, values, *shared, *weights, *sizes)))[0]
         return states.view(rows, width)
 
 
@@ -139,10 +174,8 @@ def check_compiler() -> None:
         ) from error
 
 
-def _find_program(
-    layer: DecoderLayer, head_shape: tuple[int, int], tasks: torch.Tensor
-) -> tuple[Program, tuple[torch.Tensor, ...]]:
-    """Return the compiled function for a layer and its weights, and compile the function if it is not compiled yet."""
+def _find_graph(layer: DecoderLayer, head_shape: tuple[int, int]) -> tuple[LayerGraph, Weights]:
+    """Return the graph for a layer and its weights. The graph is compiled if there is none for this form."""
     products = (layer.query_key_value, layer.output, layer.cross_query, layer.cross_output, layer.wi, layer.wo)
     norms = tuple(norm.weight for norm in layer.norms)
     weights = (*norms, *map(_as_tensor, products), *layer.adapters.down, layer.adapters.joined_ups)
@@ -152,16 +185,14 @@ def _find_program(
         activation=str(layer.activation),
         is_gated=layer.is_gated,
         num_packed=tuple(product.shape[0] if isinstance(product, WeightPack) else None for product in products),
-        shapes=tuple(weight.shape for weight in weights),
+        layouts=tuple((weight.shape, weight.stride(), weight.dtype, weight.device) for weight in weights),
     )
-    # these are constants of a graph as well
-    conditions = torch.get_num_threads(), torch.is_inference_mode_enabled(), tasks.device
-    has_several = tasks.shape[0] > 1, tasks.shape[1] > 1
-    key = form, *conditions, *has_several
+    key = form, torch.get_num_threads()
     with _compiling:
-        if key not in _programs:
-            _programs[key] = _compile(form, layer.activation, weights, *has_several)
-        return _programs[key], weights
+        if key not in _graphs:
+            with torch.inference_mode(False), torch.no_grad():
+                _graphs[key] = _compile(form, layer.activation, weights)
+        return _graphs[key], weights
 
 
 def _as_tensor(product: Product) -> torch.Tensor:
@@ -172,59 +203,95 @@ def _as_tensor(product: Product) -> torch.Tensor:
     return product.keywords["weight"]  # type: ignore[attr-defined]
 
 
-def _compile(
-    form: LayerForm,
-    activation: Callable[[torch.Tensor], torch.Tensor],
-    weights: tuple[torch.Tensor, ...],
-    has_several_samples: bool,
-    has_several_beams: bool,
-) -> Program:
-    """Compile the function of a layer by calling it with examples."""
+def _compile(form: LayerForm, activation: Activation, weights: Weights) -> LayerGraph:
+    """Compile the function of a layer and check the graph."""
+    from torch._inductor.compile_fx import compile_fx
+
+    graphs: list[tuple[Any, list[Any]]] = []
+
+    def keep(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        graphs.append((compile_fx(module, inputs), inputs))
+        return graphs[-1][0]
+
     function = _make_function(form, activation)
-    # torch keeps graphs by code: with code of its own, the function only has graphs of its own
-    code = function.__code__.replace(co_name=f"decoder_layer_{len(_programs)}")
-    own = FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
-    program = torch.compile(own, fullgraph=True, dynamic=False)
-    examples = _make_examples(form, weights, has_several_samples, has_several_beams)
+    examples = _make_examples(form, weights, EXAMPLE_SIZES)
     try:
-        program(*examples, *weights)
+        torch.compile(_with_own_code(function), backend=keep, fullgraph=True, dynamic=False)(*examples, *weights)
+        ((call, inputs),) = graphs
+        graph = LayerGraph(call, itemgetter(*_find_inputs(inputs, [*examples, *weights])))
+        for sizes in (EXAMPLE_SIZES, SINGLE_SIZES):
+            _check(graph, function, _make_examples(form, weights, sizes), weights, sizes)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise RuntimeError(
             f"The decoder cannot be compiled. Call optimize_for_inference without compile=True. torch.compile: {reason}"
         ) from error
-    return program
+    return graph
 
 
-def _make_examples(
-    form: LayerForm, weights: tuple[torch.Tensor, ...], has_several_samples: bool, has_several_beams: bool
-) -> list[torch.Tensor]:
-    """Create inputs in which the sizes that differ between calls are marked."""
+def _with_own_code(function: FunctionType) -> FunctionType:
+    """Return the function with a code object of its own. torch keeps what it learns about sizes by code object."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{len(_graphs)}")
+    return FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+
+
+def _make_examples(form: LayerForm, weights: Weights, sizes: Sizes) -> list[torch.Tensor]:
+    """Create random arguments of the function, without the weights. Variable sizes are marked."""
     heads, head_width = form.head_shape
     width, num_tasks = len(weights[0]), weights[-1].shape[1] // (len(weights[-3]) + 1)
-    samples = EXAMPLE_SIZES["samples"] if has_several_samples else 1
-    beams = EXAMPLE_SIZES["beams"] if has_several_beams else 1
-    length, capacity = EXAMPLE_SIZES["encoder"], EXAMPLE_SIZES["cache"]
     shapes_and_variable_sizes = [
-        ((samples, beams, width), (0, 1)),
-        ((2, samples * beams, heads, capacity, head_width), (1, 3)),
-        ((samples, heads, length, head_width), (0, 2)),
-        ((samples, heads, length, head_width), (0, 2)),
-        ((samples, beams, num_tasks), (0, 1)),
-        ((samples, 1, 1, length), (0, 3)),
-        ((heads, capacity), (1,)),
+        ((sizes.samples, sizes.beams, width), (0, 1)),
+        ((2, sizes.rows, heads, sizes.cache, head_width), (1, 3)),
+        ((sizes.samples, heads, sizes.encoder, head_width), (0, 2)),
+        ((sizes.samples, heads, sizes.encoder, head_width), (0, 2)),
+        ((sizes.samples, sizes.beams, num_tasks), (0, 1)),
+        ((sizes.samples, 1, 1, sizes.encoder), (0, 3)),
+        ((heads, sizes.cache), (1,)),
     ]
+    generator, device = torch.Generator().manual_seed(0), weights[0].device
     examples = []
     for shape, variable in shapes_and_variable_sizes:
-        example = torch.zeros(shape, device=weights[0].device)
-        for dimension in variable:
-            if shape[dimension] > 1:
-                torch._dynamo.mark_dynamic(example, dimension)
+        example = torch.randn(shape, generator=generator).to(device)
+        torch._dynamo.mark_dynamic(example, variable)
         examples.append(example)
-    return [*examples, torch.zeros(1, dtype=torch.long, device=weights[0].device)]
+    return [*examples, torch.tensor([3], device=device)]
 
 
-def _make_function(form: LayerForm, activation: Callable[[torch.Tensor], torch.Tensor]) -> FunctionType:
+def _find_inputs(inputs: list[Any], arguments: list[Any]) -> list[int]:
+    """Return the positions of a graph's inputs among the arguments of its function, followed by `Sizes`.
+
+    Args:
+        inputs: Examples of the inputs, tensors or variable sizes.
+        arguments: Tensors that the function was compiled with.
+    """
+    positions = {id(argument): position for position, argument in enumerate(arguments)}
+    return [
+        positions[id(value)]
+        if isinstance(value, torch.Tensor)
+        else len(arguments) + EXAMPLE_SIZES.index(value.node.hint)
+        for value in inputs
+    ]
+
+
+def _check(
+    graph: LayerGraph,
+    function: Callable[..., torch.Tensor],
+    examples: list[torch.Tensor],
+    weights: Weights,
+    sizes: Sizes,
+) -> None:
+    """Compare the outputs of a graph and of its function, and the states that they write."""
+    outputs = []
+    for call in (lambda *arguments: graph.call(*graph.select((*arguments, *sizes)))[0], function):
+        own = examples[1].clone()
+        outputs.append((call(examples[0], own, *examples[2:], *weights), own))
+    for found, expected in zip(*outputs, strict=True):
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        if not difference <= MAX_DIFFERENCE:
+            raise ValueError(f"The outputs of the compiled decoder differ by {difference:.1e}.")
+
+
+def _make_function(form: LayerForm, activation: Activation) -> FunctionType:
     """Return the function of a layer for one new position."""
     heads, head_width = form.head_shape
 
