@@ -88,8 +88,7 @@ class PreallocatedLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows: row i becomes row `beam_idx[i]`."""
         if self._states is not None:
-            used = self._states.narrow(3, 0, self._length)
-            used.copy_(used.index_select(1, beam_idx))
+            self._states = self._states.index_select(1, beam_idx)  # faster than in place, which copies twice
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""

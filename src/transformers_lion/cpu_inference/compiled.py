@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
-from torch.nn.functional import linear, pad, relu, scaled_dot_product_attention
+from torch.nn.functional import linear, relu, scaled_dot_product_attention
 
 from .layers import DecoderLayer, Product
 from .packs import WeightPack
@@ -148,9 +148,10 @@ class CompiledStep:
         own = [cache.reserve(example, 1) for cache in caches]
         sizes = Sizes(*self._tasks.shape[:2], rows, self._mask.shape[3], own[0].shape[3])
         position = torch.full((1,), bias.shape[1] - 1, device=states.device)
-        bias = pad(bias, (0, sizes.cache - bias.shape[1]), value=torch.finfo(bias.dtype).min)
+        all_biases = bias.new_full((bias.shape[0], sizes.cache), torch.finfo(bias.dtype).min)
+        all_biases[:, : bias.shape[1]] = bias
         states = states.view(sizes.samples, sizes.beams, width)
-        shared = (self._tasks, self._mask, bias, position)
+        shared = (self._tasks, self._mask, all_biases, position)
         for (graph, weights), cached, (keys, values) in zip(self._calls, own, cross, strict=True):
             states = graph.call(*graph.select((states, cached, keys, values, *shared, *weights, *sizes)))[0]
         return states.view(rows, width)
