@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-BLOCK = 32
+BLOCK = 16
 """The capacity is a multiple of this number of positions."""
 
 

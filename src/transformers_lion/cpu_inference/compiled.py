@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
 EXAMPLE_SIZES = Sizes(3, 5, 15, 349, 64)
 """Sizes for compiling. They must differ, because equal sizes would be treated as the same variable."""
 
-SINGLE_SIZES = Sizes(1, 1, 1, 2, 32)
+SINGLE_SIZES = Sizes(1, 1, 1, 2, 16)
 """Other sizes for comparing a graph with its function."""
 
 MAX_DIFFERENCE = 1e-4

@@ -31,7 +31,7 @@ from ..compatibility import CACHE_NAME, resolve_cache
 from ..modeling_lion_t5 import LionT5Stack, SharedCrossCache
 from .cache import PreallocatedCache, PreallocatedLayer
 from .compiled import CompiledStep
-from .layers import DecoderLayer, UnsupportedModuleError, make_layer, make_norm
+from .layers import DecoderLayer, Norm, UnsupportedModuleError, make_layer, make_norm
 from .wrapping import is_wrapped
 
 _building = threading.Lock()
@@ -43,6 +43,7 @@ class Decoding:
 
     Attributes:
         layers: Layers of the decoder.
+        final_norm: Norm after the last layer.
         batch_size: B.
         encoder_mask: Mask of the encoder states as passed by the caller, (B, T).
         cross_mask: Additive mask of the cross-attention, (B, 1, 1, T), or `None` without padding.
@@ -55,6 +56,7 @@ class Decoding:
     """
 
     layers: list[DecoderLayer]
+    final_norm: Norm
     batch_size: int
     encoder_mask: torch.Tensor | None
     cross_mask: torch.Tensor | None
@@ -205,7 +207,8 @@ class InferenceDecoder(nn.Module):
             if task_type_ids.shape != (rows,):
                 return None
             one_hot = nn.functional.one_hot(task_type_ids.long(), num_tasks).float()[:, None, :, None]
-        return Decoding(layers, batch_size, encoder_mask, cross_mask, task_type_ids, min(tasks), one_hot)
+        final_norm = make_norm(self.stack.final_layer_norm)
+        return Decoding(layers, final_norm, batch_size, encoder_mask, cross_mask, task_type_ids, min(tasks), one_hot)
 
     def _decode(
         self,
@@ -240,7 +243,7 @@ class InferenceDecoder(nn.Module):
                 states = self._attend(layer, states, rows, mask, own and own[index])
                 states = self._attend_encoder(layer, states, cross[index], decoding)
                 states = _feed_forward(layer, states, decoding, rows)
-        return make_norm(self.stack.final_layer_norm)(states).view(rows, length, width)
+        return decoding.final_norm(states).view(rows, length, width)
 
     def _run_compiled(
         self,
