@@ -146,11 +146,12 @@ class CompiledStep:
         rows, width = states.shape
         example = states.new_empty(2, rows, self._head_shape[0], 0, self._head_shape[1])
         own = [cache.reserve(example, 1) for cache in caches]
-        sizes = Sizes(*self._tasks.shape[:2], rows, self._mask.shape[3], own[0].shape[3])
+        samples, beams, _ = self._tasks.shape
+        sizes = Sizes(samples, beams, rows, self._mask.shape[3], own[0].shape[3])
         position = torch.full((1,), bias.shape[1] - 1, device=states.device)
         all_biases = bias.new_full((bias.shape[0], sizes.cache), torch.finfo(bias.dtype).min)
         all_biases[:, : bias.shape[1]] = bias
-        states = states.view(sizes.samples, sizes.beams, width)
+        states = states.view(samples, beams, width)
         shared = (self._tasks, self._mask, all_biases, position)
         for (graph, weights), cached, (keys, values) in zip(self._calls, own, cross, strict=True):
             states = graph.call(*graph.select((states, cached, keys, values, *shared, *weights, *sizes)))[0]
