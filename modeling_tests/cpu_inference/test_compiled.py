@@ -3,12 +3,15 @@
 import copy
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from cli.command_line import lion as command
+from cli.command_line import refusal
 from factories import NO_DROPOUT, row_of, tiny_inputs, tiny_model
 from ram.factories import tiny_ram
 from transformers_lion import Lion, LionForConditionalGeneration
@@ -18,6 +21,7 @@ from transformers_lion.cpu_inference.decoder import InferenceDecoder
 from transformers_lion.cpu_inference.default import describe_inference
 from transformers_lion.cpu_inference.linear import PackedLinear
 from transformers_lion.cpu_inference.plan import CpuFeatures
+from transformers_lion.example import sketch
 
 pytestmark = pytest.mark.slow
 
@@ -170,3 +174,22 @@ def test_a_model_that_cannot_be_compiled_is_refused() -> None:
 def test_lion_compiles_on_request() -> None:
     lion = Lion.from_pretrained(tagger=False, compile=True)
     assert lion.model.get_decoder().compiles
+
+
+def test_the_command_hands_the_option_on_and_refuses_a_contradiction(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    picture = tmp_path / "a.png"
+    sketch().save(picture)
+    seen: list[bool] = []
+
+    def load(*_: Any, compile: bool, **__: Any) -> None:
+        seen.append(compile)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(Lion, "from_pretrained", load)
+    assert "far enough" in refusal("caption", picture, "--compile")
+    assert seen == [True]
+    ran = command("caption", picture, "--compile", "--no-optimize")
+    assert ran.code
+    assert "--compile and --no-optimize cannot be combined" in " ".join(ran.errors)
