@@ -16,7 +16,7 @@ from factories import NO_DROPOUT, row_of, tiny_inputs, tiny_model
 from ram.factories import tiny_ram
 from transformers_lion import Lion, LionForConditionalGeneration
 from transformers_lion.cpu_inference import exchange, optimize_for_inference, plan
-from transformers_lion.cpu_inference.compiled import CompiledStep
+from transformers_lion.cpu_inference.compiled import CompiledStep, _check_sizes
 from transformers_lion.cpu_inference.decoder import InferenceDecoder
 from transformers_lion.cpu_inference.default import describe_inference
 from transformers_lion.cpu_inference.linear import PackedLinear
@@ -169,6 +169,13 @@ def test_a_model_that_cannot_be_compiled_is_refused() -> None:
         Lion.from_pretrained(tagger=False, dtype=torch.bfloat16, compile=True)
     with pytest.raises(ValueError, match="optimize=False cannot be combined"):
         Lion.from_pretrained(tagger=False, optimize=False, compile=True)
+
+
+def test_a_cache_of_another_layout_is_refused() -> None:
+    _check_sizes([torch.zeros(3, 2)], torch.Size((3, 2)))
+    for other in (torch.zeros(4, 2), torch.zeros(2, 3).T):
+        with pytest.raises(ValueError, match=r"requires a contiguous one of shape \(3, 2\)"):
+            _check_sizes([other], torch.Size((3, 2)))
 
 
 def test_lion_compiles_on_request() -> None:

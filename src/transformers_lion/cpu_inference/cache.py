@@ -98,7 +98,7 @@ class PreallocatedLayer(DynamicLayer):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the given rows."""
         if self._states is not None:
-            self._states = self._states[:, indices]
+            self._states = self._states[:, indices].contiguous()
 
 
 class PreallocatedCache(DynamicCache):

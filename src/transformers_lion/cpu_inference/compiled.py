@@ -5,9 +5,8 @@ beams, encoder positions and cached positions are variable in the compiled graph
 needed, and kept as long as the process runs.
 
 The graph is called directly. `torch.compile` would check all arguments in each call, which takes longer than a small
-layer, and would compile sizes of one separately. Here, the facts that a graph depends on are its key in `_graphs`, the
-compiled code still checks the sizes of its inputs, and a new graph is compared with the function that it was compiled
-from.
+layer, and would compile sizes of one separately. Here, the facts that a graph depends on are its key in `_graphs`,
+`CompiledStep` checks the sizes of the caches, and a new graph is compared with the function that it was compiled from.
 
 Shape letters: B encoder batch, N beams or returned sequences per sample, S cached positions including unused ones, T
 encoder positions, H heads, C head width, D language model width, R tasks, A total bottleneck width of all adapters, K
@@ -120,7 +119,8 @@ class CompiledStep:
     def __init__(
         self, layers: list[DecoderLayer], head_shape: tuple[int, int], tasks: torch.Tensor, mask: torch.Tensor
     ) -> None:
-        self._head_shape, self._tasks, self._mask = head_shape, tasks, mask
+        self._head_shape, self._tasks, self._mask = head_shape, tasks.contiguous(), mask.contiguous()
+        self._cross_shape = torch.Size((len(tasks), head_shape[0], mask.shape[3], head_shape[1]))
         self._layers = layers  # keeps the packs
         self._calls = [_find_graph(layer, head_shape) for layer in layers]
 
@@ -151,11 +151,24 @@ class CompiledStep:
         position = torch.full((1,), bias.shape[1] - 1, device=states.device)
         all_biases = bias.new_full((bias.shape[0], sizes.cache), torch.finfo(bias.dtype).min)
         all_biases[:, : bias.shape[1]] = bias
-        states = states.view(samples, beams, width)
+        own_shape = torch.Size((2, rows, self._head_shape[0], sizes.cache, self._head_shape[1]))
+        _check_sizes(own, own_shape)
+        _check_sizes([part for keys_values in cross for part in keys_values], self._cross_shape)
+        states = states.contiguous().view(samples, beams, width)
         shared = (self._tasks, self._mask, all_biases, position)
         for (graph, weights), cached, (keys, values) in zip(self._calls, own, cross, strict=True):
             states = graph.call(*graph.select((states, cached, keys, values, *shared, *weights, *sizes)))[0]
         return states.view(rows, width)
+
+
+def _check_sizes(tensors: list[torch.Tensor], shape: torch.Size) -> None:
+    """Check that tensors have the layout that the compiled code, which does not check it, reads and writes."""
+    for tensor in tensors:
+        if tensor.shape != shape or not tensor.is_contiguous():
+            raise ValueError(
+                f"The cache has a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()}, but the decoder "
+                f"requires a contiguous one of shape {tuple(shape)}."
+            )
 
 
 def check_compiler() -> None:
@@ -212,7 +225,7 @@ def _compile(form: LayerForm, activation: Activation, weights: Weights) -> Layer
     graphs: list[tuple[Any, list[Any]]] = []
 
     def keep(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-        graphs.append((compile_fx(module, inputs), inputs))
+        graphs.append((compile_fx(module, inputs, config_patches={"size_asserts": False}), inputs))
         return graphs[-1][0]
 
     function = _make_function(form, activation)
