@@ -8,23 +8,28 @@ disk.
 
 Each side runs in a process of its own, so that its peak memory is its own. Results are written after each measurement;
 a side that is in the file already is not measured again (`--fresh` forgets it). Ratios of `host` come from one process
-in which the sides take turns.
+in which the sides take turns. `host` also measures transformers' `generate` with a model that computes nothing, which
+no decoder can go below. Nothing that was compiled before is reused.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from transformers_lion import LionForConditionalGeneration
+from transformers_lion.compatibility import CACHE_NAME, get_cache
 from transformers_lion.cpu_inference import inference_plan, optimize_for_inference
 
 from .speed.models import TINY, Size, build_instructblip, build_lion, lion_config, make_inputs
@@ -63,6 +68,7 @@ SIDES = {
     "plain": "LION in float32",
     "exact": "LION in float32, optimized (weights='float32')",
     "packed": "LION from bfloat16, optimized (float16 packs)",
+    "compiled": "the same, decoder compiled",
     "bfloat16": "LION in bfloat16, as loaded",
     "instructblip": "InstructBLIP in float32",
 }
@@ -104,11 +110,12 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Ten
 def make_side(name: str, size: Size, folder: Path) -> Side:
     if name == "instructblip":
         return InstructBlipSide(build_instructblip(size))
-    dtype = torch.bfloat16 if name in ("packed", "bfloat16") else torch.float32
+    dtype = torch.bfloat16 if name in ("packed", "compiled", "bfloat16") else torch.float32
     model = LionForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-    if name in ("exact", "packed"):
+    if name in ("exact", "packed", "compiled"):
         # by name, so that processors with units for bfloat16 can measure it too
-        optimize_for_inference(model, weights="float16" if name == "packed" else "float32")
+        weights = "float32" if name == "exact" else "float16"
+        optimize_for_inference(model, weights=weights, compile=name == "compiled")
     return LionSide(model)
 
 
@@ -119,6 +126,8 @@ def measure(name: str, size: Size, folder: Path, repeats: int, threads: int) -> 
     side, inputs = make_side(name, size, folder), make_inputs(size)
     results: dict[str, Any] = {"load": time.perf_counter() - start, "loaded_gb": peak_memory()}
     with torch.no_grad():
+        if name == "compiled":
+            results["compile"] = [compile_time(side, inputs, beams) for beams in (1, BEAMS)]
         side.answer(inputs, 1, 2)  # reads the weights from the disk, and touches them for the first time
         results["image"], _ = fastest(lambda: side.encode(inputs), repeats)
         for beams in (1, BEAMS):
@@ -129,6 +138,12 @@ def measure(name: str, size: Size, folder: Path, repeats: int, threads: int) -> 
             results[f"token, {kind}"] = (seconds - short) / (NEW_TOKENS - 2)
         results["peak_gb"] = peak_memory()
     return results
+
+
+def compile_time(side: Side, inputs: dict[str, torch.Tensor], beams: int) -> float:
+    """How many seconds longer the first answer takes than the second."""
+    first, second = (fastest(partial(side.answer, inputs, beams, 2), 1)[0] for _ in range(2))
+    return first - second
 
 
 def fastest(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
@@ -154,12 +169,15 @@ def measure_host(repeats: int) -> dict[str, Any]:
     sides: dict[str, Side] = {
         "plain": LionSide(build_lion(size)),
         "optimized": LionSide(optimize_for_inference(build_lion(size), weights="float32")),
+        "compiled": LionSide(optimize_for_inference(build_lion(size), weights="float32", compile=True)),
         "instructblip": InstructBlipSide(build_instructblip(size)),
+        "generate alone": LionSide(without_computation(build_lion(size))),
     }
     results: dict[str, Any] = {}
     for batch in (1, 8):
         for beams in (1, BEAMS):
             inputs = make_inputs(size, batch)
+            compile_seconds = compile_time(sides["compiled"], inputs, beams)
             answers = {name: side.answer(inputs, beams, 24) for name, side in sides.items()}
             times: dict[str, list[float]] = {name: [] for name in sides}
             for _ in range(max(5, repeats)):
@@ -168,11 +186,28 @@ def measure_host(repeats: int) -> dict[str, Any]:
             medians = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
             results[f"batch {batch}, {beams} beams"] = {
                 **{name: 1000 * value for name, value in medians.items()},
-                "optimized / instructblip": medians["optimized"] / medians["instructblip"],
-                "plain / instructblip": medians["plain"] / medians["instructblip"],
-                "ids equal": torch.equal(answers["plain"], answers["optimized"]),
+                **{
+                    f"{name} / instructblip": medians[name] / medians["instructblip"]
+                    for name in sides
+                    if name != "instructblip"
+                },
+                "seconds to compile": compile_seconds,
+                "ids equal": all(torch.equal(answers["plain"], answers[name]) for name in ("optimized", "compiled")),
             }
     return results
+
+
+def without_computation(model: LionForConditionalGeneration) -> LionForConditionalGeneration:
+    """Replace the language model's `forward` by one that returns fixed logits."""
+    forward = model.language_model.forward
+    logits = torch.randn(64, 1, model.config.text_config.vocab_size, generator=torch.Generator().manual_seed(0))
+
+    @wraps(forward)
+    def answer(decoder_input_ids: torch.Tensor, **arguments: Any) -> Seq2SeqLMOutput:
+        return Seq2SeqLMOutput(logits=logits[: len(decoder_input_ids)], **{CACHE_NAME: get_cache(arguments)})
+
+    model.language_model.forward = answer
+    return model
 
 
 def token_time(side: Side, inputs: dict[str, torch.Tensor], beams: int) -> float:
@@ -217,6 +252,12 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as compiled:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = compiled
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
     size, file = SIZES[options.size], options.folder / f"{options.size}.json"
     weights = options.folder / f"lion-{options.size}"
     if options.one:

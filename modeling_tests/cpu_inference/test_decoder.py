@@ -161,7 +161,8 @@ def test_threads_with_different_tasks_do_not_meet() -> None:
 
 def test_a_cache_with_room_does_what_other_caches_do() -> None:
     generator = torch.Generator().manual_seed(0)
-    roomy, other = PreallocatedLayer(), DynamicCache()
+    roomy: Any = PreallocatedLayer()
+    other = DynamicCache()
     for length in (3, 1, 40, 1):
         states = torch.randn(2, 2, 3, length, 4, generator=generator)
         found, expected = roomy.update(*states), other.update(*states, 0)

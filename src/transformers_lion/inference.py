@@ -190,6 +190,7 @@ class Lion:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         optimize: bool = True,
+        compile: bool = False,
     ) -> "Lion":
         """Load a checkpoint.
 
@@ -201,11 +202,17 @@ class Lion:
             dtype: Data type of the weights. Defaults to the data type they were saved in.
             optimize: Whether to call `cpu_inference.optimize_for_inference` if it makes generation faster on this CPU.
                 With a `dtype` other than float32, the model stays in that data type and is not optimized.
+            compile: Whether to also compile the decoder when the first answer is generated; see
+                `cpu_inference.optimize_for_inference`.
 
         Raises:
             OSError: If a file is missing.
-            ValueError: If the files are inconsistent, or weights are not finite.
+            ValueError: If the files are inconsistent, weights are not finite, or `compile` is set for a model that is
+                not optimized.
+            RuntimeError: If `compile` is set and there is no C++ compiler.
         """
+        if compile and not optimize:
+            raise ValueError("compile=True and optimize=False cannot be combined.")
         name = os.fspath(pretrained_model_name_or_path or example_checkpoint())
         files = [*MODEL_FILES, *PROCESSOR_FILES, *(() if tagger is not None else TAGGER_FILES)]
         folder = local_folder(name, files)
@@ -217,7 +224,7 @@ class Lion:
         if device is not None:
             model.to(device)
         if optimize:
-            optimize_by_default(model, dtype)
+            optimize_by_default(model, dtype, compile)
         processor = LionProcessor.from_pretrained(folder)
         found = find_tagger(folder, model.device) if tagger is None else tagger or None
         if found is None and tagger is None and pretrained_model_name_or_path is not None:

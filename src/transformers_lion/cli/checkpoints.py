@@ -17,7 +17,12 @@ REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def load_lion(
-    model: str | None, tagger: str | bool, device: str | None, dtype: str | None, optimize: bool = True
+    model: str | None,
+    tagger: str | bool,
+    device: str | None,
+    dtype: str | None,
+    optimize: bool = True,
+    compile: bool = False,
 ) -> "Lion":
     """Load a model with its processor and tagger.
 
@@ -26,7 +31,7 @@ def load_lion(
         tagger: folder or repository of a tagger; `True` for the model's own, if it has one; `False` for none.
         device: a GPU by default, if there is one.
         dtype: dtype of the weights; as saved by default.
-        optimize: see `Lion.from_pretrained`. If weights are packed, a note on a terminal says so.
+        optimize, compile: see `Lion.from_pretrained`. If weights are packed, a note on a terminal says so.
 
     Raises:
         OSError, ValueError: if something cannot be loaded.
@@ -39,7 +44,7 @@ def load_lion(
     if isinstance(tagger, str):
         own = load_tagger_from(tagger, where)
     try:
-        lion = Lion.from_pretrained(name, tagger=own, device=where, dtype=dtype, optimize=optimize)
+        lion = Lion.from_pretrained(name, tagger=own, device=where, dtype=dtype, optimize=optimize, compile=compile)
     except Exception as error:  # damaged files raise errors of many types
         raise ValueError(f"{name} cannot be loaded: {first_sentence(error)}") from error
     if is_packed(lion.model) and show_progress():

@@ -65,6 +65,10 @@ Optimize = Annotated[
     bool, typer.Option("--optimize/--no-optimize", help="Pack weights where that is exact and faster on this CPU.")
 ]
 
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the decoder: a slower start, faster answers. Needs a C++ compiler.")
+]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -83,6 +87,7 @@ class Settings:
     device: Device = None
     dtype: Dtype = None
     optimize: Optimize = True
+    compile: Compile = False
 
     def __post_init__(self) -> None:
         asks_tagger = self.tag_source in (None, "tagger") and self.tags is None
@@ -91,6 +96,8 @@ class Settings:
         if self.tagger is not None and not asks_tagger:
             other = "--tags" if self.tags is not None else f"--tag-source {self.tag_source}"
             raise typer.BadParameter(f"{other} and --tagger cannot be combined.")
+        if self.compile and not self.optimize:
+            raise typer.BadParameter("--compile and --no-optimize cannot be combined.")
 
     @property
     def tag_source(self) -> TagSource | None:

@@ -61,7 +61,9 @@ class Answering(Job):
         """Load the model, and tell the user if it has no tagger but prompts need one."""
         settings = self.settings
         dtype = settings.dtype and settings.dtype.value
-        self.lion = load_lion(settings.model, settings.tagger_to_load, settings.device, dtype, settings.optimize)
+        self.lion = load_lion(
+            settings.model, settings.tagger_to_load, settings.device, dtype, settings.optimize, settings.compile
+        )
         if self.lion.tagger is None and settings.tagger_to_load and settings.model is not None:
             if settings.tag_source == "tagger":
                 raise ValueError(f"{settings.model} has no tagger for --tag-source tagger; specify one with --tagger.")

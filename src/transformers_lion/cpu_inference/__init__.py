@@ -1,7 +1,7 @@
 """Faster inference on a CPU. `optimize_for_inference` replaces parts of a model; training and saving undo it.
 
-Reading order: `exchange` (replaces modules), `plan` (decides what to do), `packs` and `linear` (weights), `decoder` and
-`cache`.
+Reading order: `exchange` (replaces modules), `plan` (decides what to do), `packs` and `linear` (weights), `layers`,
+`decoder`, `cache` and `compiled`.
 """
 
 from .default import optimize_by_default

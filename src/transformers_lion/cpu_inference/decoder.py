@@ -5,6 +5,7 @@
   up-projection per task.
 - Tasks and masks are processed in the first step of a generation, and position biases when the cache grows.
 - The cache is updated in place (`cache.py`).
+- On request, a layer is compiled (`compiled.py`). All steps with one new position then call the compiled layer.
 
 Unsupported features, such as recording attentions, gradients, or a cache passed by the caller, fall back to the
 original blocks, which are kept.
@@ -14,80 +15,26 @@ positions, H heads, C head width, D language model width, R router rows (tasks),
 adapters.
 """
 
+import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from torch.linalg import vector_norm
-from torch.nn.functional import gelu, linear, relu, scaled_dot_product_attention
-from transformers.activations import NewGELUActivation
+from torch.nn.functional import linear, relu, scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.models.t5.modeling_t5 import T5DenseActDense, T5DenseGatedActDense, T5LayerNorm
 
 from ..compatibility import CACHE_NAME, resolve_cache
-from ..modeling_lion_t5 import LionAdapterMixture, LionT5Stack, SharedCrossCache
-from .cache import PreallocatedCache
-from .linear import PackedLinear
+from ..modeling_lion_t5 import LionT5Stack, SharedCrossCache
+from .cache import PreallocatedCache, PreallocatedLayer
+from .compiled import CompiledStep
+from .layers import DecoderLayer, Norm, UnsupportedModuleError, make_layer, make_norm
 from .wrapping import is_wrapped
 
-Product = Callable[[torch.Tensor], torch.Tensor]
-
 _building = threading.Lock()
-
-
-class UnsupportedModuleError(Exception):
-    """A module of the decoder cannot be fused, such as an attention layer with LoRA."""
-
-
-class FusedAdapters(NamedTuple):
-    """A mixture of adapters, fused into two linear layers.
-
-    Attributes:
-        down: Weight (A, D) and bias (A,) of the down-projection.
-        ups: Weight (D, A) and bias (D,) of the up-projection for each task.
-        joined_ups: Up-projections of all tasks, (D, R * A), for batches with several tasks.
-    """
-
-    down: tuple[torch.Tensor, torch.Tensor]
-    ups: list[tuple[torch.Tensor, torch.Tensor]]
-    joined_ups: torch.Tensor
-
-
-class Norm(NamedTuple):
-    """T5's layer norm, computed from the norm of each row: `x / sqrt(norm(x)^2 + epsilon * D) * (weight * sqrt(D))`.
-
-    Attributes:
-        epsilon: `sqrt(epsilon * D)`, a scalar tensor.
-        weight: Weight (D,) multiplied by `sqrt(D)`.
-    """
-
-    epsilon: torch.Tensor
-    weight: torch.Tensor
-
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """(rows, D) -> (rows, D)."""
-        return (states / torch.hypot(vector_norm(states, dim=-1, keepdim=True), self.epsilon)).mul_(self.weight)
-
-
-class DecoderLayer(NamedTuple):
-    """Weights of one layer. `norms` are those of the self-attention, the cross-attention and the feed-forward layer."""
-
-    norms: tuple[Norm, Norm, Norm]
-    query_key_value: Product
-    output: Product
-    cross_query: Product
-    cross_key_value: Product
-    cross_output: Product
-    wi: Product
-    wo: Product
-    activation: Callable[[torch.Tensor], torch.Tensor]
-    is_gated: bool
-    adapters: FusedAdapters
 
 
 @dataclass
@@ -96,6 +43,7 @@ class Decoding:
 
     Attributes:
         layers: Layers of the decoder.
+        final_norm: Norm after the last layer.
         batch_size: B.
         encoder_mask: Mask of the encoder states as passed by the caller, (B, T).
         cross_mask: Additive mask of the cross-attention, (B, 1, 1, T), or `None` without padding.
@@ -104,9 +52,11 @@ class Decoding:
         one_hot: Tasks of the rows, (B * N, 1, R, 1), if they differ.
         keys_values: Keys and values of the encoder states for each layer, each (B, H, T, C).
         biases: Position biases of the keys before a query, (1, H, 1, capacity), with the nearest key last.
+        compiled: The compiled layers, in the first step that uses them.
     """
 
     layers: list[DecoderLayer]
+    final_norm: Norm
     batch_size: int
     encoder_mask: torch.Tensor | None
     cross_mask: torch.Tensor | None
@@ -115,14 +65,25 @@ class Decoding:
     one_hot: torch.Tensor | None
     keys_values: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     biases: torch.Tensor | None = None
+    compiled: CompiledStep | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Decoding":
+        """Share the weights with the copy, which belongs to a copy of the cache."""
+        return copy.copy(self)
 
 
 class InferenceDecoder(nn.Module):
-    """Replaces the `LionT5Stack` of the decoder, which is kept as `stack`."""
+    """Replaces the decoder of the language model.
 
-    def __init__(self, stack: LionT5Stack) -> None:
+    Args:
+        stack: Decoder to replace, which is kept.
+        compiles: Whether to compile a layer with `torch.compile`.
+    """
+
+    def __init__(self, stack: LionT5Stack, compiles: bool = False) -> None:
         super().__init__()
         self.stack = stack
+        self.compiles = compiles
         self._head_shape = stack.config.num_heads, stack.config.d_kv
         self._layers: list[DecoderLayer] | None = None
         self._fingerprint: list[Any] = []
@@ -246,7 +207,8 @@ class InferenceDecoder(nn.Module):
             if task_type_ids.shape != (rows,):
                 return None
             one_hot = nn.functional.one_hot(task_type_ids.long(), num_tasks).float()[:, None, :, None]
-        return Decoding(layers, batch_size, encoder_mask, cross_mask, task_type_ids, min(tasks), one_hot)
+        final_norm = make_norm(self.stack.final_layer_norm)
+        return Decoding(layers, final_norm, batch_size, encoder_mask, cross_mask, task_type_ids, min(tasks), one_hot)
 
     def _decode(
         self,
@@ -268,15 +230,47 @@ class InferenceDecoder(nn.Module):
                 decoding.keys_values = cross
                 for index, (keys, values) in enumerate(cross):
                     cache.cross_attention_cache.update(keys, values, index)
+                    stored = cache.cross_attention_cache.layers[index]
+                    stored.keys, stored.values = keys, values  # `update` has copied them
                     cache.is_updated[index] = True
         elif isinstance(cache, EncoderDecoderCache):
             cross = [(layer.keys, layer.values) for layer in cache.cross_attention_cache.layers]
         states = states.reshape(-1, width).float()
-        for index, layer in enumerate(decoding.layers):
-            states = self._attend(layer, states, rows, mask, own and own[index])
-            states = self._attend_encoder(layer, states, cross[index], decoding)
-            states = _feed_forward(layer, states, decoding, rows)
-        return _make_norm(self.stack.final_layer_norm)(states).view(rows, length, width)
+        if self.compiles and own and length == 1 and len(mask) == 1:
+            states = self._run_compiled(decoding, states, mask, cross, own)
+        else:
+            for index, layer in enumerate(decoding.layers):
+                states = self._attend(layer, states, rows, mask, own and own[index])
+                states = self._attend_encoder(layer, states, cross[index], decoding)
+                states = _feed_forward(layer, states, decoding, rows)
+        return decoding.final_norm(states).view(rows, length, width)
+
+    def _run_compiled(
+        self,
+        decoding: Decoding,
+        states: torch.Tensor,
+        mask: torch.Tensor,
+        cross: list[tuple[torch.Tensor, torch.Tensor]],
+        own: list[PreallocatedLayer],
+    ) -> torch.Tensor:
+        """Run all layers for one new position, (B * N, D) -> (B * N, D)."""
+        if decoding.compiled is None or decoding.compiled.num_rows != len(states):
+            decoding.compiled = self._prepare_compiled(decoding, len(states), cross[0][0].shape[2])
+        return decoding.compiled.run(states, mask[0, :, 0], cross, own)
+
+    def _prepare_compiled(self, decoding: Decoding, rows: int, length: int) -> CompiledStep:
+        """Compile the layers, or get them if they are compiled already, for `length` encoder positions."""
+        num_tasks = len(decoding.layers[0].adapters.ups)
+        tasks = decoding.one_hot
+        if tasks is None:
+            tasks = nn.functional.one_hot(torch.full((rows,), decoding.task), num_tasks).float()
+        mask = decoding.cross_mask
+        return CompiledStep(
+            decoding.layers,
+            self._head_shape,
+            tasks.view(decoding.batch_size, -1, num_tasks),
+            torch.zeros(decoding.batch_size, 1, 1, length) if mask is None else mask,
+        )
 
     def _attend(
         self, layer: DecoderLayer, states: torch.Tensor, rows: int, mask: torch.Tensor, cache_layer: Any
@@ -336,16 +330,12 @@ class InferenceDecoder(nn.Module):
             fingerprint = list(_fingerprint(self.stack))
             if self._layers is None or fingerprint != self._fingerprint:
                 try:
-                    self._layers = [_make_layer(block) for block in self.stack.block]
+                    with torch.inference_mode(False), torch.no_grad():
+                        self._layers = [make_layer(block) for block in self.stack.block]
                 except UnsupportedModuleError:
                     self._layers = []
                 self._fingerprint = fingerprint
             return self._layers
-
-
-def _make_norm(norm: T5LayerNorm) -> Norm:
-    width = norm.weight.shape[0]
-    return Norm(torch.tensor((norm.variance_epsilon * width) ** 0.5), norm.weight.detach() * width**0.5)
 
 
 def _feed_forward(layer: DecoderLayer, states: torch.Tensor, decoding: Decoding, rows: int) -> torch.Tensor:
@@ -362,72 +352,9 @@ def _feed_forward(layer: DecoderLayer, states: torch.Tensor, decoding: Decoding,
     if decoding.one_hot is None:
         return outputs.add_(linear(bottleneck, *adapters.ups[decoding.task]))
     chosen = bottleneck.view(rows, -1, 1, bottleneck.shape[-1]) * decoding.one_hot  # (B * N, L, R, A)
-    biases = torch.stack([bias for _, bias in adapters.ups])
-    bias = (biases * decoding.one_hot[:, 0]).sum(1)  # (B * N, D)
-    adapted = linear(chosen.flatten(2), adapters.joined_ups) + bias[:, None]
+    tasks = decoding.one_hot[..., 0].expand(-1, chosen.shape[1], -1)  # (B * N, L, R)
+    adapted = linear(torch.cat([chosen.flatten(2), tasks], dim=-1), adapters.joined_ups)
     return outputs.add_(adapted.flatten(0, 1))
-
-
-def _make_layer(block: Any) -> DecoderLayer:
-    """Collect and fuse the weights of a block.
-
-    Raises:
-        UnsupportedModuleError: If a module is wrapped or of another class.
-    """
-    own, cross, feed_forward = block.layer[0], block.layer[1], block.feed_forward
-    attention, other, dense = own.SelfAttention, cross.EncDecAttention, feed_forward.DenseReluDense
-    is_gated = type(dense) is T5DenseGatedActDense
-    if not is_gated and type(dense) is not T5DenseActDense:
-        raise UnsupportedModuleError
-    inputs = [dense.wi_0, dense.wi_1] if is_gated else [dense.wi]
-    norms = own.layer_norm, cross.layer_norm, feed_forward.layer_norm
-    if any(is_wrapped(module) for module in block.modules()) or any(type(norm) is not T5LayerNorm for norm in norms):
-        raise UnsupportedModuleError
-    return DecoderLayer(
-        norms=(_make_norm(norms[0]), _make_norm(norms[1]), _make_norm(norms[2])),
-        query_key_value=_fuse_linears(attention.q, attention.k, attention.v),
-        output=_fuse_linears(attention.o),
-        cross_query=_fuse_linears(other.q),
-        cross_key_value=_fuse_linears(other.k, other.v),
-        cross_output=_fuse_linears(other.o),
-        wi=_fuse_linears(*inputs),
-        wo=_fuse_linears(dense.wo),
-        activation=partial(gelu, approximate="tanh") if type(dense.act) is NewGELUActivation else dense.act,
-        is_gated=is_gated,
-        adapters=_fuse_adapters(feed_forward.adapter),
-    )
-
-
-def _fuse_linears(*linears: Any) -> Product:
-    """Fuse linear layers with the same input and no bias."""
-    first = linears[0]
-    if isinstance(first, PackedLinear):
-        packs = {id(layer.pack) if isinstance(layer, PackedLinear) else None for layer in linears}
-        if len(packs) == 1 and sum(layer.out_features for layer in linears) == first.pack.shape[0]:
-            return first.pack
-        raise UnsupportedModuleError
-    weights = [layer.weight.detach() for layer in linears if type(layer) is nn.Linear and layer.bias is None]
-    if len(weights) < len(linears) or any(weight.dtype != torch.float32 for weight in weights):
-        raise UnsupportedModuleError
-    return partial(linear, weight=weights[0] if len(weights) == 1 else torch.cat(weights))
-
-
-@torch.no_grad()
-def _fuse_adapters(mixture: LionAdapterMixture) -> FusedAdapters:
-    """Fuse a mixture of adapters: one down-projection for all of them, and one up-projection per task."""
-    adapters: list[Any] = list(mixture.adapters)
-    if type(mixture) is not LionAdapterMixture or any(p.dtype != torch.float32 for p in mixture.parameters()):
-        raise UnsupportedModuleError
-    if any(type(layer) is not nn.Linear for adapter in adapters for layer in (adapter.down_proj, adapter.up_proj)):
-        raise UnsupportedModuleError
-    down = torch.cat([a.down_proj.weight for a in adapters]), torch.cat([a.down_proj.bias for a in adapters])
-    factors: list[Any] = [adapter.scale[None] for adapter in adapters]  # (R, D) or (1, 1)
-    if len(mixture.router):
-        factors = [factor * gate.weight for factor, gate in zip(factors, mixture.router, strict=True)]
-    pairs = list(zip(factors, adapters, strict=True))
-    up = torch.cat([factor[..., None] * adapter.up_proj.weight for factor, adapter in pairs], dim=-1)
-    bias = torch.stack([factor * adapter.up_proj.bias for factor, adapter in pairs]).sum(0)
-    return FusedAdapters(down, list(zip(up, bias, strict=True)), up.transpose(0, 1).flatten(1))
 
 
 def _is_fresh(cache: Cache) -> bool:

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5Stack
+from .compiled import check_compiler
 from .decoder import InferenceDecoder
 from .linear import PackedLinear
 from .memory import release_pages
 from .packs import make_pack
-from .plan import inference_plan
+from .plan import InferencePlan, inference_plan
 from .wrapping import is_wrapped
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -67,7 +68,7 @@ class InferenceForm:
 
 
 @torch.no_grad()
-def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
+def optimize_for_inference(model: Model, *, weights: str = "auto", compile: bool = False) -> Model:
     """Optimize a model in place for inference on this CPU.
 
     The weights of large linear layers are packed into a layout that is faster to read, and the decoder is replaced with
@@ -84,19 +85,28 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
         weights: "auto" packs weights in float16 if that is exact, as for bfloat16 weights, and otherwise in float32.
             "float32" packs them in float32. "float16" packs them in float16 and rounds if necessary, which causes an
             error of about 2e-4 in the outputs; the original weights are then kept for restoring.
+        compile: Whether to compile a decoder layer with `torch.compile` when an answer is generated. The first answer
+            takes some seconds longer, and so does the first one with several samples or several beams. No other call
+            compiles anything. It requires a C++ compiler.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: If `weights` is unknown.
+        ValueError: If `weights` is unknown, or `compile` is set for a model without a decoder or one that is left
+            unchanged.
+        RuntimeError: If `compile` is set and there is no compiler. The model is left unchanged.
     """
+    if compile:
+        check_compiler()
     restore_for_training(model)
     plan = inference_plan(model, weights)
+    if compile:
+        _check_compilable(model, plan)
     model.eval()
     if plan.weights is None:
         return model
-    form = InferenceForm(plan.reason)
+    form = InferenceForm(f"{plan.reason}, decoder compiled" if compile else plan.reason)
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         packed = threads.map(lambda names: _pack(model, names, plan.weights), _find_layers(model))
         form.layers = [names for names in packed if names]
@@ -106,10 +116,9 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
             converted = weight.data.float()
             release_pages(weight.data)
             weight.data = converted
-    for name, stack in list(model.named_modules()):
-        if type(stack) is LionT5Stack and stack.is_decoder and name and not is_wrapped(stack):
-            form.decoders.append(name)
-            _replace(model, name, InferenceDecoder(stack).eval())
+    for name, stack in _find_decoders(model):
+        form.decoders.append(name)
+        _replace(model, name, InferenceDecoder(stack, compile).eval())
     model._inference_form = form
     return model
 
@@ -131,6 +140,26 @@ def restore_for_training(model: Model) -> Model:
     if form is not None:
         form.undo(model)
     return model
+
+
+def _check_compilable(model: nn.Module, plan: InferencePlan) -> None:
+    """Check that there will be a decoder to compile."""
+    if plan.weights is None:
+        raise ValueError(
+            f"compile=True requires an optimized model, but this one is left unchanged: {plan.reason}. On a CPU, pass "
+            "weights='float32' or 'float16' as well. On a GPU, pass cache_implementation='static' to generate instead."
+        )
+    if not _find_decoders(model):
+        raise ValueError(f"compile=True requires a model with a decoder, but {type(model).__name__} has none.")
+
+
+def _find_decoders(model: nn.Module) -> list[tuple[str, LionT5Stack]]:
+    """Return the names and the decoders to replace."""
+    return [
+        (name, stack)
+        for name, stack in model.named_modules()
+        if type(stack) is LionT5Stack and stack.is_decoder and name and not is_wrapped(stack)
+    ]
 
 
 def _find_layers(model: nn.Module) -> list[list[str]]:
