@@ -17,6 +17,7 @@ try:
     from .resuming import last_checkpoint, train
     from .stage_models import StageModel, combine_stages, start_stage
     from .stages import STAGES, Stage, StageReport, apply_stage, get_stage
+    from .streams import FileSource, RecordStream, StreamCollator, TableSource
     from .trainable_checkpoints import load_trainable, save_trainable
 except ModuleNotFoundError as error:
     if str(error.name).partition(".")[0] not in ("accelerate", "datasets", "peft"):
@@ -31,13 +32,17 @@ __all__ = [
     "AnswerMetrics",
     "CollatorEpochCallback",
     "FeatureCache",
+    "FileSource",
     "ImageAugmentation",
     "LionDataCollator",
     "RecordError",
     "RecordReport",
+    "RecordStream",
     "Stage",
     "StageModel",
     "StageReport",
+    "StreamCollator",
+    "TableSource",
     "apply_stage",
     "combine_stages",
     "get_stage",
