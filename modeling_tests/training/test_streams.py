@@ -88,7 +88,7 @@ def test_readers_share_each_pass_without_loss_or_repetition(num_readers: int, fo
         stream = RecordStream([source(form, folder, 1000)])
         stream.set_process(rank, num_readers)
         for row in stream:
-            if row["stream_position"][2]:  # the second pass begins
+            if row["_stream_position"][2]:  # the second pass begins
                 break
             one_pass.append(row["question"])
     assert sorted(one_pass) == EVERYTHING

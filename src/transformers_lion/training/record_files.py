@@ -9,12 +9,13 @@ import json
 import os
 import re
 import tarfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice, product
+from itertools import chain, groupby, islice, product
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urlsplit
@@ -50,6 +51,9 @@ BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 BLOCK_BYTES = 8 << 20
 """Size of the parts in which JSON Lines are read."""
+
+NUM_AHEAD = 2
+"""Number of blocks that are parsed while another is checked."""
 
 NUM_ROWS, NUM_IMAGES = 1 << 14, 256
 """Number of rows in a batch of text, and of rows with embedded images."""
@@ -327,12 +331,16 @@ def is_blank(line: bytes) -> bool:
 def read_line_batches(file: Path) -> Iterator[Batch]:
     """Yield the records of a JSON Lines file in batches, named by their line number from 1."""
     first = 1
-    with file.open("rb") as stream:
-        for block in read_blocks(stream):
-            lines = block.count(b"\n") + (not block.endswith(b"\n"))
-            table = parse_lines(block, lines)
-            yield batch_lines(file, block, first, table)
-            first += lines
+    pending: deque[tuple[bytes, int, Future[pa.Table | None]]] = deque()
+    with file.open("rb") as stream, ThreadPoolExecutor(NUM_AHEAD) as pool:
+        for block in chain(read_blocks(stream), [b""] * NUM_AHEAD):
+            if block:
+                lines = block.count(b"\n") + (not block.endswith(b"\n"))
+                pending.append((block, lines, pool.submit(parse_lines, block, lines)))
+            if pending and (len(pending) > NUM_AHEAD or not block):
+                block, lines, table = pending.popleft()
+                yield batch_lines(file, block, first, table.result())
+                first += lines
 
 
 def read_blocks(stream: IO[bytes], size: int = BLOCK_BYTES) -> Iterator[bytes]:

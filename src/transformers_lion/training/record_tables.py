@@ -83,7 +83,10 @@ def convert(name: str, batches: Iterable[Batch], checker: RecordChecker, write: 
     num_records, faults, tasks = 0, list[Fault](), Counter[str]()
     for batch in batches:
         checked = check_batch(batch, checker)
-        result.bad += (result.num_records + np.setdiff1d(np.arange(len(batch)), checked.positions)).tolist()
+        if len(checked.positions) < len(batch):
+            is_bad = np.ones(len(batch), dtype=bool)
+            is_bad[checked.positions] = False
+            result.bad += (result.num_records + np.flatnonzero(is_bad)).tolist()
         result.num_records += len(batch)
         num_records += len(batch)
         faults += checked.faults

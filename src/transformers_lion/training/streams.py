@@ -43,7 +43,7 @@ MAX_EMPTY_PASSES = 10
 STATE = "data_state_{}.json"
 """In a checkpoint: the positions of the readers of a process."""
 
-POSITION = "stream_position"
+POSITION = "_stream_position"
 """Key of a row, and of a batch, with the reader, its position after the row, and the pass."""
 
 
