@@ -4,7 +4,7 @@
 
 Generates records that share 1,000 small images, as JSON Lines and as Parquet. Each row of the printed table is measured
 in a new process, which reads the records as `lion train` does (checks of all records, selection by task, mixture,
-sampler, collator of images only) and opens the images of the first batch of 16. "first start" fills the cache of the
+sampler) and opens the images of the first batch of 16. "first start" fills the cache of the
 records, "later start" uses it, and "stream" reads during training. "memory" is the growth of the resident memory
 without the pages of mapped files, which the system can evict at any time; "with files" includes them.
 """
@@ -69,18 +69,15 @@ def memory() -> tuple[int, int]:
 
 def measure(file: Path, start: str) -> dict[str, float]:
     """Read records until the first batch, and return seconds and bytes."""
-    from transformers_lion.training import FileSource, RecordReport, RecordStream, load_records, mix_datasets
-    from transformers_lion.training.checked_images import CheckedImages
+    from transformers_lion.training import RecordStream, load_records, mix_datasets, stream_records
     from transformers_lion.training.data import keep_task_types
-    from transformers_lion.training.record_checks import RecordChecker
     from transformers_lion.training.records import open_image, parse_record
     from transformers_lion.training.trainer import ShuffledSampler
 
     before, mapped_before = memory()
     began = time.perf_counter()
     if start == "stream":
-        checker = RecordChecker(file.parent, None, "exists", "raise", RecordReport(), CheckedImages(remember=False))
-        rows: Any = iter(RecordStream([FileSource(str(file), [file], checker, ("image_level",))]))
+        rows: Any = iter(RecordStream([stream_records(file, task_types=("image_level",))]))
         batch = [next(rows) for _ in range(16)]
     else:
         records = keep_task_types(load_records(file), ("image_level",))

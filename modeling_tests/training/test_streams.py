@@ -7,13 +7,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from torch.utils.data import DataLoader
 
 from training.record_files import good_record, write_images, write_json, write_parquet, write_saved, write_shard
-from transformers_lion.training import FileSource, RecordReport, RecordStream, StreamCollator, TableSource, load_records
-from transformers_lion.training.checked_images import CheckedImages
-from transformers_lion.training.record_checks import RecordChecker
+from transformers_lion.training import (
+    FileSource,
+    RecordReport,
+    RecordStream,
+    StreamCollator,
+    TableSource,
+    load_records,
+    stream_records,
+)
 from transformers_lion.training.record_files import find_files
 
 NUM_RECORDS = 23
@@ -35,16 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def source(form: str, folder: Path, buffer_size: int = 5, report: RecordReport | None = None, **options: Any) -> Any:
+def source(form: str, folder: Path, buffer_size: int = 5, **options: Any) -> Any:
     """A source of the records, in a form."""
     names = {
         "lines": "a.jsonl", "json": "a.json", "parquet": "a.parquet", "saved": "saved", "shards": "shard-{0..3}.tar"
     }  # fmt: skip
     if form == "table":
         return TableSource("table", load_records(folder / "a.jsonl"), buffer_size)
-    report = RecordReport() if report is None else report
-    checker = RecordChecker(folder, None, "exists", "skip", report, CheckedImages(remember=False))
-    return FileSource(form, find_files(f"{folder}/{names[form]}"), checker, buffer_size=buffer_size, **options)
+    return stream_records(f"{folder}/{names[form]}", folder, on_error="skip", buffer_size=buffer_size, **options)
 
 
 def as_batch(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -92,6 +97,17 @@ def test_readers_share_each_pass_without_loss_or_repetition(num_readers: int, fo
                 break
             one_pass.append(row["question"])
     assert sorted(one_pass) == EVERYTHING
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "shard-{0..3}.tar"])
+def test_urls_are_streamed_through_fsspec(name: str, folder: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for file in find_files(folder / name):
+        memory.pipe(f"/stream/{file.name}", file.read_bytes())
+    stream = RecordStream([stream_records(f"memory://stream/{name}", folder)])
+    rows = list(islice(stream, NUM_RECORDS))
+    assert sorted(row["question"] for row in rows) == EVERYTHING
+    assert all(row["source"].startswith("memory://stream/") for row in rows)
 
 
 @pytest.mark.parametrize("form", ["lines", "parquet"])
@@ -156,8 +172,7 @@ def test_a_record_that_becomes_good_does_not_move_the_others(folder: Path, tmp_p
     file = write_json(tmp_path / "a.jsonl", records)
 
     def make() -> RecordStream:
-        checker = RecordChecker(tmp_path, None, "exists", "skip", RecordReport(), CheckedImages())
-        return RecordStream([FileSource("a", [file], checker, buffer_size=4)])
+        return RecordStream([stream_records(file, on_error="skip", buffer_size=4)])
 
     stream = make()
     drawn = [batch[0] for batch in islice(batches(stream, 1), 6)]
@@ -198,15 +213,15 @@ def test_bad_records_and_other_tasks_are_left_out(tmp_path: Path) -> None:
     records = [good_record(0), good_record(0, answer=""), good_record(1, category="ref"), good_record(1)]
     write_json(tmp_path / "a.jsonl", records)
     report = RecordReport()
-    checker = RecordChecker(tmp_path, None, "exists", "skip", report, CheckedImages())
-    stream = RecordStream([FileSource("a", [tmp_path / "a.jsonl"], checker, ("image_level",))])
+    options: dict[str, Any] = {"on_error": "skip", "report": report}
+    stream = RecordStream([stream_records(tmp_path / "a.jsonl", task_types=("image_level",), **options)])
     assert Counter(first(stream, 20)) == {"What is a0?": 10, "What is a1?": 10}
     assert [fault.source for fault in report.faults] == [f"{tmp_path}/a.jsonl:2"]
-    only_boxes = RecordStream([FileSource("a", [tmp_path / "a.jsonl"], checker, ())])
+    nothing = RecordStream([stream_records(tmp_path / "a.jsonl", task_types=(), **options)])
     with pytest.raises(
-        ValueError, match=r"Reader 0 of 1 found no record that can be used in 11 passes over a, among 44"
+        ValueError, match=r"Reader 0 of 1 found no record that can be used in 11 passes over .*a.jsonl, among 44"
     ):
-        next(iter(only_boxes))
+        next(iter(nothing))
 
 
 def test_a_state_belongs_to_one_stream(folder: Path) -> None:

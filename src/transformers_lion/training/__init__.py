@@ -7,7 +7,7 @@ try:
     from .answer_metrics import AnswerMetrics
     from .augmentation import ImageAugmentation
     from .collator import CollatorEpochCallback, LionDataCollator
-    from .data import load_records, mix_datasets
+    from .data import load_records, mix_datasets, stream_records
     from .feature_cache import FeatureCache
     from .optimizer import parameter_groups
     from .precision import train_in_float32
@@ -54,6 +54,7 @@ __all__ = [
     "parameter_groups",
     "save_trainable",
     "start_stage",
+    "stream_records",
     "train",
     "train_in_float32",
     "training_arguments",

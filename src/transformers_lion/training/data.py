@@ -21,10 +21,21 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_
 from ..configuration_lion import TASK_TYPES
 from .checked_images import CheckedImages
 from .record_checks import FEATURES, CheckImages, RecordChecker
-from .record_files import Part, as_files, folder_of_files, form_of, list_parts, read_part
+from .record_files import (
+    Part,
+    as_files,
+    expand_braces,
+    find_files,
+    folder_of_files,
+    form_of,
+    is_url,
+    list_parts,
+    read_part,
+)
 from .record_tables import load_files, load_list, load_table, select_rows, without_decoding
 from .records import name_record
 from .report import Fault, OnError, RecordReport, check_on_error
+from .streams import FileSource
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +136,47 @@ def stream_files(files: Sequence[Path], checker: RecordChecker, num_shards: int)
     return IterableDataset.from_generator(
         generate_rows, features=FEATURES, gen_kwargs={"shards": shards, "checker": checker}
     )
+
+
+def stream_records(
+    source: str | os.PathLike | Sequence[str | os.PathLike],
+    image_folder: str | os.PathLike | None = None,
+    *,
+    check_images: CheckImages | None = "exists",
+    categories: Mapping[str, str] | None = None,
+    on_error: OnError = "raise",
+    report: RecordReport | None = None,
+    timeout: float | None = 30.0,
+    task_types: Sequence[str] = TASK_TYPES,
+    buffer_size: int = 1000,
+) -> FileSource:
+    """Return files of records as a source of a `RecordStream`, which reads them during training.
+
+    Args:
+        source: files, patterns and folders, as for `load_records`, or URLs that fsspec can open.
+        image_folder, check_images, categories, on_error, report, timeout: see `load_records`. Bad records are found
+            when they are read.
+        task_types: the task types to train; records with others are left out.
+        buffer_size: number of records that are shuffled together, and that each reader holds.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if there are no records, as far as that can be seen, or an argument has an invalid value.
+    """
+    check_on_error(on_error)
+    check_options(check_images, categories)
+    if buffer_size < 1:
+        raise ValueError(f"buffer_size is {buffer_size}, but must be 1 or more.")
+    names = [os.fspath(name) for name in ([source] if isinstance(source, str | os.PathLike) else source)]
+    files: list[Path | str] = []
+    for name in names:
+        files += expand_braces(name) if is_url(name) else find_files(name)
+    if image_folder is None and files and not any(map(is_url, files)):
+        image_folder = folder_of_files([Path(file) for file in files])
+    report = RecordReport() if report is None else report
+    images = CheckedImages(timeout=timeout, remember=False)
+    checker = RecordChecker(image_folder, categories, check_images, on_error, report, images)
+    return FileSource(", ".join(names), files, checker, task_types, buffer_size)
 
 
 def check_options(check_images: str | None, categories: Mapping[str, str] | None) -> None:
@@ -335,4 +387,4 @@ def unbatch(batch: dict[str, list[list[Any]]], run_length: int) -> dict[str, lis
     return {name: list(islice(cycle(runs[0]), run_length)) for name, runs in batch.items()}
 
 
-__all__ = ["FEATURES", "keep_task_types", "load_records", "mix_datasets"]
+__all__ = ["FEATURES", "keep_task_types", "load_records", "mix_datasets", "stream_records"]

@@ -264,7 +264,7 @@ def _as_text(column: pa.Array | None, size: int) -> pa.Array | None:
         column = column.cast(column.type.value_type)
     if pa.types.is_string(column.type):
         return column
-    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+    if pa.types.is_large_string(column.type):
         return column.cast(pa.string())
     return None
 

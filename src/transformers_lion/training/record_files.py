@@ -44,8 +44,6 @@ SUFFIXES: dict[str, Form] = {
 }
 """The form of files by suffix. Files with other suffixes are read as JSON or JSON Lines."""
 
-KNOWN = "a .json, .jsonl, .ndjson, .parquet or .tar file, a pattern or folder of such files, or a saved dataset"
-
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """A range of numbers in the name of shards, as in `shard-{0000..0041}.tar`."""
 
@@ -618,15 +616,16 @@ def _join_sample(parts: Mapping[str, bytes]) -> Any:
 
 
 __all__ = [
-    "KNOWN",
     "Part",
     "as_files",
     "batch_dataset",
     "batch_list",
     "check_column_names",
+    "expand_braces",
     "find_files",
     "folder_of_files",
     "form_of",
+    "is_url",
     "list_parts",
     "may_embed",
     "read_batches",

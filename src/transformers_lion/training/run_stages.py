@@ -22,21 +22,17 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from ..configuration_lion import LionConfig
 from ..file_utils import LOCK, locked, write_text
-from ..images import TIMEOUT
 from ..modeling_lion import LionForConditionalGeneration
 from ..processing_lion import LionProcessor
 from ..ram import ImageTagger
 from .augmentation import ImageAugmentation
-from .checked_images import CheckedImages
 from .collator import LionDataCollator
 from .curves import draw_curves
-from .data import CheckImages, keep_task_types, load_records, mix_datasets
+from .data import CheckImages, keep_task_types, load_records, mix_datasets, stream_records
 from .distributed import check_processes, find_lion, fsdp_is_requested, gather_model
 from .feature_cache import FeatureCache
 from .preflight import MODEL, SETTINGS, check_run, folder_of, noted_settings
 from .recipe import make_trainer, training_arguments
-from .record_checks import RecordChecker
-from .record_files import expand_braces, find_files, folder_of_files, is_url
 from .report import RecordReport
 from .resuming import train
 from .run_settings import DataSettings, RunSettings, StageSettings
@@ -209,21 +205,17 @@ def _check_of_images(stage: StageSettings) -> CheckImages | None:
 
 
 def _open_stream(source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, say: Say) -> FileSource:
-    """Return a source whose records are read during training.
-
-    Raises:
-        ValueError: if `images` is needed, or the source has no records.
-    """
-    files: list[Path | str] = []
-    for name in source.paths:
-        files += expand_braces(name) if is_url(name) else find_files(name)
-    images: str | Path | None = source.images
-    if images is None and not any(map(is_url, files)):
-        images = folder_of_files([Path(file) for file in files])
-    opened = CheckedImages(remember=False, timeout=TIMEOUT)
-    checker = RecordChecker(images, None, _check_of_images(stage), stage.on_error, report, opened)
-    stream = FileSource(", ".join(source.paths), files, checker, kind.task_types, source.buffer_size)
-    say(f"{stream.name}: streamed, {len(stream.parts)} parts of {len(files)} files")
+    """Return a source whose records are read during training."""
+    stream = stream_records(
+        source.records,
+        source.images,
+        check_images=_check_of_images(stage),
+        on_error=stage.on_error,
+        report=report,
+        task_types=kind.task_types,
+        buffer_size=source.buffer_size,
+    )
+    say(f"{stream.name}: streamed, {len(stream.parts)} parts of {len(stream.files)} files")
     return stream
 
 
