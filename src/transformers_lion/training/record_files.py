@@ -144,6 +144,11 @@ def _find_in_folder(folder: Path) -> list[Path]:
     raise ValueError(f"The folder {folder} holds {counts} files; name the files of records, for example by a pattern.")
 
 
+def are_shards(name: str) -> bool:
+    """Whether a path, pattern or folder names WebDataset shards."""
+    return name.endswith(".tar") or next(Path(name).glob("*.tar"), None) is not None
+
+
 def folder_of_files(files: Sequence[Path]) -> Path | None:
     """Return the folder that images of files are relative to.
 
@@ -152,7 +157,9 @@ def folder_of_files(files: Sequence[Path]) -> Path | None:
     """
     folders = {file.parent for file in files}
     if len(folders) > 1:
-        raise ValueError(f"image_folder is needed for files in {len(folders)} folders.")
+        raise ValueError(
+            f"image_folder is needed for files in {len(folders)} folders; in a recipe, it is called images."
+        )
     return folders.pop()
 
 
@@ -617,6 +624,7 @@ def _join_sample(parts: Mapping[str, bytes]) -> Any:
 
 __all__ = [
     "Part",
+    "are_shards",
     "as_files",
     "batch_dataset",
     "batch_list",

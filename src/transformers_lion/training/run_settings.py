@@ -17,7 +17,7 @@ import yaml
 from ..tag_source import TAG_SOURCES, TagSource
 from .arguments import read_arguments
 from .recipe import check_argument_names
-from .record_files import is_url
+from .record_files import are_shards, is_url
 from .stages import get_stage
 from .values import describe, fits, fitting
 
@@ -61,7 +61,7 @@ class DataSettings:
         """Whether records are read during training."""
         if self.streaming is not None:
             return self.streaming
-        return any(is_url(name) or name.endswith(".tar") for name in self.paths)
+        return any(is_url(name) or are_shards(name) for name in self.paths)
 
 
 @dataclass(frozen=True)
