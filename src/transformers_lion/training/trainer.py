@@ -119,7 +119,7 @@ class LionTrainer(Seq2SeqTrainer):
             batch_size=self._train_batch_size,
             collate_fn=StreamCollator(self.data_collator),
             num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
+            pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             generator=torch.Generator(),  # the global one belongs to the model, and must resume in step with it
