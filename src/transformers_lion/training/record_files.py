@@ -47,7 +47,7 @@ SUFFIXES: dict[str, Form] = {
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 """A range of numbers in the name of shards, as in `shard-{0000..0041}.tar`."""
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 """Size of the parts in which JSON Lines are read."""
 
 NUM_AHEAD = 2
