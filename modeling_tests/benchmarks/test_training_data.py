@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import training_data  # noqa: E402
+from benchmarks import training_data
 
 
 @pytest.mark.parametrize("form", training_data.FORMS)
