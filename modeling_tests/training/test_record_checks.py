@@ -25,6 +25,9 @@ PLAIN = [
     good_record(0, question="Où est le 狗?", answer="là"),
     good_record(0, id=7, image_id=8, _note={"a": [1]}, width=3, split="train"),
     good_record(0, hint=None),
+    good_record(0, **SEVERAL),
+    good_record(0, **SEVERAL, tags=["dog"], image_id=3),
+    good_record(0, **{**SEVERAL, "category": "ref", "answers": ["[0.1,0.2,0.3,0.4]", "x [a"]}),
     good_record(0, image=..., image_path="a1.png"),
 ]
 ODD: list[Any] = [
@@ -58,6 +61,16 @@ ODD: list[Any] = [
     good_record(0, image="data:image/png;base64,AAAA"),
     good_record(0, **SEVERAL),
     good_record(0, **{**SEVERAL, "answers": ["1"]}),
+    good_record(0, **{**SEVERAL, "answers": []}),
+    good_record(0, **{**SEVERAL, "answers": ["1", " "]}),
+    good_record(0, **{**SEVERAL, "questions": ["a?", None]}),
+    good_record(0, **{**SEVERAL, "questions": ["a?"], "answers": ["1"]}),
+    good_record(0, **{**SEVERAL, "category": "ref", "answers": ["[0.1,0.2,0.3,0.4]", "[0.4,0,0.1,1]"]}),
+    good_record(0, **SEVERAL, categories=["ref", "vqa"]),
+    good_record(0, **SEVERAL, task_types=["region_level", "region_level"]),
+    good_record(0, **{**SEVERAL, "question": "c?"}),
+    good_record(0, **{**SEVERAL, "answer": "c"}),
+    good_record(0, **{**SEVERAL, "category": 3}),
     "no object",
     None,
 ]

@@ -231,20 +231,85 @@ def check_columns(table: pa.Table, checker: RecordChecker) -> tuple[list[pa.Arra
     }
     size = table.num_rows
     known = (*FIELDS, *NOTES)
-    absent = ["questions", *PLURALS, *unread_fields(dict.fromkeys(columns, True), known)]
     good = np.ones(size, dtype=bool)
-    for name in absent:
-        if name in columns:
-            good &= ~_is_valid(columns[name])
+    for name in unread_fields(dict.fromkeys(columns, True), known):
+        good &= ~_is_valid(columns[name])
     image, has_image = _check_images(columns, size, checker)
-    question, has_question = _read_texts(columns.get("question"), size)
-    answer, has_answer = _read_texts(columns.get("answer"), size, integers=True)
     task_type, has_task = _read_tasks(columns, size, checker.categories)
     tags, has_tags = _read_tags(columns.get("tags"), size)
-    good &= has_image & has_question & has_answer & has_task & has_tags
-    good &= _check_boxes((question, answer), task_type, good)
-    nothing = [pa.nulls(size, SCHEMA.field(name).type) for name in ("questions", "answers", "task_types")]
-    return [image, question, answer, task_type, tags, *nothing], good
+    good &= has_image & has_task & has_tags
+    question, answer, has_one = _read_one(columns, task_type, good)
+    questions, answers, has_several = _read_several(columns, task_type, good)
+    task_types = _repeat(task_type, questions)
+    task_type = pc.if_else(pa.array(has_several), pa.scalar(None, pa.string()), task_type)
+    return [image, question, answer, task_type, tags, questions, answers, task_types], good & (has_one | has_several)
+
+
+def _read_one(
+    columns: Mapping[str, pa.Array], task_type: pa.Array, good: np.ndarray
+) -> tuple[pa.Array, pa.Array, np.ndarray]:
+    """Return questions and answers of records with one question, and which records these are."""
+    size = len(good)
+    question, has_question = _read_texts(columns.get("question"), size)
+    answer, has_answer = _read_texts(columns.get("answer"), size, integers=True)
+    result = good & has_question & has_answer & _are_absent(columns, ("questions", *PLURALS), size)
+    rows = np.flatnonzero(result & _is_region(task_type))
+    for texts in (question, answer):
+        result[_find_bad_boxes(texts.take(rows), rows)] = False
+    return question, answer, result
+
+
+def _read_several(
+    columns: Mapping[str, pa.Array], task_type: pa.Array, good: np.ndarray
+) -> tuple[pa.Array, pa.Array, np.ndarray]:
+    """Return questions and answers of records with several questions of one task, and which records these are."""
+    size, kind = len(good), SCHEMA.field("questions").type
+    lists = [columns.get("questions"), columns.get("answers")]
+    if any(column is None or not _is_list_of_text(column) for column in lists):
+        return pa.nulls(size, kind), pa.nulls(size, kind), np.zeros(size, dtype=bool)
+    questions, answers = (column.cast(kind) for column in lists)  # type: ignore[union-attr]
+    lengths, others = (_lengths(column) for column in (questions, answers))
+    result = good & (lengths > 1) & (lengths == others)
+    result &= _are_absent(columns, ("question", "answer", "categories", "task_types"), size)
+    is_region = _is_region(task_type)
+    for column in (questions, answers):
+        texts, rows = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
+        result[rows[~_true(pc.match_substring_regex(texts, WORDS))]] = False
+        boxed = np.flatnonzero((result & is_region)[rows])
+        result[_find_bad_boxes(texts.take(boxed), rows[boxed])] = False
+    nothing = pa.scalar(None, kind)
+    return *(pc.if_else(pa.array(result), column, nothing) for column in (questions, answers)), result
+
+
+def _repeat(values: pa.Array, lists: pa.Array) -> pa.Array:
+    """Return lists of the same lengths that repeat one value each."""
+    lengths = _lengths(lists)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    repeated = pa.ListArray.from_arrays(offsets, values.take(pa.array(np.repeat(np.arange(len(lists)), lengths))))
+    return pc.if_else(pc.is_valid(lists), repeated.cast(lists.type), pa.scalar(None, lists.type))
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    """Return the lengths of lists, 0 for null."""
+    return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+
+
+def _is_list_of_text(column: pa.Array) -> bool:
+    is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    return is_list and _as_text(column.values, len(column.values)) is not None
+
+
+def _are_absent(columns: Mapping[str, pa.Array], names: Sequence[str], size: int) -> np.ndarray:
+    """Return which records have none of these fields."""
+    result = np.ones(size, dtype=bool)
+    for name in names:
+        if name in columns:
+            result &= ~_is_valid(columns[name])
+    return result
+
+
+def _is_region(task_type: pa.Array) -> np.ndarray:
+    return _true(pc.equal(task_type, "region_level"))
 
 
 def _is_valid(column: pa.Array) -> np.ndarray:
@@ -321,27 +386,21 @@ def _read_tags(column: pa.Array | None, size: int) -> tuple[pa.Array, np.ndarray
             return pa.nulls(size, kind), np.ones(size, dtype=bool)
         is_text = _true(pc.match_substring_regex(texts, WORDS)) | ~_is_valid(texts)
         return pc.split_pattern(texts, ", ").cast(kind), is_text
-    if column is None or not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        return _nothing(size, kind)
-    if _as_text(column.values, len(column.values)) is None or pc.list_flatten(column).null_count:
+    if column is None or not _is_list_of_text(column) or pc.list_flatten(column).null_count:
         return _nothing(size, kind)
     return column.cast(kind), np.ones(size, dtype=bool)
 
 
-def _check_boxes(texts: Sequence[pa.Array], task_type: pa.Array, good: np.ndarray) -> np.ndarray:
-    """Return which records have only valid boxes; image-level texts may contain anything."""
-    result = np.ones(len(good), dtype=bool)
-    is_region = good & _true(pc.equal(task_type, "region_level"))
-    if not is_region.any():
-        return result
-    for text in texts:
-        has_boxes = np.flatnonzero(is_region & _true(pc.match_substring(text, "[")))
-        for position, value in zip(has_boxes, text.take(has_boxes).to_pylist(), strict=True):
-            try:
-                check_boxes("answer", value)
-            except RecordError:
-                result[position] = False
-    return result
+def _find_bad_boxes(texts: pa.Array, rows: np.ndarray) -> list[int]:
+    """Return those of the rows of texts that have an invalid box."""
+    bad = []
+    has_boxes = np.flatnonzero(_true(pc.match_substring(texts, "[")))
+    for row, text in zip(rows[has_boxes].tolist(), texts.take(pa.array(has_boxes)).to_pylist(), strict=True):
+        try:
+            check_boxes("answer", text)
+        except RecordError:
+            bad.append(row)
+    return bad
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
