@@ -117,6 +117,10 @@ def test_plain_records_are_not_checked_one_by_one(
     for record in PLAIN:
         checked, _ = check([record] * 2, folder, images, columns=True)
         assert checked.table.num_rows == 2
+    for answer in (0, -7, 2**62):
+        assert check([good_record(0, answer=answer)], folder, images, columns=True)[0].table["answer"][
+            0
+        ].as_py() == str(answer)
     same_image_field = PLAIN[:-1]
     assert check(same_image_field, folder, images, columns=True)[0].table.num_rows == len(same_image_field)
 
@@ -126,7 +130,8 @@ def test_plain_records_are_not_checked_one_by_one(
     [
         b'{"image": "a", "image": "b"}', b'{"a": 1} {"b": 2}', b'{"a": 1}{"b": 2}\n{"c": "\n"}',
         b'{"question": "\xff"}',
-        b'{"question": "\\ud800"}', b'{"a": 01}', b"[1]", b'{"a": 1},', b'{"answer": 1}', b'{"answer": NaN}',
+        b'{"question": "\\ud800"}', b'{"a": 01}', b"[1]", b'{"a": 1},', b'{"answer": 1.0}', b'{"answer": NaN}',
+        b'{"answer": 1}\n{"answer": "1"}', b'{"answer": 123456789012345678901234567890}',
         b'{"question": "a}\n{b"}', b'{"image": {"path": "a"}}', b'{"question": "a\tb"}',
     ],
 )  # fmt: skip

@@ -379,12 +379,15 @@ def batch_lines(file: Path, block: bytes, first: int, table: pa.Table | None) ->
 
 
 def _schemas() -> list[pa.Schema]:
-    """The types that JSON Lines may have as columns: tags are lists or text, and `image_id` is text or a number."""
-    names = ["image", "image_path", "question", "answer", "category", "task_type"]
+    """The types that JSON Lines may have as columns: answers and `image_id` may be numbers, and tags text."""
+    names = ["image", "image_path", "question", "category", "task_type"]
     lists = ["questions", "answers", "categories", "task_types"]
     fields = [(name, TEXT) for name in names] + [(name, LISTS) for name in lists]
-    kinds = product((LISTS, TEXT), (TEXT, pa.int64()))
-    return [pa.schema([*fields, ("tags", tags), ("image_id", image_id)]) for tags, image_id in kinds]
+    kinds = product((TEXT, pa.int64()), (LISTS, TEXT), (TEXT, pa.int64()))
+    return [
+        pa.schema([*fields, ("answer", answer), ("tags", tags), ("image_id", image_id)])
+        for answer, tags, image_id in kinds
+    ]
 
 
 SCHEMAS = _schemas()
