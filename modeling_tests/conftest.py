@@ -1,12 +1,18 @@
 """Shared fixtures: the small LION, converted once from its original files, with its model and processor."""
 
+import atexit
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "HF_DATASETS_CACHE" not in os.environ:  # the caches of records; processes that tests start share the folder
+    os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="lion-datasets-")
+    atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

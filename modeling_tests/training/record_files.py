@@ -2,11 +2,15 @@
 
 import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
 from PIL import Image
 
 
@@ -52,3 +56,33 @@ def write_source(folder: Path, count: int, name: str = "a", suffix: str = ".json
     """A file of good records, and their images."""
     write_images(folder, count, name)
     return write_json(folder / f"{name}{suffix}", [good_record(seed, name) for seed in range(count)])
+
+
+def write_parquet(path: Path, records: Sequence[dict[str, Any]], row_group_size: int = 1000) -> Path:
+    """A Parquet file of records."""
+    pq.write_table(pa.Table.from_pylist(list(records)), path, row_group_size=row_group_size)
+    return path
+
+
+def write_shard(path: Path, records: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """A WebDataset shard of records, with the images that they name."""
+    with tarfile.open(path, "w") as tar:
+        for index, record in enumerate(records):
+            fields = {name: value for name, value in record.items() if name != "image"}
+            add_member(tar, f"{index:03d}.json", json.dumps(fields).encode())
+            if record.get("image"):
+                add_member(tar, f"{index:03d}.png", (folder / record["image"]).read_bytes())
+    return path
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar file."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def write_saved(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    """A dataset that `datasets` saved."""
+    Dataset.from_list(list(records)).save_to_disk(path)
+    return path

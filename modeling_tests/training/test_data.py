@@ -301,7 +301,7 @@ def test_embedded_images_are_kept_as_they_are(kind: str, streaming: bool) -> Non
 
 
 def test_images_of_a_table_are_not_copied_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("transformers_lion.training.data.store_image")
+    monkeypatch.delattr("transformers_lion.training.records.store_image")
     table = embedded_table().select([0, 4]).flatten_indices()
     assert is_image(load_records(table)[1], 2)
 

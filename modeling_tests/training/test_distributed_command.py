@@ -149,3 +149,17 @@ def test_processes_that_were_killed_at_the_end_only_save_their_model(resumed: Pa
     found = load_file(resumed / "model" / "model.safetensors")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
     assert losses(resumed) == log
+
+
+@pytest.mark.slow
+def test_processes_resume_within_a_stream(workplace: Path) -> None:
+    records = [good_record(seed % 4, answer=f"Noise {seed}") for seed in range(11)]
+    write_json(workplace / "stream.jsonl", records)
+    data = "data=[{records: stream.jsonl, streaming: true, buffer_size: 2}]"
+    for output, kill_at in (("whole", 0), ("stopped", 3), ("stopped", 0)):
+        changes = f"output={output}", "batch_size=1", "num_workers=2", data
+        lion_train(workplace, ["-m", *TORCHRUN], *changes, kill_at=kill_at)
+    assert losses(workplace / "stopped" / "mixture") == losses(workplace / "whole" / "mixture")
+    checkpoint = workplace / "whole" / "mixture" / "checkpoint-3"
+    positions = [json.loads((checkpoint / f"data_state_{rank}.json").read_text())["positions"] for rank in range(2)]
+    assert [sorted(entry) for entry in positions] == [["0", "1"]] * 2

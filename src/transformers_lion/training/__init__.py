@@ -7,7 +7,7 @@ try:
     from .answer_metrics import AnswerMetrics
     from .augmentation import ImageAugmentation
     from .collator import CollatorEpochCallback, LionDataCollator
-    from .data import load_records, mix_datasets
+    from .data import load_records, mix_datasets, stream_records
     from .feature_cache import FeatureCache
     from .optimizer import parameter_groups
     from .precision import train_in_float32
@@ -17,6 +17,7 @@ try:
     from .resuming import last_checkpoint, train
     from .stage_models import StageModel, combine_stages, start_stage
     from .stages import STAGES, Stage, StageReport, apply_stage, get_stage
+    from .streams import FileSource, RecordStream, StreamCollator, TableSource
     from .trainable_checkpoints import load_trainable, save_trainable
 except ModuleNotFoundError as error:
     if str(error.name).partition(".")[0] not in ("accelerate", "datasets", "peft"):
@@ -31,13 +32,17 @@ __all__ = [
     "AnswerMetrics",
     "CollatorEpochCallback",
     "FeatureCache",
+    "FileSource",
     "ImageAugmentation",
     "LionDataCollator",
     "RecordError",
     "RecordReport",
+    "RecordStream",
     "Stage",
     "StageModel",
     "StageReport",
+    "StreamCollator",
+    "TableSource",
     "apply_stage",
     "combine_stages",
     "get_stage",
@@ -49,6 +54,7 @@ __all__ = [
     "parameter_groups",
     "save_trainable",
     "start_stage",
+    "stream_records",
     "train",
     "train_in_float32",
     "training_arguments",

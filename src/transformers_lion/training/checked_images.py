@@ -24,11 +24,13 @@ class CheckedImages:
     Args:
         path: a JSON Lines file that remembers the files that opened for later runs; none by default.
         timeout: timeout of a download, in seconds.
+        remember: whether to remember outcomes; otherwise memory does not grow, and each image is opened each time.
     """
 
-    def __init__(self, path: str | os.PathLike | None = None, timeout: float | None = None):
+    def __init__(self, path: str | os.PathLike | None = None, timeout: float | None = None, *, remember: bool = True):
         self.path = None if path is None else Path(path)
         self.timeout = timeout
+        self.remember = remember
         self._known: dict[tuple[Any, ...], Outcome] = {}
         if self.path is not None and self.path.exists():
             with self.path.open("rb") as file:
@@ -44,7 +46,7 @@ class CheckedImages:
         Raises:
             RecordError: if the image cannot be opened, or could not be opened before and has not changed.
         """
-        key = _key_of(image)
+        key = _key_of(image) if self.remember else None
         if key is None:
             open_image(image, self.timeout)
             return

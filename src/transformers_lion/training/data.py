@@ -4,136 +4,46 @@ Source: LION's reference code, which samples datasets in proportion to a `sample
 single dataset. Reading order: `load_records`, `mix_datasets`.
 """
 
-import json
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import datasets
 import numpy as np
-from datasets import (
-    Dataset,
-    Features,
-    Image,
-    IterableDataset,
-    Value,
-    concatenate_datasets,
-    interleave_datasets,
-)
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_datasets
 
-from ..columns import unread_fields
 from ..configuration_lion import TASK_TYPES
 from .checked_images import CheckedImages
-from .records import (
-    FIELDS,
-    IMAGE_NAMES,
-    NOTES,
-    RecordError,
-    check_file,
-    make_row,
-    name_record,
-    parse_record,
-    store_image,
+from .record_checks import FEATURES, CheckImages, RecordChecker
+from .record_files import (
+    Part,
+    as_files,
+    expand_braces,
+    find_files,
+    folder_of_files,
+    form_of,
+    is_url,
+    list_parts,
+    read_part,
 )
-from .report import Fault, OnError, RecordReport, SourceCount, check_on_error, summarize
+from .record_tables import load_files, load_list, load_table, select_rows, without_decoding
+from .records import name_record
+from .report import Fault, OnError, RecordReport, check_on_error
+from .streams import FileSource
 
 logger = logging.getLogger(__name__)
 
-CheckImages = Literal["exists", "decode"]
+CACHE = "lion-records"
+"""The folder for caches of records, within the cache folder of `datasets`."""
 
-IMAGE = Image(decode=False)
-
-FEATURES = Features(
-    {
-        "image": IMAGE,
-        "question": Value("string"),
-        "answer": Value("string"),
-        "task_type": Value("string"),
-        "tags": [Value("string")],
-        "questions": [Value("string")],
-        "answers": [Value("string")],
-        "task_types": [Value("string")],
-        "source": Value("string"),
-    }
-)
-"""The columns of a dataset of records. Images are stored as paths or encoded bytes, and opened by the collator.
-
-A record with one question fills `question`, `answer` and `task_type`; a record with several fills their plurals.
-`source` is the record's name in reports. `tags` is null if the record has none.
-"""
-
-JSON_LINES = (".jsonl", ".ndjson")
-
-
-@dataclass(frozen=True)
-class RecordChecker:
-    """Converts raw records to rows, and reports bad ones; see `load_records` for the fields."""
-
-    image_folder: str | os.PathLike | None
-    categories: Mapping[str, str] | None
-    check_images: CheckImages | None
-    on_error: OnError
-    report: RecordReport
-    checked_images: CheckedImages
-
-    def __call__(self, source: str, raw: Any) -> dict[str, Any] | Fault:
-        """Return the row of a record, or its fault.
-
-        Args:
-            source: the name of the record.
-            raw: the record, or the error of a line that could not be parsed.
-
-        Raises:
-            RecordError: if the record is bad and `on_error` is "raise".
-        """
-        try:
-            if isinstance(raw, RecordError):
-                raise raw
-            record = replace(parse_record(raw, self.image_folder, self.categories), source=source)
-            if self.check_images == "exists":
-                check_file(record.image)
-            elif self.check_images == "decode":
-                self.checked_images.check(record.image)
-            return make_row(record)
-        except RecordError as error:
-            return self.report.reject(source, error, self.on_error)
-
-    def check_all(self, source: str, records: Iterable[tuple[str, Any]], slim: bool = False) -> list[Any]:
-        """Return the rows of all records of a source, with `None` for bad records.
-
-        Args:
-            source: the name of the source.
-            records: names and records.
-            slim: whether to drop embedded images from the rows.
-
-        Raises:
-            ValueError: if there are no records, or none of them can be used.
-        """
-        rows: list[dict[str, Any] | None] = []
-        faults, tasks = [], Counter[str]()
-        for name, raw in records:
-            row = self(name, raw)
-            if isinstance(row, Fault):
-                faults.append(row)
-                rows.append(None)
-                continue
-            tasks.update(row["task_types"] or [row["task_type"]])
-            if slim and row["image"]["bytes"] is not None:
-                row["image"] = None
-            rows.append(row)
-        self.report.add(SourceCount(source, len(rows), len(rows) - len(faults), dict(tasks)))
-        if not rows:
-            raise ValueError(f"{source} has no records.")
-        if len(faults) == len(rows):
-            raise ValueError(f"None of the {len(rows)} records of {source} can be used. {summarize(faults)}")
-        if faults:
-            logger.warning("%s: %d of %d records are left out. %s", source, len(faults), len(rows), summarize(faults))
-        return rows
+STRATEGIES = ("all_exhausted", "first_exhausted", "all_exhausted_without_replacement")
+"""When a mixture ends; see `mix_datasets`."""
 
 
 def load_records(
@@ -148,15 +58,22 @@ def load_records(
     report: RecordReport | None = None,
     timeout: float | None = 30.0,
     checked_images: str | os.PathLike | None = None,
+    cache_folder: str | os.PathLike | None = None,
 ) -> Dataset | IterableDataset:
     """Read records, check each of them, and return them as a dataset with uniform columns.
 
+    The records of files are written once to a cache on disk, as Arrow data that is memory-mapped: memory does not grow
+    with the number of records. As long as the files do not change, later calls only check the images again.
+
     Args:
-        source: a JSON file (a list of objects), a JSON Lines file, a list of files, a list of objects, or a
-            `datasets.Dataset` or `IterableDataset` with the fields of a record as columns; see `parse_record`.
-        image_folder: folder that relative image paths are resolved against; by default the folder of the JSON file, or
-            the current folder if the records do not come from a file.
-        streaming: whether to read files during training instead of now. (JSON Lines files are read line by line.)
+        source: a JSON file (a list of objects), a JSON Lines or Parquet file, a WebDataset shard (.tar), a folder or a
+            pattern of such files, the folder of a dataset saved with `save_to_disk`, a list of these, a list of
+            objects, or a `datasets.Dataset` or `IterableDataset` with the fields of a record as columns; see
+            `parse_record`.
+        image_folder: folder that relative image paths are resolved against; by default the folder of the file, or the
+            current folder if the records do not come from a file.
+        streaming: whether to read files during training instead of now. See `RecordStream` for streams that training
+            can resume within.
         num_shards: number of shards of a stream of files, which limits how many dataloader workers, over all ranks,
             can read in parallel.
         check_images: "exists" checks that image files exist, "decode" also opens every image, and `None` checks
@@ -170,6 +87,7 @@ def load_records(
         timeout: timeout of a download, in seconds, if images are opened.
         checked_images: a cache file that remembers which images "decode" has opened, so that later calls only open new
             and changed images. Within a call, each image is opened once.
+        cache_folder: folder for the caches of files; by default `lion-records` in the cache folder of `datasets`.
 
     Returns:
         A dataset with the columns `FEATURES`.
@@ -184,31 +102,81 @@ def load_records(
     report = RecordReport() if report is None else report
     files = as_files(source)
     if files and image_folder is None:
-        folders = {file.parent for file in files}
-        if len(folders) > 1:
-            raise ValueError(f"image_folder is needed for files in {len(folders)} folders.")
-        image_folder = folders.pop()
+        image_folder = folder_of_files(files)
     cache = CheckedImages(checked_images, timeout)
     checker = RecordChecker(image_folder, categories, check_images, on_error, report, cache)
     if isinstance(source, IterableDataset):
         return stream_table(source, checker)
-    if isinstance(source, Dataset):
-        dataset = load_table(source, checker)
-        return dataset.to_iterable_dataset(min(num_shards, len(dataset))) if streaming else dataset
     if files and streaming:
-        for file in files:
-            if next(read_file(file), None) is None:
-                raise ValueError(f"{file} has no records.")
-        shards = [(file, index, num_shards) for file in files for index in range(num_shards)]
-        return IterableDataset.from_generator(
-            generate_rows, features=FEATURES, gen_kwargs={"shards": shards, "checker": checker}
-        )
-    sources = {str(file): read_file(file) for file in files}
-    if not files:
-        sources = {"records": read_list("records", source)}
-    rows = [row for name, records in sources.items() for row in checker.check_all(name, records) if row is not None]
-    dataset = Dataset.from_list(rows, features=FEATURES)
+        return stream_files(files, checker, num_shards)
+    if isinstance(source, Dataset):
+        dataset = load_table("dataset", source, checker)
+    elif files:
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / CACHE if cache_folder is None else Path(cache_folder)
+        groups = [list(group) for _, group in groupby(files, lambda file: file if form_of(file) == "saved" else None)]
+        dataset = concatenate_datasets([load_files(group, checker, folder) for group in groups])
+    else:
+        dataset = load_list("records", source, checker)
     return dataset.to_iterable_dataset(min(num_shards, len(dataset))) if streaming else dataset
+
+
+def stream_files(files: Sequence[Path], checker: RecordChecker, num_shards: int) -> IterableDataset:
+    """Return a stream of the records of files.
+
+    Raises:
+        ValueError: if a file has no records.
+    """
+    shards = []
+    for file in files:
+        parts = list_parts(file)
+        if not any(True for part in parts for _ in read_part(part)):
+            raise ValueError(f"{file} has no records.")
+        step = math.ceil(num_shards / len(parts))
+        shards += [(part, start, step) for part in parts for start in range(step)]
+    return IterableDataset.from_generator(
+        generate_rows, features=FEATURES, gen_kwargs={"shards": shards, "checker": checker}
+    )
+
+
+def stream_records(
+    source: str | os.PathLike | Sequence[str | os.PathLike],
+    image_folder: str | os.PathLike | None = None,
+    *,
+    check_images: CheckImages | None = "exists",
+    categories: Mapping[str, str] | None = None,
+    on_error: OnError = "raise",
+    report: RecordReport | None = None,
+    timeout: float | None = 30.0,
+    task_types: Sequence[str] = TASK_TYPES,
+    buffer_size: int = 1000,
+) -> FileSource:
+    """Return files of records as a source of a `RecordStream`, which reads them during training.
+
+    Args:
+        source: files, patterns and folders, as for `load_records`, or URLs that fsspec can open.
+        image_folder, check_images, categories, on_error, report, timeout: see `load_records`. Bad records are found
+            when they are read.
+        task_types: the task types to train; records with others are left out.
+        buffer_size: number of records that are shuffled together, and that each reader holds.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if there are no records, as far as that can be seen, or an argument has an invalid value.
+    """
+    check_on_error(on_error)
+    check_options(check_images, categories)
+    if buffer_size < 1:
+        raise ValueError(f"buffer_size is {buffer_size}, but must be 1 or more.")
+    names = [os.fspath(name) for name in ([source] if isinstance(source, str | os.PathLike) else source)]
+    files: list[Path | str] = []
+    for name in names:
+        files += expand_braces(name) if is_url(name) else find_files(name)
+    if image_folder is None and files and not any(map(is_url, files)):
+        image_folder = folder_of_files([Path(file) for file in files])
+    report = RecordReport() if report is None else report
+    images = CheckedImages(timeout=timeout, remember=False)
+    checker = RecordChecker(image_folder, categories, check_images, on_error, report, images)
+    return FileSource(", ".join(names), files, checker, task_types, buffer_size)
 
 
 def check_options(check_images: str | None, categories: Mapping[str, str] | None) -> None:
@@ -220,131 +188,16 @@ def check_options(check_images: str | None, categories: Mapping[str, str] | None
             raise ValueError(f"categories maps {category!r} to {task!r}, not to one of {', '.join(TASK_TYPES)}.")
 
 
-def as_files(source: Any) -> list[Path]:
-    """Return the files that `source` names; an empty list if it is not a path or a list of paths.
-
-    Raises:
-        ValueError: if records cannot be read from `source`.
-    """
-    if isinstance(source, str | os.PathLike):
-        return [Path(source)]
-    if isinstance(source, Dataset | IterableDataset):
-        return []
-    if isinstance(source, Mapping):
-        raise ValueError(f"Pass one split of the data; this has {', '.join(map(repr, list(source)[:5]))}.")
-    if not isinstance(source, list | tuple):
-        raise ValueError(f"Records are read from files, lists and datasets, not from {type(source).__name__}.")
-    is_paths = bool(source) and all(isinstance(entry, str | os.PathLike) for entry in source)
-    return [Path(entry) for entry in source] if is_paths else []
-
-
-def read_file(file: Path, index: int = 0, count: int = 1) -> Iterator[tuple[str, Any]]:
-    """Yield the names and records of a file, with a `RecordError` for each line that is not valid JSON.
-
-    Args:
-        file: a JSON file, or a JSON Lines file, recognized by its suffix or its content.
-        index, count: the shard to read: the records at `index`, `index + count` and so on.
-
-    Raises:
-        ValueError: if the file is neither.
-    """
-    records = None if file.suffix in JSON_LINES else read_json(file)
-    yield from read_lines(file, index, count) if records is None else read_list(str(file), records, index, count)
-
-
-def read_json(file: Path) -> list[Any] | None:
-    """Return the records of a JSON file, `None` if it may be JSON Lines.
-
-    Raises:
-        ValueError: if it is not valid JSON, or not a list.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=read_object)
-    except (ValueError, RecursionError) as error:
-        with file.open("rb") as stream:
-            if stream.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-                return None
-        raise ValueError(f"{file} is not valid JSON: {error}.") from error
-    if isinstance(content, dict | RecordError):
-        return [content]
-    if not isinstance(content, list):
-        raise ValueError(f"{file} contains {type(content).__name__}, not a list of records.")
-    return content
-
-
-def read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RecordError:
-    """Build a JSON object; return an error, raised later for this record only, if a key is duplicated."""
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-    return RecordError(f"duplicate key {twice[:40]!r}", "broken JSON")
-
-
-def read_list(source: str, records: Sequence[Any], index: int = 0, count: int = 1) -> Iterator[tuple[str, Any]]:
-    """Yield the records of a list, named by their index."""
-    for position in range(index, len(records), count):
-        yield f"{source}[{position}]", records[position]
-
-
-def read_lines(file: Path, index: int = 0, count: int = 1) -> Iterator[tuple[str, Any]]:
-    """Yield the records of a JSON Lines file, named by their line number from 1; blank lines are skipped."""
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if (number - 1) % count != index or not line.removeprefix(b"\xef\xbb\xbf").strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=read_object)
-            except (ValueError, RecursionError) as error:
-                record = RecordError(f"the line is not valid JSON: {error}", "broken JSON")
-            yield f"{file}:{number}", record
-
-
-def generate_rows(shards: list[tuple[Path, int, int]], checker: RecordChecker) -> Iterator[dict[str, Any]]:
+def generate_rows(shards: list[tuple[Part, int, int]], checker: RecordChecker) -> Iterator[dict[str, Any]]:
     """Yield the rows of good records in shards of files; the generator behind a stream."""
     for shard in shards:
-        for source, raw in read_file(*shard):
-            row = checker(source, raw)
+        for item in read_part(*shard):
+            assert item is not None
+            row = checker(*item)
             if isinstance(row, Fault):
                 logger.warning("Left out: %s", row)
             else:
                 yield row
-
-
-def load_table(table: Dataset, checker: RecordChecker) -> Dataset:
-    """Convert a dataset with the fields of records as columns.
-
-    If all images are embedded in one column, they are not copied.
-    """
-    if not set(IMAGE_NAMES).intersection(table.column_names):
-        raise ValueError(
-            f"The dataset has no column {' or '.join(IMAGE_NAMES)}; its columns are {', '.join(table.column_names)}."
-        )
-    unread = unread_fields(dict.fromkeys(table.column_names, True), (*FIELDS, *NOTES))
-    if unread:
-        raise ValueError(
-            f"The dataset has the columns {', '.join(unread)}, which are not read; columns are {', '.join(FIELDS)}. "
-            "Remove others with dataset.remove_columns, or rename them."
-        )
-    table = without_decoding(table.with_format(None).select_columns([n for n in table.column_names if n in FIELDS]))
-    rows = checker.check_all("dataset", read_list("dataset", table), slim=True)
-    kept = [position for position, row in enumerate(rows) if row is not None]
-    embedded = [name for name in IMAGE_NAMES if may_embed(table.features.get(name))]
-    if len(embedded) == 1 and all(rows[position]["image"] is None for position in kept):
-        storage = table.select_columns(embedded).rename_columns({embedded[0]: "image"}).cast_column("image", IMAGE)
-        empty = dict.fromkeys(FEATURES)
-        texts = Dataset.from_list([row or empty for row in rows], features=FEATURES).remove_columns("image")
-        return concatenate_datasets([storage, texts], axis=1).select(kept)
-    for position in kept:
-        if rows[position]["image"] is None:
-            record = parse_record(table[position], checker.image_folder, checker.categories)
-            rows[position]["image"] = store_image(record.image)
-    return Dataset.from_list([rows[position] for position in kept], features=FEATURES)
-
-
-def may_embed(feature: Any) -> bool:
-    """Whether a column may contain the bytes of images."""
-    return isinstance(feature, Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
 def stream_table(table: IterableDataset, checker: RecordChecker) -> IterableDataset:
@@ -369,14 +222,6 @@ def mark_row(raw: dict[str, Any], checker: RecordChecker) -> dict[str, Any]:
 def is_good(row: dict[str, Any]) -> bool:
     """Whether `mark_row` marked a row as good."""
     return row["is_good"]
-
-
-def without_decoding(table: Any) -> Any:
-    """Disable the decoding of images, so that unreadable images can be reported per record."""
-    for name, feature in (table.features or {}).items():
-        if isinstance(feature, Image) and name in IMAGE_NAMES:
-            table = table.cast_column(name, IMAGE)
-    return table
 
 
 def mix_datasets(
@@ -425,11 +270,11 @@ def mix_datasets(
     probabilities = check_mixture(datasets, sample_ratios, run_length)
     maps = [dataset for dataset in datasets if isinstance(dataset, Dataset)]
     if len(maps) == len(datasets):
-        shuffled = [dataset.shuffle(seed=seed + epoch) if shuffle else dataset for dataset in maps]
-        order = map_order(
-            [len(dataset) for dataset in maps], probabilities, run_length, seed + epoch, stopping_strategy
-        )
-        return concatenate_datasets(shuffled).select(order)
+        lengths = [len(dataset) for dataset in maps]
+        order = map_order(lengths, probabilities, run_length, seed + epoch, stopping_strategy)
+        if shuffle:
+            order = np.concatenate(shuffled_rows(lengths, seed + epoch))[order]
+        return select_rows(concatenate_datasets(maps), order)
     streams = [
         dataset.to_iterable_dataset(min(num_shards, len(dataset))) if isinstance(dataset, Dataset) else dataset
         for dataset in datasets
@@ -465,18 +310,76 @@ def check_mixture(
     return [ratio / sum(ratios) for ratio in ratios]
 
 
+def shuffled_rows(lengths: Sequence[int], seed: int) -> list[np.ndarray]:
+    """Return the positions of the rows of each dataset among those of all, shuffled within the dataset."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    rows = [np.random.default_rng(seed).permutation(length) for length in lengths]
+    return [start + row for start, row in zip(starts, rows, strict=True)]
+
+
 def map_order(
     lengths: list[int], probabilities: list[float], run_length: int, seed: int, stopping_strategy: str
 ) -> np.ndarray:
     """Return the order of a mixture as positions in the concatenated datasets, interleaving runs of `run_length`."""
     ends = np.cumsum(lengths)
-    runs = []
-    for length, end in zip(lengths, ends, strict=True):
-        starts = np.arange(end - length, end, run_length)
-        runs.append(Dataset.from_dict({"start": starts, "length": np.minimum(run_length, end - starts)}))
-    drawn = interleave_datasets(runs, probabilities, seed=seed, stopping_strategy=stopping_strategy)
-    starts, filled = (np.asarray(drawn[name][:])[:, None] for name in ("start", "length"))
-    return (starts + np.arange(run_length) % filled).ravel()
+    num_runs = [math.ceil(length / run_length) for length in lengths]
+    drawn = draw_sources(num_runs, probabilities, seed, stopping_strategy)
+    runs = np.empty(len(drawn), dtype=np.int64)
+    for index, count in enumerate(num_runs):
+        chosen = drawn == index
+        runs[chosen] = np.arange(chosen.sum()) % count
+    starts = (ends - lengths)[drawn] + runs * run_length
+    if run_length == 1:
+        return starts
+    filled = np.minimum(run_length, ends[drawn] - starts)
+    return (starts[:, None] + np.arange(run_length) % filled[:, None]).ravel()
+
+
+def draw_sources(lengths: list[int], probabilities: list[float], seed: int, stopping_strategy: str) -> np.ndarray:
+    """Draw sources until they are exhausted, in the order of `datasets.interleave_datasets`.
+
+    Args:
+        lengths: how often each source can be drawn before it is exhausted.
+        probabilities: the probability of each source.
+        seed: the seed of the order.
+        stopping_strategy: see `mix_datasets`.
+
+    Returns:
+        The index of the source of each draw.
+
+    Raises:
+        ValueError: if the strategy is unknown.
+    """
+    if stopping_strategy not in STRATEGIES:
+        raise ValueError(f"stopping_strategy is {stopping_strategy!r}, but must be one of {', '.join(STRATEGIES)}.")
+    if len(lengths) == 1:
+        return np.zeros(lengths[0], dtype=np.uint16)
+    generator, counts, blocks = np.random.default_rng(seed), np.zeros(len(lengths), dtype=np.int64), []
+    is_done = np.any if stopping_strategy == "first_exhausted" else np.all
+    while not is_done(counts >= lengths):
+        block = generator.choice(len(lengths), size=1000, p=probabilities)
+        counts += np.bincount(block, minlength=len(lengths))
+        blocks.append(block.astype(np.uint16))
+    drawn = np.concatenate(blocks)
+    places = [np.flatnonzero(drawn == index) for index in range(len(lengths))]
+    lasts = [place[length - 1] for place, length in zip(places, lengths, strict=True) if len(place) >= length]
+    if stopping_strategy == "all_exhausted_without_replacement":
+        return drawn[np.sort(np.concatenate([place[:length] for place, length in zip(places, lengths, strict=True)]))]
+    return drawn[: (min(lasts) if stopping_strategy == "first_exhausted" else max(lasts)) + 1]
+
+
+def keep_task_types(dataset: Dataset, task_types: Sequence[str]) -> Dataset:
+    """Select the records whose questions all have one of these task types."""
+    if set(task_types) >= set(TASK_TYPES):
+        return dataset
+    kept = []
+    for table in dataset.select_columns(["task_type", "task_types"]).with_format("arrow").iter(1 << 16):
+        chosen = pc.is_in(table["task_type"], pa.array(task_types)).to_numpy()
+        lists = table["task_types"]
+        for row in np.flatnonzero(pc.is_valid(lists).to_numpy()):
+            chosen[row] = set(lists[int(row)].as_py()) <= set(task_types)
+        kept.append(chosen)
+    return select_rows(dataset, np.flatnonzero(np.concatenate(kept)))
 
 
 def unbatch(batch: dict[str, list[list[Any]]], run_length: int) -> dict[str, list[Any]]:
@@ -484,4 +387,4 @@ def unbatch(batch: dict[str, list[list[Any]]], run_length: int) -> dict[str, lis
     return {name: list(islice(cycle(runs[0]), run_length)) for name, runs in batch.items()}
 
 
-__all__ = ["FEATURES", "load_records", "mix_datasets"]
+__all__ = ["FEATURES", "keep_task_types", "load_records", "mix_datasets", "stream_records"]

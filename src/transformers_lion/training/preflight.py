@@ -11,6 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..configuration_lion import LionConfig
 from .feature_cache import check_not_augmented
+from .record_files import find_files, is_url
 from .resuming import last_checkpoint
 from .run_settings import RunSettings, StageSettings
 from .stages import STAGES, check_fits, get_stage
@@ -83,11 +84,14 @@ def _check_inputs(settings: RunSettings, stage: StageSettings, origin: tuple[str
 
     Raises:
         FileNotFoundError: if a file of records or a folder does not exist.
-        ValueError: if the initial model does not fit the stage, or settings conflict.
+        ValueError: if a folder holds no records, the initial model does not fit the stage, or settings conflict.
     """
     for source in (*stage.data, *stage.evaluation):
-        for path in (*as_list(source.records), *([source.images] if source.images else [])):
-            _check_exists(Path(path))
+        for path in source.paths:
+            if not is_url(path):
+                find_files(path)
+        if source.images:
+            _check_exists(Path(source.images))
     made_here = {str(folder_of(settings, other) / MODEL): get_stage(other.stage) for other in settings.stages}
     kind, configs = get_stage(stage.stage), []
     for folder in origin:
@@ -125,11 +129,6 @@ def _check_exists(path: Path) -> None:
         raise FileNotFoundError(2, os.strerror(2), str(path))
 
 
-def as_list(value: str | list[str]) -> list[str]:
-    """Wrap a single string in a list."""
-    return [value] if isinstance(value, str) else value
-
-
 def noted_settings(settings: RunSettings, stage: StageSettings, origin: tuple[str, ...]) -> dict[str, Any]:
     """Return the settings that a stage's result depends on."""
     return {**asdict(stage), "model": list(origin), "seed": settings.seed}
@@ -154,4 +153,4 @@ def _has_trained(folder: Path) -> bool:
     return (folder / MODEL).exists() or last_checkpoint(folder) is not None
 
 
-__all__ = ["MODEL", "SETTINGS", "as_list", "check_run", "folder_of", "noted_settings"]
+__all__ = ["MODEL", "SETTINGS", "check_run", "folder_of", "noted_settings"]

@@ -26,6 +26,7 @@ from .optimizer import parameter_groups
 from .precision import train_in_float32
 from .quantized import check_gradients_pass
 from .stages import Stage
+from .streams import RecordStream
 from .trainer import LionTrainer
 
 ARGUMENTS: dict[str, Any] = {
@@ -90,7 +91,7 @@ def make_trainer(
     model: nn.Module,
     processor: LionProcessor,
     arguments: Seq2SeqTrainingArguments,
-    train_dataset: Dataset | IterableDataset,
+    train_dataset: Dataset | IterableDataset | RecordStream,
     eval_dataset: Dataset | None = None,
     *,
     collator: LionDataCollator | None = None,
@@ -107,7 +108,8 @@ def make_trainer(
             converted to float32, even if the frozen base is in 16 bits; see `train_in_float32`.
         processor: the processor, saved with each checkpoint.
         arguments: arguments from `training_arguments`.
-        train_dataset, eval_dataset: datasets from `load_records` or `mix_datasets`.
+        train_dataset, eval_dataset: datasets from `load_records` or `mix_datasets`. A `RecordStream` can be trained on
+            too, for a number of steps.
         collator: a collator with your own options; `LionDataCollator(processor)` by default.
         stage: the stage recorded in `trainable_only` checkpoints.
         trainable_only: whether checkpoints hold only the trained parameters; see `TrainableCheckpointCallback`.

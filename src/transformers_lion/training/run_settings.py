@@ -17,6 +17,7 @@ import yaml
 from ..tag_source import TAG_SOURCES, TagSource
 from .arguments import read_arguments
 from .recipe import check_argument_names
+from .record_files import are_shards, is_url
 from .stages import get_stage
 from .values import describe, fits, fitting
 
@@ -30,17 +31,37 @@ class DataSettings:
     """A source of records.
 
     Attributes:
-        records: a file of records, or several; see `load_records`.
+        records: a file, pattern or folder of records, or several; see `load_records`. URLs can be streamed.
         images: the folder that image paths are relative to; the folder of the file by default.
         sample_ratio: how often records are drawn from this source, relative to other sources.
+        streaming: whether to read the records during training, without an index; by default for WebDataset shards
+            (.tar) and URLs.
+        buffer_size: number of records of a stream that are shuffled together.
     """
 
     records: str | list[str]
     images: str | None = None
     sample_ratio: float = 1.0
+    streaming: bool | None = None
+    buffer_size: int = 1000
 
     def __post_init__(self) -> None:
-        check_positive("data: ", self, ("sample_ratio",))
+        check_positive("data: ", self, ("sample_ratio", "buffer_size"))
+        remote = [name for name in self.paths if is_url(name)]
+        if self.streaming is False and remote:
+            raise ValueError(f"data: records has the URL {remote[0]}, which can only be streamed; drop streaming.")
+
+    @property
+    def paths(self) -> list[str]:
+        """The names of `records` as a list."""
+        return [self.records] if isinstance(self.records, str) else self.records
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether records are read during training."""
+        if self.streaming is not None:
+            return self.streaming
+        return any(is_url(name) or are_shards(name) for name in self.paths)
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,8 @@ class StageSettings:
         tagger: the folder of a tagger.
         augment: whether to crop and mirror image-level images.
         on_error: whether a record that cannot be used stops the run ("raise"), or is left out and reported ("skip").
+        check_images: "exists" checks that image files exist, "decode" also opens every image, and "none" checks
+            nothing; by default "decode" if `on_error` is "skip", and "exists" otherwise.
         save_steps: number of steps between checkpoints.
         trainable_only: whether checkpoints hold only the trained parameters.
         arguments: any other arguments of `Seq2SeqTrainingArguments`.
@@ -100,6 +123,7 @@ class StageSettings:
     tagger: str | None = None
     augment: bool = False
     on_error: Literal["raise", "skip"] = "raise"
+    check_images: Literal["exists", "decode", "none"] | None = None
     save_steps: int = 500
     trainable_only: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -109,10 +133,34 @@ class StageSettings:
         check_positive(f"Stage {self.name}: ", self, names)
         check_argument_names(self.arguments)
         object.__setattr__(self, "arguments", read_arguments(self.arguments, f"Stage {self.name}: arguments"))
+        self._check_streams()
         if self.one_source_per_batch and "train_sampling_strategy" in self.arguments:
             raise ValueError(
                 f"Stage {self.name}: one_source_per_batch and arguments: train_sampling_strategy cannot be combined; "
                 "one_source_per_batch needs its own sampling order."
+            )
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the training data, or a part of it, is streamed."""
+        return any(source.is_stream for source in self.data)
+
+    def _check_streams(self) -> None:
+        """Raise `ValueError` if a setting does not go with a stream."""
+        for source in self.evaluation:
+            if source.streaming or any(map(is_url, source.paths)):
+                raise ValueError(f"Stage {self.name}: evaluation: {source.records} cannot be streamed.")
+        if not self.is_stream:
+            return
+        streamed = ", ".join(name for source in self.data if source.is_stream for name in source.paths)
+        if self.steps is None:
+            raise ValueError(
+                f"Stage {self.name}: set steps; the length of {streamed} is not known, because it is streamed."
+            )
+        if self.arguments.get("train_sampling_strategy", "random") not in ("random", "sequential"):
+            raise ValueError(
+                f"Stage {self.name}: arguments: train_sampling_strategy needs an index of all records, but {streamed} "
+                "is streamed."
             )
 
 

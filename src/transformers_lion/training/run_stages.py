@@ -28,16 +28,17 @@ from ..ram import ImageTagger
 from .augmentation import ImageAugmentation
 from .collator import LionDataCollator
 from .curves import draw_curves
-from .data import CheckImages, load_records, mix_datasets
+from .data import CheckImages, keep_task_types, load_records, mix_datasets, stream_records
 from .distributed import check_processes, find_lion, fsdp_is_requested, gather_model
 from .feature_cache import FeatureCache
-from .preflight import MODEL, SETTINGS, as_list, check_run, folder_of, noted_settings
+from .preflight import MODEL, SETTINGS, check_run, folder_of, noted_settings
 from .recipe import make_trainer, training_arguments
 from .report import RecordReport
 from .resuming import train
 from .run_settings import DataSettings, RunSettings, StageSettings
 from .stage_models import TAGGER, combine_stages, start_stage, tagger_of
 from .stages import Stage, apply_stage, get_stage
+from .streams import FileSource, RecordStream, TableSource
 
 LOG, CURVES, RECORDS = "log.json", "curves.png", "records.jsonl"
 
@@ -103,16 +104,12 @@ def run_stage(
     processor = LionProcessor.from_pretrained(origin[0])
     report = RecordReport(folder / RECORDS)
     checked_images = folder.parent / IMAGES
-    run_length = stage.batch_size * arguments.world_size if stage.one_source_per_batch else 1
-    data = mix_datasets(
-        [_load_source(source, stage, kind, report, checked_images, say) for source in stage.data],
-        [source.sample_ratio for source in stage.data],
-        run_length=run_length,
-        seed=settings.seed,
-    )
+    data = _load_data(settings, stage, kind, report, checked_images, arguments.world_size, say)
     evaluation = [_load_source(source, stage, kind, report, checked_images, say) for source in stage.evaluation]
     if settings.feature_cache is not None:
-        say(FeatureCache(settings.feature_cache).describe(model, len(data)))
+        drawn = (stage.steps or 0) * arguments.train_batch_size * arguments.gradient_accumulation_steps
+        num_images = drawn * arguments.world_size if isinstance(data, RecordStream) else len(data)
+        say(FeatureCache(settings.feature_cache).describe(model, num_images))
     trainer = make_trainer(
         model,
         processor,
@@ -171,6 +168,57 @@ def _begin_model(kind: Stage, origin: tuple[str, ...], reuse: list[str] | None) 
     return LionForConditionalGeneration.from_pretrained(origin[0], dtype="float32")
 
 
+def _load_data(
+    settings: RunSettings,
+    stage: StageSettings,
+    kind: Stage,
+    report: RecordReport,
+    checked_images: Path,
+    world_size: int,
+    say: Say,
+) -> Dataset | RecordStream:
+    """Return the training data of a stage: a mixture of its sources, or a stream if any of them is streamed."""
+    ratios = [source.sample_ratio for source in stage.data]
+    run_length = stage.batch_size if stage.one_source_per_batch else 1
+    if not stage.is_stream:
+        rows = [_load_source(source, stage, kind, report, checked_images, say) for source in stage.data]
+        shared_length = run_length * world_size if stage.one_source_per_batch else 1
+        return mix_datasets(rows, ratios, run_length=shared_length, seed=settings.seed)
+    sources = [
+        _open_stream(source, stage, kind, report, say)
+        if source.is_stream
+        else TableSource(
+            ", ".join(source.paths),
+            _load_source(source, stage, kind, report, checked_images, say),
+            source.buffer_size,
+        )
+        for source in stage.data
+    ]
+    return RecordStream(sources, ratios, run_length=run_length, seed=settings.seed)
+
+
+def _check_of_images(stage: StageSettings) -> CheckImages | None:
+    """Return how to check images; unreadable ones that are left out later could leave an empty batch."""
+    if stage.check_images is None:
+        return "decode" if stage.on_error == "skip" else "exists"
+    return None if stage.check_images == "none" else stage.check_images
+
+
+def _open_stream(source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, say: Say) -> FileSource:
+    """Return a source whose records are read during training."""
+    stream = stream_records(
+        source.records,
+        source.images,
+        check_images=_check_of_images(stage),
+        on_error=stage.on_error,
+        report=report,
+        task_types=kind.task_types,
+        buffer_size=source.buffer_size,
+    )
+    say(f"{stream.name}: streamed, {len(stream.parts)} parts of {len(stream.files)} files")
+    return stream
+
+
 def _load_source(
     source: DataSettings, stage: StageSettings, kind: Stage, report: RecordReport, checked_images: Path, say: Say
 ) -> Dataset:
@@ -179,17 +227,17 @@ def _load_source(
     Raises:
         ValueError: if there are none.
     """
-    check_images: CheckImages = "decode" if stage.on_error == "skip" else "exists"  # an empty batch would stop the run
     records = load_records(
         source.records,
         source.images,
-        check_images=check_images,
+        check_images=_check_of_images(stage),
         on_error=stage.on_error,
         report=report,
         checked_images=checked_images,
     )
-    chosen = records.filter(lambda row: set(row["task_types"] or [row["task_type"]]) <= set(kind.task_types))
-    name = ", ".join(as_list(source.records))
+    assert isinstance(records, Dataset)
+    chosen = keep_task_types(records, kind.task_types)
+    name = ", ".join(source.paths)
     say(f"{name}: {len(chosen)} of {len(records)} records are {' or '.join(kind.task_types)}")
     if not len(chosen):
         raise ValueError(f"Stage {stage.name}: none of the {len(records)} records of {name} is {kind.task_types[0]}.")

@@ -7,20 +7,25 @@ The optimizer uses the recipe's parameter groups, evaluation respects `generatio
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
-from transformers import Seq2SeqTrainer
+from torch.utils.data import DataLoader, RandomSampler, Sampler
+from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..processing_lion import LionProcessor
 from .feature_cache import FeatureCache
 from .optimizer import build_optimizer
+from .streams import RecordStream, StreamCollator
 
 DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
+
+NUM_INDICES = 1 << 16
+"""Number of a permutation's indices that are converted to Python integers at once."""
 
 
 class LionTrainer(Seq2SeqTrainer):
@@ -44,6 +49,14 @@ class LionTrainer(Seq2SeqTrainer):
         super().__init__(**options)
         self.feature_cache = feature_cache
         self.aggregator_lr_multiplier = aggregator_lr_multiplier
+        if isinstance(self.train_dataset, RecordStream):
+            if self.args.train_sampling_strategy not in ("random", "sequential"):
+                raise ValueError(
+                    f"train_sampling_strategy {self.args.train_sampling_strategy!r} needs the lengths of all records, "
+                    "but the data is streamed."
+                )
+            self.args.ignore_data_skip = True  # the stream itself goes to the position of the checkpoint
+            self.add_callback(StreamEpochCallback())
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer that `args.optim` names, with the groups of `parameter_groups`.
@@ -95,12 +108,48 @@ class LionTrainer(Seq2SeqTrainer):
             inputs = {**inputs, "decoder_input_ids": decoder_input_ids}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the dataloader; that of a `RecordStream` begins at the stream's beginning, or where it is loaded."""
+        if not isinstance(self.train_dataset, RecordStream):
+            return super().get_train_dataloader()
+        args = self.args
+        self.train_dataset.set_process(args.process_index, args.world_size, args.dataloader_num_workers)
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self._train_batch_size,
+            collate_fn=StreamCollator(self.data_collator),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            generator=torch.Generator(),  # the global one belongs to the model, and must resume in step with it
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Return the batches of a step, and the number of their tokens; a stream notes its position after them."""
+        if isinstance(self.train_dataset, RecordStream):
+            epoch_iterator = _noting(self.train_dataset, epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if isinstance(self.train_dataset, RecordStream):
+            self.train_dataset.save(Path(output_dir))
+        super()._save_rng_state(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.train_dataset, RecordStream):
+            self.train_dataset.load(Path(checkpoint))
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if self._needs_lengths(dataset) and self.args.train_sampling_strategy == "group_by_length":
             batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
             return _LengthSampler(batch_size, record_lengths(dataset, self.processing_class), self._data_seed)
-        return super()._get_train_sampler(self._with_lengths(dataset))
+        sampler = super()._get_train_sampler(self._with_lengths(dataset))
+        return ShuffledSampler(len(dataset), self._data_seed) if type(sampler) is RandomSampler else sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         return super()._get_eval_sampler(self._with_lengths(eval_dataset))
@@ -119,6 +168,45 @@ class LionTrainer(Seq2SeqTrainer):
     @property
     def _data_seed(self) -> int:
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+
+class StreamEpochCallback(TrainerCallback):
+    """Makes the epoch in the logs of a stream the fraction of all steps, as it is without an interruption."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Set the epoch."""
+        state.epoch = state.global_step / state.max_steps
+
+
+def _noting(stream: RecordStream, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield batches, and note that they are used."""
+    for batch in batches:
+        stream.note(batch)
+        yield batch
+
+
+class ShuffledSampler(Sampler[int]):
+    """Shuffles records in the order of accelerate's sampler, with 8 bytes of memory a record instead of 40.
+
+    Args:
+        size: number of records.
+        seed: seed of the order, which changes with each epoch.
+    """
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch that the order depends on; called by the Trainer."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.size, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        for part in order.split(NUM_INDICES):
+            yield from part.tolist()
 
 
 class _LengthSampler(LengthGroupedSampler):
