@@ -9,10 +9,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 NUM_THREADS = 2
-"""Number of background threads."""
+"""Default number of background threads."""
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Generator[Result, None, None]:
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int, num_threads: int = NUM_THREADS
+) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item in order, computed in background threads.
 
     Args:
@@ -20,8 +22,9 @@ def prefetch(function: Callable[[Item], Result], items: Iterable[Item], ahead: i
             item's turn.
         items: Iterated over in the caller's thread, as far as `ahead` allows.
         ahead: Maximum number of finished or pending results to keep beyond the last one yielded.
+        num_threads: Number of background threads.
     """
-    pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="lion-prefetch")
+    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lion-prefetch")
     waiting = deque[Callable[[], Result]]()
     try:
         for item in items:
