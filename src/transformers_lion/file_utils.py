@@ -25,6 +25,16 @@ HELD: set[IO[str]] = set()
 """Lock files held by this process."""
 
 
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with non-printable characters escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -200,4 +210,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_locks)
 
 
-__all__ = ["LOCK", "LineFile", "LockError", "locked", "naming", "replacing", "write_text"]
+__all__ = ["LOCK", "LineFile", "LockError", "locked", "naming", "printable", "replacing", "write_text"]

@@ -8,23 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..images import PLUG_IN_SUFFIXES, advise, is_url, register_plug_ins, to_rgb
+from ..images import describe_passed_over, is_url, open_image_file, to_rgb, walk
 from ..prefetching import prefetch
-from .common import printable
 
-SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
-    ".tif", ".tiff", ".webp",
-})  # fmt: skip
-"""Suffixes of the files that are read from folders, besides those of installed plug-ins in `PLUG_IN_SUFFIXES`. Files
-named on the command line may have any suffix."""
 STDIN = "-"
-KINDS_SHOWN = 5
-"""Number of kinds of skipped files that are listed."""
 
 
 @dataclass
@@ -85,47 +75,6 @@ def add(found: Named, name: str) -> None:
         found.errors.append(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name))
 
 
-def walk(folder: str, errors: list[Exception | str], passed_over: Counter[str]) -> Iterator[str]:
-    """Yield the images in a folder and its subfolders, sorted; skip hidden files and count other files by suffix."""
-    read = readable_suffixes()
-    for place, folders, files in os.walk(folder, onerror=errors.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in read:
-                yield os.path.join(place, name)
-            else:
-                passed_over[suffix] += 1
-
-
-def readable_suffixes() -> frozenset[str]:
-    """Return the suffixes of the files that are read from folders, including those for installed plug-ins."""
-    installed = register_plug_ins()
-    return SUFFIXES | {suffix for suffix, package in PLUG_IN_SUFFIXES.items() if package in installed}
-
-
-def describe_passed_over(counts: Counter[str]) -> str:
-    """Describe the skipped files, and the plug-ins that would read them."""
-    if not counts:
-        return ""
-    kinds = [f"{count} {printable(suffix) or 'without a suffix'}" for suffix, count in counts.most_common(KINDS_SHOWN)]
-    if len(counts) > KINDS_SHOWN:
-        kinds.append(f"{len(counts) - KINDS_SHOWN} other kinds")
-    reason = f"{counts.total()} files were skipped because their suffixes are not those of images"
-    if counts.total() == 1:
-        reason = "1 file was skipped because its suffix is not that of an image"
-    packages = sorted({PLUG_IN_SUFFIXES[suffix] for suffix in counts if suffix in PLUG_IN_SUFFIXES})
-    advice = f" To read {suffixes_of(packages, counts)}: pip install {' '.join(packages)}." if packages else ""
-    return f"{reason}: {', '.join(kinds)}.{advice}"
-
-
-def suffixes_of(packages: Sequence[str], counts: Counter[str]) -> str:
-    """List the suffixes that the plug-ins read."""
-    return ", ".join(sorted(suffix for suffix in counts if PLUG_IN_SUFFIXES.get(suffix) in packages))
-
-
 def read_list() -> list[str]:
     """Read names from stdin, one per line or separated by null bytes, as `find -print0` prints them."""
     content = sys.stdin.buffer.read()
@@ -182,21 +131,4 @@ def open_image(name: str) -> Image.Image:
     Raises:
         OSError, ValueError: if it cannot be read; the message names it.
     """
-    if is_url(name):
-        return to_rgb(name)
-    path = Path(name)
-    if not path.is_file():
-        path.stat()  # raises for a broken link or a lack of permission
-        raise ValueError(f"{printable(name)} is not a file.")
-    with path.open("rb") as file:  # raises the system's own error if the file is unreadable
-        is_empty = not file.read(1)
-    if is_empty:
-        raise ValueError(f"{printable(name)} is empty.")
-    try:
-        return to_rgb(path)
-    except ValueError as error:
-        cause = error.__cause__
-        reason = f"{cause or error}"
-        if isinstance(cause, UnidentifiedImageError):
-            reason = f"it is not an image in a known format.{advise(path)}"
-        raise ValueError(f"{printable(name)} cannot be read: {reason.rstrip('.')}.") from error
+    return to_rgb(name) if is_url(name) else open_image_file(name)
