@@ -1,6 +1,6 @@
 """Annotators that compute nothing, and a job that a test can kill.
 
-    python -m jobs.workers SOURCE OUTPUT SECONDS [ADDRESS]
+python -m jobs.workers SOURCE OUTPUT SECONDS [ADDRESS]
 """
 
 import json
