@@ -100,10 +100,28 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: If writing fails. The error names the file.
     """
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Yield the path of a new file, which replaces `path` at the end of the block, if the block succeeds.
+
+    Args:
+        path: Path of the file. It is replaced atomically.
+        sync: Whether to flush the new file to disk first, so that it is complete even after a power failure.
+
+    Raises:
+        OSError: If writing fails. The error names the file.
+    """
     new = path.with_name(f"{path.name}.new")
     try:
         with naming(path):
-            new.write_text(text, encoding="utf-8")
+            yield new
+            if sync:
+                with new.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
@@ -192,4 +210,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_locks)
 
 
-__all__ = ["LOCK", "LineFile", "LockError", "locked", "naming", "printable", "write_text"]
+__all__ = ["LOCK", "LineFile", "LockError", "locked", "naming", "printable", "replacing", "write_text"]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .annotate import annotate
 from .demo import demo
 from .doctor import doctor
 from .evaluate import EPILOG, evaluate
@@ -46,6 +47,7 @@ app.command(epilog="Example: lion caption photos/ --json", no_args_is_help=True)
 app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What color is it?"', no_args_is_help=True)(ask)
 app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
+app.command(epilog="Example: lion annotate photos.parquet --caption --output captions", no_args_is_help=True)(annotate)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
 app.command(epilog="Example: lion demo --model lion-flant5-xl --port 8080")(demo)
 app.command(epilog="Example: lion info lion-flant5-xl")(info)

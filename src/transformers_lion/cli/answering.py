@@ -88,7 +88,7 @@ def run_job(job: Job, arguments: Sequence[str], columns: Columns, batch_size: in
         failures.append(error)
         report(error)
 
-    with quiet(), open_results(place.output, place.as_json, place.resume) as results:
+    with quiet(), settings_beside(place.output), open_results(place.output, place.as_json, place.resume) as results:
         rows = found.rows if place.output is None else leave_out_done(found.rows, job, place.output)
         if not rows:
             return not failures
@@ -102,9 +102,17 @@ def run_job(job: Job, arguments: Sequence[str], columns: Columns, batch_size: in
                             outcome.draw().save(drawings[name])
                 results.flush()
                 advance(len(opened))
-    if place.output is not None and not place.output.exists():
-        settings_file(place.output).unlink(missing_ok=True)
     return not failures
+
+
+@contextmanager
+def settings_beside(output: Path | None) -> Iterator[None]:
+    """Remove the settings of results at the end of the block if there are no results."""
+    try:
+        yield
+    finally:
+        if output is not None and not output.exists():
+            settings_file(output).unlink(missing_ok=True)
 
 
 def leave_out_done(rows: "list[SourceRow]", job: Job, output: Path) -> "list[SourceRow]":

@@ -42,8 +42,8 @@ def check_settings(output: Path, settings: Mapping[str, Any]) -> None:
         old, new = before.get(name), settings.get(name)
         if old != new:
             raise ValueError(
-                f"{output} was written with {name} {show_value(old)}, but now it is {show_value(new)}. Use the old value "
-                "or another file."
+                f"{output} was written with {name} {show_value(old)}, but now it is {show_value(new)}. Use the "
+                "old value or another file."
             )
 
 

@@ -1,0 +1,208 @@
+"""Runs the chunks of a job on Ray Data.
+
+The driver puts the rows of the pending chunks (keys and places, no pixels) into a data set with one block per chunk. A
+pool of actors annotates the blocks, and the driver receives the results of each chunk as one row: the content of a
+Parquet file. Thus
+
+- reading and writing need no CPU of the cluster, so that the pool can use all of them, and a resumed job is the same
+  plan as the first one;
+- a worker cannot write anything: whatever happens to it, or to its node, its chunk is done again or it is not there;
+- workers need the model and the images, but not the output folder.
+
+Ray's own row-level checkpoint (`CheckpointConfig`, Ray 2.60) is not used. A resumed run with it is another plan, with
+actors that filter the finished rows, and files stand under their final names before they are complete.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .output import COMPRESSION, Keys, count_errors
+from .plan import Node, Plan
+
+TASKS_PER_ACTOR = 2
+"""Chunks per actor that are computed or wait in its queue, so that it need not wait for the driver. They are done again
+if its node is lost."""
+MAX_RESTARTS = 1
+"""Restarts of an actor, and retries of a chunk, so that rows that kill every actor end the job."""
+
+CHUNK_SCHEMA = pa.schema(
+    [("chunk", pa.int64()), ("rows", pa.int64()), ("errors", pa.int64()), ("content", pa.binary())]
+)
+
+MakeAnnotator = Callable[..., Callable[[pa.Table], pa.Table]]
+"""Creates an annotator from keyword arguments: `LionAnnotator`, or a stand-in."""
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """The results of a chunk.
+
+    Attributes:
+        chunk: Number of the chunk.
+        rows, errors: Number of rows, and of those with an error.
+        content: Content of a Parquet file with the results.
+    """
+
+    chunk: int
+    rows: int
+    errors: int
+    content: bytes
+
+
+class ChunkAnnotator:
+    """Stage of the job: annotates chunks of rows.
+
+    Args:
+        make_annotator: Creates the annotator.
+        options: Its keyword arguments.
+    """
+
+    def __init__(self, make_annotator: MakeAnnotator, options: Mapping[str, Any]):
+        self.annotate = make_annotator(**options)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Annotate each chunk of a batch."""
+        return pa.Table.from_pylist([self.run(row["chunk"], row["keys"]) for row in batch.to_pylist()], CHUNK_SCHEMA)
+
+    def run(self, chunk: int, keys: bytes) -> dict[str, Any]:
+        """Annotate a chunk, and check that each of its rows has one result."""
+        rows = pa.ipc.open_stream(keys).read_all()
+        table = self.annotate(rows)
+        if table["key"].to_pylist() != rows["key"].to_pylist():
+            raise RuntimeError(f"The results of chunk {chunk} do not have the keys of its rows.")
+        file = pa.BufferOutputStream()
+        pq.write_table(table, file, compression=COMPRESSION)
+        content = file.getvalue().to_pybytes()
+        return {"chunk": chunk, "rows": table.num_rows, "errors": count_errors(table), "content": content}
+
+
+def pack_chunk(keys: Keys, chunk: int) -> dict[str, Any]:
+    """Return a chunk as a row of the data set."""
+    batch = keys.read_chunk(chunk)
+    stream = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=COMPRESSION)
+    with pa.ipc.new_stream(stream, batch.schema, options=options) as writer:
+        writer.write_batch(batch)
+    return {"chunk": chunk, "keys": stream.getvalue().to_pybytes()}
+
+
+def run_chunks(
+    keys: Keys, chunks: Sequence[int], plan: Plan, make_annotator: MakeAnnotator, options: Mapping[str, Any]
+) -> Iterator[ChunkResult]:
+    """Yield the results of chunks, in any order, as soon as they are there.
+
+    Args:
+        keys: The rows of the source.
+        chunks: Numbers of the chunks to compute.
+        plan: The actors.
+        make_annotator, options: See `ChunkAnnotator`.
+
+    Raises:
+        RuntimeError: If the annotator raises an error, or actors die on the same chunk again.
+    """
+    import ray
+
+    set_context()
+    actors = min(plan.num_actors, len(chunks))
+    stage = ray.data.from_items([pack_chunk(keys, chunk) for chunk in chunks], override_num_blocks=len(chunks)).map_batches(
+        ChunkAnnotator,
+        fn_constructor_args=(make_annotator, dict(options)),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=TASKS_PER_ACTOR
+        ),
+        num_cpus=plan.cpus,
+        num_gpus=plan.gpus,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
+    )  # fmt: skip
+    try:
+        for batch in stage.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in batch.to_pylist():
+                yield ChunkResult(**row)
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(explain(error)) from error
+
+
+def set_context() -> None:
+    """Let Ray Data report errors instead of dropping rows, and print nothing."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = 0
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def explain(error: Exception) -> str:
+    """Return the reason of an error of Ray in a sentence."""
+    from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+
+    causes = [error]
+    while (cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, ActorDiedError | RayActorError | OutOfMemoryError):
+            return (
+                "An actor died, and died again after it was restarted. The usual reason is too little memory: use a "
+                "smaller batch size or fewer actors."
+            )
+    lines = [line.strip() for line in str(causes[-1]).splitlines() if line.strip()]
+    return lines[-1] if lines else type(causes[-1]).__name__
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected(address: str | None, verbose: bool) -> Iterator[list[Node]]:
+    """Connect to Ray, or start it on this machine, and yield its nodes. A connection that exists is used and kept.
+
+    Args:
+        address: Address of a cluster, such as "auto", or `None` for this machine.
+        verbose: Whether to show the output of workers and Ray's own messages.
+
+    Raises:
+        ValueError: If there is no such cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if not verbose:
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield list_nodes()
+        return
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+    else:
+        options["address"] = address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"There is no Ray cluster at {address!r}: {error}") from error
+    try:
+        yield list_nodes()
+    finally:
+        ray.shutdown()
+
+
+def list_nodes() -> list[Node]:
+    """Return the nodes that are alive."""
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(node.get("CPU", 0), node.get("GPU", 0), node.get("memory", 0)) for node in found]
+
+
+__all__ = ["ChunkAnnotator", "ChunkResult", "connected", "run_chunks"]
