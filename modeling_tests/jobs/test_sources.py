@@ -441,7 +441,7 @@ def test_images_of_coco_are_found_beside_the_annotations(place: Path) -> None:
     Path("annotations/instances_val2017.json").write_text(json.dumps(document))
     rows = list(list_rows("annotations/instances_val2017.json"))
     assert [(row.key, row.path) for row in rows] == [(f"{n}.png", str(place / f"val2017/{n}.png")) for n in (1, 2)]
-    assert columns(rows[0]) == {"id": 1, "width": 9}
+    assert columns(rows[0]) == {"id": 1, "width": 9, "image_id": 1}
     assert keys("annotations/instances_val2017.json", image_root="other") == ["1.png", "2.png"]
     Path("alone.json").write_text(json.dumps({"images": [{"file_name": "x.png"}]}))
     assert "alone.json: x.png is in none of" in refusal("alone.json")
