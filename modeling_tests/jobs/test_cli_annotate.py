@@ -45,7 +45,7 @@ def test_options_make_a_task(pictures: Path, started: list[JobSettings]) -> None
 
 
 def test_options_replace_fields_of_a_file(pictures: Path, started: list[JobSettings]) -> None:
-    Path("task.yaml").write_text("caption: true\nask: [Is it red?]\ngeneration: {num_beams: 5, top_k: 3}\n")
+    Path("task.yaml").write_text("caption: true\nask: ['Is it red?']\ngeneration: {num_beams: 5, top_k: 3}\n")
     lion("annotate", pictures, "-o", "out", "--task", "task.yaml", "--ask", "Is it blue?", "--num-beams", 1)
     assert started[0].task == AnnotationTask(caption=True, ask=["Is it blue?"], generation={"num_beams": 1, "top_k": 3})
 

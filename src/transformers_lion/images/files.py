@@ -90,11 +90,15 @@ def open_image_file(path: str, name: str | None = None) -> Image.Image:
         OSError, ValueError: if it cannot be read; the message names it.
     """
     file, shown = Path(path), printable(path if name is None else name)
-    if not file.is_file():
-        file.stat()  # raises for a broken link or a lack of permission
-        raise ValueError(f"{shown} is not a file.")
-    with file.open("rb") as stream:  # raises the system's own error if the file is unreadable
-        is_empty = not stream.read(1)
+    try:
+        if not file.is_file():
+            file.stat()  # raises for a broken link or a lack of permission
+            raise ValueError(f"{shown} is not a file.")
+        with file.open("rb") as stream:  # raises the system's own error if the file is unreadable
+            is_empty = not stream.read(1)
+    except OSError as error:
+        error.filename = path if name is None else name
+        raise
     if is_empty:
         raise ValueError(f"{shown} is empty.")
     try:

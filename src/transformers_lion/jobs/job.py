@@ -387,7 +387,7 @@ def annotator_options(settings: JobSettings, plan: Plan) -> dict[str, Any]:
 
 
 def for_workers(name: str) -> str:
-    """Return the absolute path of a folder, since workers run elsewhere; names of repositories are returned unchanged."""
+    """Return the absolute path of a folder, because workers run elsewhere; other names are returned unchanged."""
     return str(Path(name).resolve()) if os.path.isdir(name) else name
 
 

@@ -135,7 +135,7 @@ def _is_record(line: bytes) -> bool:
 
 
 def list_coco(images: list[Any], path: str, name: str, options: RowOptions) -> Iterator[SourceRow]:
-    """Yield the images of a COCO annotation file; their keys are their file names.
+    """Yield the images of a COCO annotation file; their keys are their file names, and their ids are in `image_id`.
 
     Raises:
         ValueError: if the folder of the images is not known.
@@ -145,7 +145,8 @@ def list_coco(images: list[Any], path: str, name: str, options: RowOptions) -> I
         names = [image.get(named.image_column) for image in images[:COCO_TRIED] if isinstance(image, dict)]
         root = find_coco_folder([x for x in names if isinstance(x, str)], path, name)
         named = RowOptions(named.image_column, named.key_column, root)
-    yield from list_records(enumerate(images, 1), path, name, named)
+    records = ({**image, "image_id": image.get("id")} if isinstance(image, dict) else image for image in images)
+    yield from list_records(enumerate(records, 1), path, name, named)
 
 
 def find_coco_folder(names: list[str], path: str, name: str) -> str:

@@ -106,16 +106,15 @@ def list_members(file: IO[bytes], name: str, damage: list[str]) -> Iterator[Memb
     if file.read(2) == GZIP:
         raise ValueError(f"{name} is compressed, so that its members cannot be read one by one. Decompress it.")
     file.seek(0)
-    archive: tarfile.TarFile | None = None
     try:
-        archive = tarfile.open(fileobj=file, mode="r:")
-        while (found := archive.next()) is not None:
-            archive.members = []  # or it would keep all of them
-            if found.isfile() and not is_passed_over(found.name):
-                yield read_member(file, found, total)
-            if found.offset_data + found.size > total:
-                return
-        _check_end(file, archive.offset, name, damage)
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (found := archive.next()) is not None:
+                archive.members = []  # or it would keep all of them
+                if found.isfile() and not is_passed_over(found.name):
+                    yield read_member(file, found, total)
+                if found.offset_data + found.size > total:
+                    return
+            _check_end(file, archive.offset, name, damage)
     except tarfile.TarError as error:
         damage.append(f"{name} is damaged: {str(error).rstrip('.')}.")
 

@@ -36,6 +36,8 @@ BATCHES_KEPT = 4
 """Batches of `ROWS_READ` rows to keep for each open file, because threads ask for rows in almost their order."""
 FILES_KEPT = 4
 """Number of files to keep open."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds to wait for a file that is being read before leaving it open."""
 
 STATE, FEATURES, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 """File names of `datasets.save_to_disk`."""
@@ -441,13 +443,18 @@ class ParquetImages:
             self.batches = self.file.iter_batches(ROWS_READ, row_groups=[group], columns=self.columns)
             self.group, self.next = group, self.ends[group - 1] if group else 0
         while True:
-            cells = next(self.batches).column(0)
-            start, self.next = self.next, self.next + len(cells)
-            self.kept[start] = cells
-            if len(self.kept) > BATCHES_KEPT:
-                self.kept.popitem(last=False)
+            start, cells = self.next, self.read_cells()
             if position < self.next:
                 return _to_bytes(cells[position - start])
+
+    def read_cells(self) -> "pyarrow.Array":
+        """Read the next rows of the row group."""
+        cells = next(self.batches).column(0)
+        self.kept[self.next] = cells
+        self.next += len(cells)
+        if len(self.kept) > BATCHES_KEPT:
+            self.kept.popitem(last=False)
+        return cells
 
     def close(self) -> None:
         """Close the file."""
@@ -504,10 +511,11 @@ class TableImages:
         return self._files[name]
 
     def close(self) -> None:
-        """Close all files."""
-        with self._lock:
+        """Close all files, unless a thread that nobody waits for is reading one."""
+        if self._lock.acquire(timeout=CLOSE_TIMEOUT):
             while self._files:
                 self._files.popitem()[1].close()
+            self._lock.release()
 
 
 __all__ = [
