@@ -199,8 +199,8 @@ class LionAnnotator:
     def _items(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
         if rows and set(FIELDS) <= rows[0].keys():
             for fields in rows:
-                row = SourceRow(**{name: fields[name] for name in FIELDS})
-                yield Item(row.key, json.loads(row.columns), row)
+                place = SourceRow(**{name: fields[name] for name in FIELDS})
+                yield Item(place.key, json.loads(place.columns), place)
             return
         for row in rows:
             yield Item(self._key(row), row, to_source(self._cell(row, self.image_column)))

@@ -343,7 +343,7 @@ def run(
     with ExitStack() as stack:
         nodes = stack.enter_context(connected(settings.address, settings.verbose))
         plan = plan_actors(nodes, settings)
-        say(f"{pending:,} rows in {len(chunks):,} chunks for {plan}.")
+        say(f"{pending:,} rows in {describe_chunks(len(chunks))} for {plan}.")
         results = run_chunks(keys, chunks, plan, make_annotator, annotator_options(settings, plan))
         stack.callback(results.close)
         show = stack.enter_context(show_counts(counts, console))
@@ -354,6 +354,11 @@ def run(
             counts.errors += result.errors
             show()
     say(f"{counts.rows:,} rows in {describe_seconds(counts.seconds)}, {counts.rate:.3g} rows/s.")
+
+
+def describe_chunks(count: int) -> str:
+    """Return a number of chunks as text."""
+    return "1 chunk" if count == 1 else f"{count:,} chunks"
 
 
 def plan_actors(nodes: Sequence[Node], settings: JobSettings) -> Plan:
@@ -414,8 +419,8 @@ def describe_job(settings: JobSettings) -> str:
     lines = [
         f"source    {count:,} rows: {', '.join(shown)}",
         f"task      {json.dumps(settings.task.to_dict(), ensure_ascii=False)}",
-        f"model     {show_value(model['model'])}",
-        f"work      {-(-count // chunk_rows):,} chunks of {chunk_rows} rows, {plan}",
+        f"model     {settings.model or 'the example checkpoint'} (sha256 {str(model['model']['sha256'])[:12]})",
+        f"work      {describe_chunks(-(-count // chunk_rows))} of up to {chunk_rows} rows for {plan}",
         f"output    {settings.output} ({settings.format}), with the columns",
         *(f"  {line}" for line in describe_schema().splitlines()),
     ]

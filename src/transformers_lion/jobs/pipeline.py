@@ -16,7 +16,7 @@ actors that filter the finished rows, and files stand under their final names be
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +114,7 @@ def pack_chunk(keys: Keys, chunk: int) -> dict[str, Any]:
 
 def run_chunks(
     keys: Keys, chunks: Sequence[int], plan: Plan, make_annotator: MakeAnnotator, options: Mapping[str, Any]
-) -> Iterator[ChunkResult]:
+) -> Generator[ChunkResult, None, None]:
     """Yield the results of chunks, in any order, as soon as they are there.
 
     Args:
@@ -147,7 +147,8 @@ def run_chunks(
             max_task_retries=MAX_RESTARTS,
         )
     try:
-        for batch in stage.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        batches: Any = stage.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for batch in batches:
             for row in batch.to_pylist():
                 if row["failure"] is not None:
                     raise RuntimeError(row["failure"])
