@@ -110,7 +110,7 @@ def test_ids_of_images_are_those_of_the_source(place: Path) -> None:
 def test_ids_of_only_some_images_are_refused(place: Path) -> None:
     write_lines(Path("a.jsonl"), {"image": "a.png", "image_id": 3}, {"image": "b.png", "image_id": "x"})
     folder = finish(list(list_rows("a.jsonl")), [{}, {}])
-    with pytest.raises(ValueError, match="image_id of 'b.png' is 'x', but must be an integer in all rows or in none"):
+    with pytest.raises(ValueError, match=r"image_id of 'b.png' is 'x', but must be an integer in all rows or in none"):
         to_coco(folder, "found.json")
     assert not list(Path().glob("found.json*"))
 
@@ -156,7 +156,7 @@ def test_answers_stand_beside_the_images_of_their_sample(place: Path) -> None:
 def test_a_member_of_that_name_is_not_replaced(place: Path) -> None:
     Path("a.tar").write_bytes(shard_bytes({"1.png": image_file(10), "1.json": b'{"a": 1}'}))
     folder = finish(list(list_rows("a.tar")), [{"caption": "x"}])
-    with pytest.raises(ValueError, match="There already is a member 1.json. Choose another extension"):
+    with pytest.raises(ValueError, match=r"There already is a member 1.json. Choose another extension"):
         to_webdataset(folder, "copies")
     assert not list(Path().glob("copies*"))
     to_webdataset(folder, "copies", member="lion.json")
@@ -179,7 +179,7 @@ def test_a_cut_shard_is_copied_up_to_the_cut(place: Path) -> None:
 def test_results_of_files_are_not_put_into_shards(place: Path) -> None:
     write_images(place / "pics", "a.png")
     folder = finish(list(list_rows("pics")), [{}])
-    with pytest.raises(ValueError, match="a.png is not a WebDataset shard"):
+    with pytest.raises(ValueError, match=r"a.png is not a WebDataset shard"):
         to_webdataset(folder, "copies")
 
 

@@ -409,7 +409,7 @@ def test_lines_of_a_manifest_are_resolved_against_its_folder_and_bad_lines_are_r
     assert rows[0].path == str(place / "lists/x.png")
     assert columns(rows[0]) == {"question": "Why?"}
     assert [str(row.error)[:25] for row in rows[2:]] == [
-        "line 4 is not JSON: Unter", "line 5 is not a JSON obje", "its image is empty.", "its image is not a path o",
+        "line 4 is not JSON: Inval", "line 5 is not a JSON obje", "its image is empty.", "its image is not a path o",
         "it is a data URI, not a p", "its image is empty.",
     ]  # fmt: skip
 

@@ -103,10 +103,9 @@ def is_listed(name: str) -> bool:
     fsspec opens."""
     if os.path.lexists(name):
         return suffix_of(name) in CONTAINERS
-    is_pattern = len(expand_braces(name)) > 1
     if is_url(name):
         return suffix_of(name) in CONTAINERS
-    return is_remote(name) or is_pattern
+    return is_remote(name) or expand_braces(name) != [name]
 
 
 def name_file(name: str) -> SourceRow:

@@ -120,7 +120,7 @@ def find_lister(name: str, options: RowOptions, skipped: Counter[str]) -> Lister
     if exists(name) and not _has_braces(name):
         return _file_lister(name, options, skipped)
     parts = expand_braces(name)
-    if len(parts) > 1:
+    if parts != [name]:
         return _join([find_lister(part, options, skipped) for part in parts])
     matches = expand_glob(name)
     if not matches:
@@ -130,7 +130,7 @@ def find_lister(name: str, options: RowOptions, skipped: Counter[str]) -> Lister
 
 def _has_braces(name: str) -> bool:
     """Whether a URL is a pattern; a local file may have braces in its name."""
-    return is_url(name) and suffix_of(name) in CONTAINERS and len(expand_braces(name)) > 1
+    return is_url(name) and suffix_of(name) in CONTAINERS and expand_braces(name) != [name]
 
 
 def _join(listers: Sequence[Lister]) -> Lister:
