@@ -80,7 +80,7 @@ def test_what_names_nothing_is_reported_and_the_rest_found(tree: Path) -> None:
     assert found.names == ["pics/b.png"]
     assert [str(error) for error in found.errors] == [
         "[Errno 2] No such file or directory: 'lost.png'",
-        "empty: there are no images in this folder.",
+        "empty: there are no images, Parquet files or shards in this folder.",
         "[Errno 2] No such file or directory: '*.gif'",
     ]
     ran = lion("caption", "lost.png", "empty")

@@ -171,7 +171,7 @@ def test_ctrl_c_does_not_wait_for_downloads(workplace: Path) -> None:
         start = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 12  # downloads end after 25
         assert process.stderr.read() == b"error: interrupted.\n"
 
 

@@ -6,7 +6,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,8 @@ def serve(files: Mapping[str, bytes], has_ranges: bool = True, delay: float = 0)
             self.send_header("Content-Length", str(len(part)))
             self.end_headers()
             if with_content:
-                self.wfile.write(part)
+                with suppress(OSError):  # the client may be gone
+                    self.wfile.write(part)
 
         def log_message(self, *arguments: Any) -> None:
             pass

@@ -108,7 +108,7 @@ def list_members(file: IO[bytes], name: str, damage: list[str]) -> Iterator[Memb
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (found := archive.next()) is not None:
-                archive.members = []  # or it would keep all of them
+                archive.members = []  # type: ignore[attr-defined]  # or it would keep all of them
                 if found.isfile() and not is_passed_over(found.name):
                     yield read_member(file, found, total)
                 if found.offset_data + found.size > total:

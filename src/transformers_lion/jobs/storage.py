@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from ..images.downloads import MAX_BYTES, TIMEOUT, httpx, is_url, public_url
+from ..images.downloads import MAX_BYTES, TIMEOUT, is_url, open_client, public_url
 from ..images.files import Tree
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def check_ranges(path: str) -> None:
     headers = {"Range": "bytes=0-0"}
     with (
         explained(path),
-        httpx.Client(follow_redirects=True, timeout=TIMEOUT) as client,
+        open_client(TIMEOUT) as client,
         client.stream("GET", path, headers=headers) as response,
     ):
         is_whole = response.status_code == HTTPStatus.OK

@@ -292,7 +292,8 @@ def _list_group(
 def _read_cells(file: "parquet.ParquetFile", group: int, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
     """Yield the cells of a row group, some rows at a time."""
     if not columns:  # there is nothing but images
-        yield from ([{} for _ in range(count)] for count in _split(file.metadata.row_group(group).num_rows))
+        for count in _split(file.metadata.row_group(group).num_rows):
+            yield [{} for _ in range(count)]
         return
     for batch in file.iter_batches(LISTED_ROWS, row_groups=[group], columns=columns):
         yield batch.to_pylist()
