@@ -62,7 +62,7 @@ def test_an_invalid_field_is_named(fields: dict[str, Any], message: str) -> None
 
 def test_a_task_in_yaml_is_the_same_as_in_python(tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
-    path.write_text("caption: true\nask: [Is it red?]\nlocate_column: nouns\ngeneration: {num_beams: 1}\n")
+    path.write_text("caption: true\nask: ['Is it red?']\nlocate_column: nouns\ngeneration: {num_beams: 1}\n")
     task = AnnotationTask(caption=True, ask=["Is it red?"], locate_column="nouns", generation={"num_beams": 1})
     assert AnnotationTask.from_dict(read_task(path)) == task
     assert AnnotationTask.from_dict(task.to_dict()) == task

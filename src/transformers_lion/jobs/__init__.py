@@ -1,7 +1,7 @@
 """Annotates any number of images with Ray Data: the stage `LionAnnotator`, and the job behind `lion annotate`.
 
-Needs the extra `ray`. Reading order: `task` (what to do for each row), `annotator` (does it), `sources` and `row_images`
-(where rows and images come from), `output` (the files of a job), `plan` and `pipeline` (Ray), `job`.
+Needs the extra `ray`. Reading order: `task` (what to do for each row), `annotator` (does it), `sources` and
+`row_images` (where rows and images come from), `output` (the files of a job), `plan` and `pipeline` (Ray), `job`.
 """
 
 import importlib

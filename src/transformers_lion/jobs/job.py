@@ -376,14 +376,19 @@ def weights_size(settings: JobSettings) -> int:
 def annotator_options(settings: JobSettings, plan: Plan) -> dict[str, Any]:
     """Return the arguments of the annotator."""
     return {
-        "model": settings.model,
+        "model": None if settings.model is None else for_workers(settings.model),
         "task": settings.task,
         "batch_size": settings.batch_size,
-        "tagger": settings.tagger,
+        "tagger": None if settings.tagger is None else for_workers(settings.tagger),
         "dtype": settings.dtype,
         "optimize": settings.optimize,
         "num_threads": settings.num_threads or max(2, int(plan.cpus)),
     }
+
+
+def for_workers(name: str) -> str:
+    """Return the absolute path of a folder, because workers run elsewhere; other names are returned unchanged."""
+    return str(Path(name).resolve()) if os.path.isdir(name) else name
 
 
 # --- dry run ----------------------------------------------------------------------------------------------------------
@@ -405,8 +410,9 @@ def describe_job(settings: JobSettings) -> str:
     chunk_rows = choose_chunk_rows(count)
     with connected(settings.address, settings.verbose) as nodes:
         plan = plan_actors(nodes, settings)
+    shown = [row.key for row in first[:ROWS_SHOWN]] + (["..."] if count > ROWS_SHOWN else [])
     lines = [
-        f"source    {count:,} rows: {', '.join(row.key for row in first[:ROWS_SHOWN])}{' ...' if count > ROWS_SHOWN else ''}",
+        f"source    {count:,} rows: {', '.join(shown)}",
         f"task      {json.dumps(settings.task.to_dict(), ensure_ascii=False)}",
         f"model     {show_value(model['model'])}",
         f"work      {-(-count // chunk_rows):,} chunks of {chunk_rows} rows, {plan}",

@@ -32,9 +32,10 @@ if its node is lost."""
 MAX_RESTARTS = 1
 """Restarts of an actor, and retries of a chunk, so that rows that kill every actor end the job."""
 
-CHUNK_SCHEMA = pa.schema(
-    [("chunk", pa.int64()), ("rows", pa.int64()), ("errors", pa.int64()), ("content", pa.binary())]
-)
+CHUNK_SCHEMA = pa.schema([
+    ("chunk", pa.int64()), ("rows", pa.int64()), ("errors", pa.int64()), ("content", pa.binary()),
+])  # fmt: skip
+"""Columns of what the stage returns; see `ChunkResult`."""
 
 MakeAnnotator = Callable[..., Callable[[pa.Table], pa.Table]]
 """Creates an annotator from keyword arguments: `LionAnnotator`, or a stand-in."""
@@ -111,7 +112,8 @@ def run_chunks(
 
     set_context()
     actors = min(plan.num_actors, len(chunks))
-    stage = ray.data.from_items([pack_chunk(keys, chunk) for chunk in chunks], override_num_blocks=len(chunks)).map_batches(
+    rows = ray.data.from_items([pack_chunk(keys, chunk) for chunk in chunks], override_num_blocks=len(chunks))
+    stage = rows.map_batches(
         ChunkAnnotator,
         fn_constructor_args=(make_annotator, dict(options)),
         batch_size=1,
@@ -123,7 +125,7 @@ def run_chunks(
         num_gpus=plan.gpus,
         max_restarts=MAX_RESTARTS,
         max_task_retries=MAX_RESTARTS,
-    )  # fmt: skip
+    )
     try:
         for batch in stage.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():

@@ -3,7 +3,7 @@
 A task is data. It comes from Python, from the options of `lion annotate`, or from a YAML file with the same names:
 
     caption: true
-    ask: ["Is there a dog?", "Is this {category} red?"]
+    ask: ["Is there a dog?", "Is this {category} red?"]   # in quotes: YAML reads ? and { as its own
     locate_column: nouns
     generation: {num_beams: 1}
 """

@@ -1,17 +1,11 @@
 """One Ray instance with two CPUs for all tests of a process."""
 
-from collections.abc import Iterator
-
 import pytest
 import ray
 
-from transformers_lion.jobs.pipeline import set_context
-
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
+def local_ray() -> None:
     """Start Ray, unless another module has done so. It ends with the process."""
     if not ray.is_initialized():
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    set_context()
-    yield
