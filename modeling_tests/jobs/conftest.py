@@ -2,6 +2,11 @@
 
 import pytest
 import ray
+from ray import cloudpickle
+
+from jobs import workers
+
+cloudpickle.register_pickle_by_value(workers)  # Ray's workers do not find the tests
 
 
 @pytest.fixture(scope="module")

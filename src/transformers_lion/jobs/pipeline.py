@@ -13,8 +13,10 @@ Ray's own row-level checkpoint (`CheckpointConfig`, Ray 2.60) is not used. A res
 actors that filter the finished rows, and files stand under their final names before they are complete.
 """
 
+import gc
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,55 +112,77 @@ def run_chunks(
     """
     import ray
 
-    set_context()
     actors = min(plan.num_actors, len(chunks))
-    rows = ray.data.from_items([pack_chunk(keys, chunk) for chunk in chunks], override_num_blocks=len(chunks))
-    stage = rows.map_batches(
-        ChunkAnnotator,
-        fn_constructor_args=(make_annotator, dict(options)),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=TASKS_PER_ACTOR
-        ),
-        num_cpus=plan.cpus,
-        num_gpus=plan.gpus,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
-    )
+    with changed_context(), warnings.catch_warnings():
+        # Ray 2.60 has deprecated `max_restarts` and `max_task_retries`, but has no other way to limit restarts
+        warnings.simplefilter("ignore", ray.util.annotations.RayDeprecationWarning)
+        rows = ray.data.from_items([pack_chunk(keys, chunk) for chunk in chunks], override_num_blocks=len(chunks))
+        stage = rows.map_batches(
+            ChunkAnnotator,
+            fn_constructor_args=(make_annotator, dict(options)),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1, max_size=actors, initial_size=actors, max_tasks_in_flight_per_actor=TASKS_PER_ACTOR
+            ),
+            num_cpus=plan.cpus,
+            num_gpus=plan.gpus,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=MAX_RESTARTS,
+        )
+    reason = None
     try:
         for batch in stage.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
                 yield ChunkResult(**row)
     except ray.exceptions.RayError as error:
-        raise RuntimeError(explain(error)) from error
+        reason = explain(error)
+    if reason is not None:
+        del stage
+        gc.collect()  # the traceback keeps the actors, and with them the CPUs that the next run needs
+        raise RuntimeError(reason)
 
 
-def set_context() -> None:
-    """Let Ray Data report errors instead of dropping rows, and print nothing."""
+@contextmanager
+def changed_context() -> Iterator[None]:
+    """Change the settings of data sets that are created in the block: errors end them, and they print nothing."""
     import ray
 
+    settings = {
+        "max_errored_blocks": 0,
+        "raise_original_map_exception": True,
+        "execution_no_progress_timeout_s": -1,  # a chunk may take longer than half an hour, the default
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+    }
     context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = 0
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    before = {name: getattr(context, name) for name in settings}
+    for name, value in settings.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
 
 
 def explain(error: Exception) -> str:
     """Return the reason of an error of Ray in a sentence."""
-    from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
-    causes = [error]
-    while (cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None and cause not in causes:
-        causes.append(cause)
-    for cause in causes:
-        if isinstance(cause, ActorDiedError | RayActorError | OutOfMemoryError):
-            return (
-                "An actor died, and died again after it was restarted. The usual reason is too little memory: use a "
-                "smaller batch size or fewer actors."
-            )
-    lines = [line.strip() for line in str(causes[-1]).splitlines() if line.strip()]
-    return lines[-1] if lines else type(causes[-1]).__name__
+    if isinstance(error, RayActorError | OutOfMemoryError):
+        if "creation task" in str(error):
+            return f"An actor could not be started: {last_line(str(error))}"
+        return (
+            "An actor died, and died again after it was restarted. The usual reason is too little memory: use a "
+            "smaller batch size or fewer actors."
+        )
+    return " ".join(str(error.cause if isinstance(error, RayTaskError) else error).split())
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text that is not empty: the error of a traceback."""
+    return [line.strip() for line in text.splitlines() if line.strip()][-1]
 
 
 # --- Ray --------------------------------------------------------------------------------------------------------------
@@ -176,11 +200,12 @@ def connected(address: str | None, verbose: bool) -> Iterator[list[Node]]:
         ValueError: If there is no such cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not verbose:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if not verbose:
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        silence()
     if ray.is_initialized():
         yield list_nodes()
         return
@@ -197,6 +222,16 @@ def connected(address: str | None, verbose: bool) -> Iterator[list[Node]]:
         yield list_nodes()
     finally:
         ray.shutdown()
+
+
+def silence() -> None:
+    """Print only errors of Ray. Its log files keep all messages."""
+    import ray.data
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.get_name() == "console" or isinstance(handler, ray._private.log.PlainRayHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def list_nodes() -> list[Node]:
