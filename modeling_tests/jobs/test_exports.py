@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 
+from cli.command_line import lion, refusal
 from jobs.source_files import image_file, shard_bytes, write_images, write_lines
 from transformers_lion.jobs.exports import to_coco, to_json_lines, to_webdataset
 from transformers_lion.jobs.output import KEYS, Output, write_keys
@@ -192,6 +193,24 @@ def test_json_lines_have_all_columns_in_order(place: Path) -> None:
     assert [line["key"] for line in lines] == ["a.png", "b.png", "c.png"]
     assert lines[0]["located"][0]["boxes"] == [BOX, SCORED]
     assert lines[1]["error"] == "it is broken."
+
+
+def test_the_command_writes_each_format_to_something_new(place: Path) -> None:
+    Path("a.tar").write_bytes(shard_bytes({"1.png": image_file(10)}))
+    results = [{"caption": "x", "located": [located("dog", BOX)]}]
+    folder = finish(list(list_rows("a.tar")), results)
+    for name, said in (
+        ("jsonl", "1 rows."), ("coco", "1 boxes."), ("coco-detections", "1 boxes."), ("coco-captions", "1 captions."),
+        ("webdataset", "1 images with results."),
+    ):  # fmt: skip
+        ran = lion("export-results", folder, "--format", name, "--output", name)
+        assert (ran.code, ran.lines, ran.errors) == (0, [], [f"{name}: {said}"])
+        assert refusal("export-results", folder, "-f", name, "-o", name) == f"{name}: File exists."
+    assert read("coco-detections")[0]["bbox"] == [10.0, 20.0, 20.5, 40.0]
+    assert read("coco-captions")["annotations"][0]["caption"] == "x"
+    assert list(members_of(Path("webdataset/a.tar"))) == ["1.png", "1.json"]
+    assert lion("export-results", folder, "-f", "webdataset", "-o", "named", "--member", "lion.json").code == 0
+    assert list(members_of(Path("named/a.tar"))) == ["1.png", "1.lion.json"]
 
 
 def test_results_that_are_not_finished_are_refused(place: Path) -> None:

@@ -174,7 +174,7 @@ def test_images_are_read_through_fsspec(place: Path, images: RowImages) -> None:
     sources = ["memory://x/a.png", "memory://x/a.parquet", "memory://x/a.tar"]
     assert widths(images, sources) == [10, 20, 21, 30, 31]
     lost = SourceRow("k", "memory://x/lost.png", "file")
-    assert str(images.try_to_open(lost)).startswith("k cannot be read: ")
+    assert str(images.try_to_open(lost)) == "k cannot be read: there is no file memory://x/lost.png."
 
 
 def test_shards_and_tables_are_read_in_parts_over_http(place: Path, images: RowImages) -> None:

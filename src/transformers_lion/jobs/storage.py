@@ -6,6 +6,7 @@ options are taken from where these packages look for them.
 
 import glob
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,11 @@ def join(root: str, name: str) -> str:
     name = local_path(name)
     if not is_remote(root):
         return os.path.abspath(os.path.join(root, name))
-    return name if os.path.isabs(name) else f"{root.rstrip('/')}/{name}"
+    if os.path.isabs(name):
+        return name
+    scheme, _, place = root.rstrip("/").partition("://")
+    joined = f"{place}/{name}"
+    return f"{scheme}://{posixpath.normpath(joined) if '.' in name.split('/') or '..' in name.split('/') else joined}"
 
 
 def folder_of(name: str) -> str:
