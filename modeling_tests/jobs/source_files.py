@@ -72,7 +72,7 @@ class FileServer:
         delay: seconds before each answer.
     """
 
-    def __init__(self, files: Mapping[str, bytes], has_ranges: bool, delay: float):
+    def __init__(self, files: dict[str, bytes], has_ranges: bool, delay: float):
         self.files = files
         self.has_ranges = has_ranges
         self.delay = threading.Event(), delay
@@ -81,7 +81,7 @@ class FileServer:
 
 
 @contextmanager
-def serve(files: Mapping[str, bytes], has_ranges: bool = True, delay: float = 0) -> Iterator[FileServer]:
+def serve(files: dict[str, bytes], has_ranges: bool = True, delay: float = 0) -> Iterator[FileServer]:
     """Serve files over HTTP while the block runs."""
     state = FileServer(files, has_ranges, delay)
 

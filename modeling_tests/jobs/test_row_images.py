@@ -178,6 +178,7 @@ def test_images_are_read_through_fsspec(place: Path, images: RowImages) -> None:
 
 
 def test_shards_and_tables_are_read_in_parts_over_http(place: Path, images: RowImages) -> None:
+    pytest.importorskip("aiohttp")
     file = write_parquet(place / "a.parquet", {"image": stored(20, 21)})
     content = shard_bytes({"1.png": image_file(30), "2.png": image_file(31)})
     with serve({"/a.tar": content, "/a.parquet": file.read_bytes()}) as server:

@@ -217,6 +217,7 @@ def test_paths_and_urls_in_parquet_are_the_keys_and_are_resolved(place: Path) ->
     assert [row.path for row in rows] == [str(place / "data/x/a.png"), "https://example.org/b.png", "/c.png"]
     assert next(list_rows("data/a.parquet", image_root="pics")).path == str(place / "pics/x/a.png")
     assert next(list_rows("data/a.parquet", image_root="s3://pics/")).path == "s3://pics/x/a.png"
+    assert keys("data/a.parquet", key_column="file_name") == [row.key for row in rows]
     assert keys("data/a.parquet", key_column="#") == [f"data/a.parquet#{number}" for number in range(3)]
 
 
@@ -480,6 +481,7 @@ def test_all_kinds_of_sources_are_read_through_fsspec(place: Path, memory: Any) 
 
 
 def test_shards_and_tables_are_read_over_http(place: Path) -> None:
+    pytest.importorskip("aiohttp")
     file = write_parquet(place / "a.parquet", {"image": stored(10, 11)})
     files = {
         "/a-0.tar": shard_bytes({"1.png": image_file(12)}), "/a.parquet": file.read_bytes(),
@@ -489,6 +491,8 @@ def test_shards_and_tables_are_read_over_http(place: Path) -> None:
         assert keys(f"{server.url}/a-{{0..0}}.tar") == ["1"]
         assert keys(f"{server.url}/a.parquet") == [f"{server.url}/a.parquet#{number}" for number in (0, 1)]
         assert next(list_rows(f"{server.url}/a.jsonl")).path == f"{server.url}/pics/b.png"
+        server.files["/b.jsonl?a=b/c"] = files["/a.jsonl"]
+        assert next(list_rows(f"{server.url}/b.jsonl?a=b/c")).path == f"{server.url}/pics/b.png"
         assert "lost.tar" in refusal(f"{server.url}/lost.tar")
     with serve(files, has_ranges=False) as server:
         assert "cannot be read in parts" in refusal(f"{server.url}/a-0.tar")

@@ -56,7 +56,9 @@ def join(root: str, name: str) -> str:
 
 def folder_of(name: str) -> str:
     """Return the folder of a file."""
-    return name.rpartition("/")[0] if is_remote(name) else os.path.dirname(absolute(name))
+    if is_remote(name):
+        return (name.partition("?")[0] if is_url(name) else name).rpartition("/")[0]
+    return os.path.dirname(absolute(name))
 
 
 def suffix_of(name: str) -> str:
@@ -218,6 +220,7 @@ def tree_of(folder: str, errors: list[Exception | str]) -> Tree:
     with explained(folder):
         steps: Any = system.walk(place, on_error=errors.append)
         for step, folders, files in steps:
+            system.invalidate_cache()  # or it would keep all listings
             yield system.unstrip_protocol(step), folders, files
 
 

@@ -191,7 +191,7 @@ class TableReader:
         if options.key_column == ROW_NUMBER:
             key = place
         elif options.key_column is not None:
-            value = cells[options.key_column]
+            value = path if options.key_column == self.image else cells[options.key_column]
             if value is None or value == "":
                 return missing_row(place, self.path, f"its {options.key_column} is empty.", columns, number)
             key = str(value)
