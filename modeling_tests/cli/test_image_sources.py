@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,10 +196,8 @@ def test_a_source_that_cannot_be_listed_is_reported_and_the_rest_found(tree: Pat
 
 
 def test_urls_are_downloaded_ahead_and_in_order() -> None:
-    with serve({f"/{n}.png": image_file(n) for n in range(10, 34)}, delay=0.2) as server:
+    with serve({f"/{n}.png": image_file(n) for n in range(10, 34)}, together=12) as server:
         rows = [name_file(f"{server.url}/{n}.png") for n in range(10, 34)]
-        start = time.monotonic()
         batches = list(open_images(rows, 4, lambda error: pytest.fail(str(error))))
-        assert time.monotonic() - start < 2  # one by one: 4.8
     assert [image.width for batch in batches for _, image in batch] == list(range(10, 34))
     assert list(map(len, batches)) == [4] * 6
