@@ -15,7 +15,7 @@ from transformers_lion import Lion
 from transformers_lion.example import example_image, sketch
 from transformers_lion.file_utils import LOCK, locked
 from transformers_lion.jobs import RESULT_SCHEMA, AnnotationTask, JobSettings, LionAnnotator, annotate, read_results
-from transformers_lion.jobs.job import describe_job
+from transformers_lion.jobs.job import begin, check_model, describe_job
 from transformers_lion.jobs.output import KEYS, RUN, Output
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -32,6 +32,12 @@ def settings(tmp_path: Path) -> JobSettings:
 
 def quiet(settings: JobSettings, **options: Any) -> Any:
     return annotate(settings, say=lambda text: None, **options)
+
+
+def begin_job(settings: JobSettings) -> None:
+    """Write the settings of a job, as its first run does."""
+    Path(settings.output).mkdir()
+    begin(Output(Path(settings.output)), settings, check_model(settings), print)
 
 
 def captions(output: Any) -> list[tuple[str, str | None]]:
@@ -152,13 +158,13 @@ def test_a_complete_job_does_nothing_more(settings: JobSettings) -> None:
 def test_other_settings_are_refused_and_both_are_named(
     settings: JobSettings, changes: dict[str, Any], message: str
 ) -> None:
-    quiet(settings, make_annotator=KeyAnnotator)
+    begin_job(settings)
     with pytest.raises(ValueError, match=message):
         quiet(JobSettings(**{**vars(settings), **changes}), make_annotator=KeyAnnotator)
 
 
 def test_a_model_with_other_weights_is_refused(settings: JobSettings, lion_folder: Path, tmp_path: Path) -> None:
-    quiet(settings, make_annotator=KeyAnnotator)
+    begin_job(settings)
     with pytest.raises(ValueError, match=r"made with model .*\(sha256 \w{12}\), but now it is .*\(sha256 \w{12}\)"):
         quiet(JobSettings(**{**vars(settings), "model": str(lion_folder)}), make_annotator=KeyAnnotator)
 
@@ -220,7 +226,7 @@ def test_a_source_without_rows_is_refused(settings: JobSettings, tmp_path: Path)
 
 
 def test_the_settings_and_versions_are_beside_the_results(settings: JobSettings) -> None:
-    quiet(settings, make_annotator=KeyAnnotator)
+    begin_job(settings)
     run = json.loads((Path(settings.output) / RUN).read_text())
     assert run["settings"]["task"] == {"caption": True, "generation": {"max_new_tokens": 8}}
     assert len(run["settings"]["model"]["sha256"]) == 64

@@ -13,7 +13,6 @@ Ray's own row-level checkpoint (`CheckpointConfig`, Ray 2.60) is not used. A res
 actors that filter the finished rows, and files stand under their final names before they are complete.
 """
 
-import gc
 import logging
 import os
 import warnings
@@ -28,6 +27,8 @@ import pyarrow.parquet as pq
 from .output import COMPRESSION, Keys, count_errors
 from .plan import Node, Plan
 
+logger = logging.getLogger(__name__)
+
 TASKS_PER_ACTOR = 2
 """Chunks per actor that are computed or wait in its queue, so that it need not wait for the driver. They are done again
 if its node is lost."""
@@ -36,8 +37,9 @@ MAX_RESTARTS = 1
 
 CHUNK_SCHEMA = pa.schema([
     ("chunk", pa.int64()), ("rows", pa.int64()), ("errors", pa.int64()), ("content", pa.binary()),
+    ("failure", pa.string()),
 ])  # fmt: skip
-"""Columns of what the stage returns; see `ChunkResult`."""
+"""Columns of what the stage returns; see `ChunkResult`. `failure` is the error that the annotator raised."""
 
 MakeAnnotator = Callable[..., Callable[[pa.Table], pa.Table]]
 """Creates an annotator from keyword arguments: `LionAnnotator`, or a stand-in."""
@@ -75,6 +77,19 @@ class ChunkAnnotator:
         return pa.Table.from_pylist([self.run(row["chunk"], row["keys"]) for row in batch.to_pylist()], CHUNK_SCHEMA)
 
     def run(self, chunk: int, keys: bytes) -> dict[str, Any]:
+        """Annotate a chunk.
+
+        Errors are returned, not raised: after an error, Ray 2.60 keeps the actors, and with them their CPUs, until the
+        driver ends.
+        """
+        try:
+            return self.annotate_chunk(chunk, keys)
+        except Exception as error:
+            logger.exception("Chunk %d failed.", chunk)  # for --verbose
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return {"chunk": chunk, "rows": 0, "errors": 0, "content": b"", "failure": reason}
+
+    def annotate_chunk(self, chunk: int, keys: bytes) -> dict[str, Any]:
         """Annotate a chunk, and check that each of its rows has one result."""
         rows = pa.ipc.open_stream(keys).read_all()
         table = self.annotate(rows)
@@ -83,7 +98,8 @@ class ChunkAnnotator:
         file = pa.BufferOutputStream()
         pq.write_table(table, file, compression=COMPRESSION)
         content = file.getvalue().to_pybytes()
-        return {"chunk": chunk, "rows": table.num_rows, "errors": count_errors(table), "content": content}
+        counts = {"rows": table.num_rows, "errors": count_errors(table)}
+        return {"chunk": chunk, **counts, "content": content, "failure": None}
 
 
 def pack_chunk(keys: Keys, chunk: int) -> dict[str, Any]:
@@ -130,17 +146,14 @@ def run_chunks(
             max_restarts=MAX_RESTARTS,
             max_task_retries=MAX_RESTARTS,
         )
-    reason = None
     try:
         for batch in stage.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
-                yield ChunkResult(**row)
+                if row["failure"] is not None:
+                    raise RuntimeError(row["failure"])
+                yield ChunkResult(row["chunk"], row["rows"], row["errors"], row["content"])
     except ray.exceptions.RayError as error:
-        reason = explain(error)
-    if reason is not None:
-        del stage
-        gc.collect()  # the traceback keeps the actors, and with them the CPUs that the next run needs
-        raise RuntimeError(reason)
+        raise RuntimeError(explain(error)) from error
 
 
 @contextmanager
@@ -150,7 +163,6 @@ def changed_context() -> Iterator[None]:
 
     settings = {
         "max_errored_blocks": 0,
-        "raise_original_map_exception": True,
         "execution_no_progress_timeout_s": -1,  # a chunk may take longer than half an hour, the default
         "enable_progress_bars": False,
         "print_on_execution_start": False,
@@ -168,7 +180,7 @@ def changed_context() -> Iterator[None]:
 
 def explain(error: Exception) -> str:
     """Return the reason of an error of Ray in a sentence."""
-    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayActorError
 
     if isinstance(error, RayActorError | OutOfMemoryError):
         if "creation task" in str(error):
@@ -177,7 +189,7 @@ def explain(error: Exception) -> str:
             "An actor died, and died again after it was restarted. The usual reason is too little memory: use a "
             "smaller batch size or fewer actors."
         )
-    return " ".join(str(error.cause if isinstance(error, RayTaskError) else error).split())
+    return last_line(str(error))
 
 
 def last_line(text: str) -> str:
