@@ -254,6 +254,12 @@ def test_a_column_that_is_missing_is_refused_with_those_that_exist(
     assert words in refusal("a.parquet", **options)
 
 
+def test_a_column_with_a_common_name_is_found_in_any_case(place: Path) -> None:
+    write_parquet(place / "a.parquet", {"TEXT": ["a cat"], "URL": ["https://example.org/a.png"]})
+    write_lines(place / "a.jsonl", {"text": "x", "Image": "a.png", "url": "https://example.org/b.png"})
+    assert keys(["a.parquet", "a.jsonl"]) == ["https://example.org/a.png", "a.png"]
+
+
 def test_two_columns_of_bytes_are_not_guessed(place: Path) -> None:
     write_parquet(place / "a.parquet", {"left": [image_file(10)], "right": [image_file(11)]})
     assert "several columns with bytes: 'left', 'right'" in refusal("a.parquet")
