@@ -6,7 +6,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,10 @@ def write_lines(path: Path, *records: Any) -> Path:
     return path
 
 
+PATIENCE = 20.0
+"""Seconds to wait for other requests."""
+
+
 class FileServer:
     """A server on this machine.
 
@@ -70,20 +74,24 @@ class FileServer:
         files: content by path, such as "/a.png".
         has_ranges: whether it sends parts of files.
         delay: seconds before each answer.
+        together: number of requests that are answered at the same time only; fewer fail.
     """
 
-    def __init__(self, files: Mapping[str, bytes], has_ranges: bool, delay: float):
+    def __init__(self, files: dict[str, bytes], has_ranges: bool, delay: float, together: int):
         self.files = files
         self.has_ranges = has_ranges
         self.delay = threading.Event(), delay
+        self.barrier = threading.Barrier(together)
         self.requested: list[str] = []
         self.url = ""
 
 
 @contextmanager
-def serve(files: Mapping[str, bytes], has_ranges: bool = True, delay: float = 0) -> Iterator[FileServer]:
+def serve(
+    files: dict[str, bytes], has_ranges: bool = True, delay: float = 0, together: int = 1
+) -> Iterator[FileServer]:
     """Serve files over HTTP while the block runs."""
-    state = FileServer(files, has_ranges, delay)
+    state = FileServer(files, has_ranges, delay, together)
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -96,6 +104,7 @@ def serve(files: Mapping[str, bytes], has_ranges: bool = True, delay: float = 0)
         def answer(self, with_content: bool) -> None:
             stop, seconds = state.delay
             stop.wait(seconds)
+            state.barrier.wait(PATIENCE)
             content = state.files.get(self.path)
             wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             status = 404 if content is None else 200
@@ -113,7 +122,8 @@ def serve(files: Mapping[str, bytes], has_ranges: bool = True, delay: float = 0)
             self.send_header("Content-Length", str(len(part)))
             self.end_headers()
             if with_content:
-                self.wfile.write(part)
+                with suppress(OSError):  # the client may be gone
+                    self.wfile.write(part)
 
         def log_message(self, *arguments: Any) -> None:
             pass

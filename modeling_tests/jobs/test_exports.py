@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 
+from cli.command_line import lion, refusal
 from jobs.source_files import image_file, shard_bytes, write_images, write_lines
 from transformers_lion.jobs.exports import to_coco, to_json_lines, to_webdataset
 from transformers_lion.jobs.output import KEYS, Output, write_keys
@@ -110,7 +111,7 @@ def test_ids_of_images_are_those_of_the_source(place: Path) -> None:
 def test_ids_of_only_some_images_are_refused(place: Path) -> None:
     write_lines(Path("a.jsonl"), {"image": "a.png", "image_id": 3}, {"image": "b.png", "image_id": "x"})
     folder = finish(list(list_rows("a.jsonl")), [{}, {}])
-    with pytest.raises(ValueError, match="image_id of 'b.png' is 'x', but must be an integer in all rows or in none"):
+    with pytest.raises(ValueError, match=r"image_id of 'b.png' is 'x', but must be an integer in all rows or in none"):
         to_coco(folder, "found.json")
     assert not list(Path().glob("found.json*"))
 
@@ -156,7 +157,7 @@ def test_answers_stand_beside_the_images_of_their_sample(place: Path) -> None:
 def test_a_member_of_that_name_is_not_replaced(place: Path) -> None:
     Path("a.tar").write_bytes(shard_bytes({"1.png": image_file(10), "1.json": b'{"a": 1}'}))
     folder = finish(list(list_rows("a.tar")), [{"caption": "x"}])
-    with pytest.raises(ValueError, match="There already is a member 1.json. Choose another extension"):
+    with pytest.raises(ValueError, match=r"There already is a member 1.json. Choose another extension"):
         to_webdataset(folder, "copies")
     assert not list(Path().glob("copies*"))
     to_webdataset(folder, "copies", member="lion.json")
@@ -179,7 +180,7 @@ def test_a_cut_shard_is_copied_up_to_the_cut(place: Path) -> None:
 def test_results_of_files_are_not_put_into_shards(place: Path) -> None:
     write_images(place / "pics", "a.png")
     folder = finish(list(list_rows("pics")), [{}])
-    with pytest.raises(ValueError, match="a.png is not a WebDataset shard"):
+    with pytest.raises(ValueError, match=r"a.png is not a WebDataset shard"):
         to_webdataset(folder, "copies")
 
 
@@ -192,6 +193,24 @@ def test_json_lines_have_all_columns_in_order(place: Path) -> None:
     assert [line["key"] for line in lines] == ["a.png", "b.png", "c.png"]
     assert lines[0]["located"][0]["boxes"] == [BOX, SCORED]
     assert lines[1]["error"] == "it is broken."
+
+
+def test_the_command_writes_each_format_to_something_new(place: Path) -> None:
+    Path("a.tar").write_bytes(shard_bytes({"1.png": image_file(10)}))
+    results = [{"caption": "x", "located": [located("dog", BOX)]}]
+    folder = finish(list(list_rows("a.tar")), results)
+    for name, said in (
+        ("jsonl", "1 rows."), ("coco", "1 boxes."), ("coco-detections", "1 boxes."), ("coco-captions", "1 captions."),
+        ("webdataset", "1 images with results."),
+    ):  # fmt: skip
+        ran = lion("export-results", folder, "--format", name, "--output", name)
+        assert (ran.code, ran.lines, ran.errors) == (0, [], [f"{name}: {said}"])
+        assert refusal("export-results", folder, "-f", name, "-o", name) == f"{name}: File exists."
+    assert read("coco-detections")[0]["bbox"] == [10.0, 20.0, 20.5, 40.0]
+    assert read("coco-captions")["annotations"][0]["caption"] == "x"
+    assert list(members_of(Path("webdataset/a.tar"))) == ["1.png", "1.json"]
+    assert lion("export-results", folder, "-f", "webdataset", "-o", "named", "--member", "lion.json").code == 0
+    assert list(members_of(Path("named/a.tar"))) == ["1.png", "1.lion.json"]
 
 
 def test_results_that_are_not_finished_are_refused(place: Path) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,11 +146,8 @@ def test_threads_share_tables_and_shards(place: Path, images: RowImages) -> None
 
 
 def test_urls_are_downloaded_at_the_same_time(images: RowImages) -> None:
-    with serve({f"/{n}.png": image_file(n) for n in range(10, 34)}, delay=0.2) as server:
-        urls = [f"{server.url}/{n}.png" for n in range(10, 34)]
-        start = time.monotonic()
-        found = images.open_all(list(list_rows(urls)), 12)
-        assert time.monotonic() - start < 2  # one by one: 4.8
+    with serve({f"/{n}.png": image_file(n) for n in range(10, 34)}, together=12) as server:
+        found = images.open_all(list(list_rows([f"{server.url}/{n}.png" for n in range(10, 34)])), 12)
     assert [getattr(image, "width", image) for image in found] == list(range(10, 34))
 
 
@@ -174,10 +170,11 @@ def test_images_are_read_through_fsspec(place: Path, images: RowImages) -> None:
     sources = ["memory://x/a.png", "memory://x/a.parquet", "memory://x/a.tar"]
     assert widths(images, sources) == [10, 20, 21, 30, 31]
     lost = SourceRow("k", "memory://x/lost.png", "file")
-    assert str(images.try_to_open(lost)).startswith("k cannot be read: ")
+    assert str(images.try_to_open(lost)) == "k cannot be read: there is no file memory://x/lost.png."
 
 
 def test_shards_and_tables_are_read_in_parts_over_http(place: Path, images: RowImages) -> None:
+    pytest.importorskip("aiohttp")
     file = write_parquet(place / "a.parquet", {"image": stored(20, 21)})
     content = shard_bytes({"1.png": image_file(30), "2.png": image_file(31)})
     with serve({"/a.tar": content, "/a.parquet": file.read_bytes()}) as server:

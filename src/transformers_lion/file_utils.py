@@ -21,6 +21,9 @@ except ImportError:  # on Windows, concurrent runs are not detected
 LOCK = ".lock"
 """Name of the lock file inside the folder it protects."""
 
+MAX_ID = 20
+"""Maximum length of a process id."""
+
 HELD: set[IO[str]] = set()
 """Lock files held by this process."""
 
@@ -186,8 +189,8 @@ def lock_file(file: IO[str], target: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        process = file.read().strip()
-        name = f" (process {process})" if process else ""
+        process = file.readline(MAX_ID).strip()
+        name = f" (process {process})" if process.isdecimal() else ""  # the file may also be the locked output itself
         raise LockError(f"{target}: another run is writing it{name}.") from error
     except OSError:  # the file system does not support locks
         pass

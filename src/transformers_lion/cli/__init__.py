@@ -14,6 +14,7 @@ from .annotate import annotate
 from .demo import demo
 from .doctor import doctor
 from .evaluate import EPILOG, evaluate
+from .export_results import export_results
 from .info import info
 from .questions import ask, caption, locate
 from .tagging import tag
@@ -48,6 +49,7 @@ app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What co
 app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
 app.command(epilog="Example: lion annotate photos.parquet --caption --output captions", no_args_is_help=True)(annotate)
+app.command(epilog="Example: lion export-results captions -f coco -o coco.json", no_args_is_help=True)(export_results)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
 app.command(epilog="Example: lion demo --model lion-flant5-xl --port 8080")(demo)
 app.command(epilog="Example: lion info lion-flant5-xl")(info)

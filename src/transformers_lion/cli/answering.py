@@ -46,7 +46,7 @@ class Job(Protocol):
     def num_results(self) -> int:
         """Number of results per image."""
 
-    def describe(self) -> dict[str, Any]:
+    def identify(self) -> dict[str, Any]:
         """Return everything that the results depend on, ready for JSON."""
 
     def load(self) -> None:
@@ -124,9 +124,9 @@ def leave_out_done(rows: "list[SourceRow]", job: Job, output: Path) -> "list[Sou
     if is_stream(output):
         return rows
     if not output.stat().st_size:
-        write_settings(output, job.describe())
+        write_settings(output, job.identify())
         return rows
-    check_settings(output, job.describe())
+    check_settings(output, job.identify())
     done = read_done(output, job.num_results)
     left = []
     for row in rows:

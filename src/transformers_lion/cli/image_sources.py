@@ -6,7 +6,7 @@ import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,10 +103,9 @@ def is_listed(name: str) -> bool:
     fsspec opens."""
     if os.path.lexists(name):
         return suffix_of(name) in CONTAINERS
-    is_pattern = len(expand_braces(name)) > 1
     if is_url(name):
         return suffix_of(name) in CONTAINERS
-    return is_remote(name) or is_pattern
+    return is_remote(name) or expand_braces(name) != [name]
 
 
 def name_file(name: str) -> SourceRow:
@@ -130,7 +129,14 @@ def add_listed(found: Named, name: str, columns: Columns) -> bool:
     found.is_many = True
     skipped = Counter[str]()
     try:
-        rows = list(list_rows(name, skipped=skipped, **columns.options))
+        listed = list_rows(
+            name,
+            image_column=columns.image_column,
+            key_column=columns.key_column,
+            image_root=columns.image_root,
+            skipped=skipped,
+        )
+        rows = list(listed)
     except (ValueError, OSError) as error:
         found.errors.append(error)
         return False
@@ -173,7 +179,9 @@ def open_images(rows: Sequence[SourceRow], count: int, on_error: Callable[[Excep
         yield batch
 
 
-def prefetch_images(images: RowImages, rows: Sequence[SourceRow], ahead: int) -> Iterator[Image.Image | Exception]:
+def prefetch_images(
+    images: RowImages, rows: Sequence[SourceRow], ahead: int
+) -> Generator[Image.Image | Exception, None, None]:
     """Yield the image of each row, or why it cannot be read."""
     read = prefetch(partial(try_to_read, images), rows, READ_AHEAD, NUM_READERS, is_daemon=True)
     with closing(read):

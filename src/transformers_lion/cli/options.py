@@ -87,11 +87,6 @@ class Columns:
     key_column: KeyColumn = None
     image_root: ImageRoot = None
 
-    @property
-    def options(self) -> dict[str, str | None]:
-        """The options of `list_rows`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
 
 @dataclass(frozen=True)
 class Place:

@@ -63,7 +63,7 @@ class Answering(Job):
         """Number of results per image."""
         return len(self.questions)
 
-    def describe(self) -> dict[str, Any]:
+    def identify(self) -> dict[str, Any]:
         """Return everything that the answers depend on."""
         from ..model_identity import identify_model
 

@@ -35,7 +35,7 @@ class Tagging:
     num_results = 1
     """Number of results per image."""
 
-    def describe(self) -> dict[str, Any]:
+    def identify(self) -> dict[str, Any]:
         """Return everything that the tags depend on."""
         from ..model_identity import identify_model
 

@@ -1,6 +1,8 @@
 """Downloads image files. The status, content type and size of a response are checked before it is decoded."""
 
+import ssl
 import time
+from functools import cache
 from http import HTTPStatus
 from urllib.parse import urlsplit, urlunsplit
 
@@ -43,7 +45,7 @@ def download(url: str, timeout: float | None = TIMEOUT) -> bytes:
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         with (
-            httpx.Client(follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=timeout, headers=AGENT) as client,
+            open_client(timeout) as client,
             client.stream("GET", url) as response,
         ):
             _check_answer(response, url)
@@ -52,6 +54,19 @@ def download(url: str, timeout: float | None = TIMEOUT) -> bytes:
         raise ValueError(f"the server redirects more than {MAX_REDIRECTS} times") from error
     except (httpx.TimeoutException, TimeoutError) as error:
         raise ValueError(f"the download took longer than {timeout:g} seconds") from error
+
+
+def open_client(timeout: float | None) -> httpx.Client:
+    """Return a new HTTP client, which keeps nothing from other downloads."""
+    return httpx.Client(
+        follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=timeout, headers=AGENT, verify=_load_certificates()
+    )
+
+
+@cache
+def _load_certificates() -> ssl.SSLContext:
+    """Load the certificates of authorities, which takes longer than a download from nearby."""
+    return httpx.create_ssl_context()
 
 
 def _check_answer(response: httpx.Response, url: str) -> None:

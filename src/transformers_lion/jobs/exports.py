@@ -295,7 +295,7 @@ def copy_shard(source: IO[bytes], target: IO[bytes], results: Mapping[int, Resul
                 added.size = len(content)
                 copy.addfile(added, io.BytesIO(content))
                 count += 1
-            copy.members = []  # type: ignore[assignment]
+            copy.members = []  # type: ignore[attr-defined]
     return count
 
 
@@ -306,7 +306,7 @@ def _whole_members(source: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=source, mode="r:") as archive:
             while (info := archive.next()) is not None and info.offset_data + info.size <= total:
-                archive.members = []  # type: ignore[assignment]
+                archive.members = []  # type: ignore[attr-defined]
                 yield info
     except tarfile.TarError:
         return

@@ -9,7 +9,7 @@ from typing import Any
 from ..images import is_url
 from .source_row import SourceRow, missing_row, name_all, to_columns
 from .storage import exists, folder_of, is_remote, join, open_binary
-from .tables import IMAGE_COLUMNS, ROW_NUMBER, RowOptions, check_column, path_row
+from .tables import ROW_NUMBER, RowOptions, check_column, find_named, path_row
 
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -69,10 +69,10 @@ def find_column(record: Mapping[str, Any], options: RowOptions, place: str) -> s
     if options.image_column is not None:
         check_column(options.image_column, record, place)
         return options.image_column
-    found = next((name for name in IMAGE_COLUMNS if name in record), None)
-    if found is None:
+    found = find_named(record)
+    if not found:
         raise ValueError(f"{place}: no image column; its columns are {name_all(record)}. Choose the image column.")
-    return found
+    return found[0]
 
 
 def _row_of_record(

@@ -59,7 +59,9 @@ class RowImages:
         try:
             return self._read(row)
         except (ValueError, OSError, httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, FileNotFoundError):
+                reason = f"there is no file {public_url(row.path)}"
             raise ValueError(f"{name_row(row)} cannot be read: {reason.rstrip('.')}.") from error
 
     def decode(self, row: SourceRow, content: bytes | None) -> Image.Image:

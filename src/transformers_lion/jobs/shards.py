@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from ..images import readable_suffixes
 from .source_row import SourceRow, missing_row, storable, to_columns
-from .storage import open_binary
+from .storage import check_ranges, open_binary
 from .tables import ROW_NUMBER, RowOptions
 
 TEXTS = ("json", "txt", "cls")
@@ -84,6 +84,7 @@ def list_shard(path: str, name: str, options: RowOptions, skipped: Counter[str])
     """
     prefix = f"{name}#" if options.key_column == ROW_NUMBER else ""
     damage: list[str] = []
+    check_ranges(path)
     with open_binary(path) as file:
         for _, members in groupby(list_members(file, name, damage), key=lambda member: member.key):
             yield from _rows_of_sample(list(members), path, prefix, options, skipped)
@@ -99,8 +100,6 @@ def list_members(file: IO[bytes], name: str, damage: list[str]) -> Iterator[Memb
         name: its name in errors.
         damage: if the shard ends with something that is not a member, the reason is appended.
     """
-    if not file.seekable():
-        raise ValueError(f"{name} cannot be read in parts: its server supports no ranges. Copy it to a local disk.")
     total = file.seek(0, os.SEEK_END)
     file.seek(0)
     if file.read(2) == GZIP:
@@ -109,7 +108,7 @@ def list_members(file: IO[bytes], name: str, damage: list[str]) -> Iterator[Memb
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (found := archive.next()) is not None:
-                archive.members = []  # or it would keep all of them
+                archive.members = []  # type: ignore[attr-defined]  # or it would keep all of them
                 if found.isfile() and not is_passed_over(found.name):
                     yield read_member(file, found, total)
                 if found.offset_data + found.size > total:

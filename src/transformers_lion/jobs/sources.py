@@ -120,7 +120,7 @@ def find_lister(name: str, options: RowOptions, skipped: Counter[str]) -> Lister
     if exists(name) and not _has_braces(name):
         return _file_lister(name, options, skipped)
     parts = expand_braces(name)
-    if len(parts) > 1:
+    if parts != [name]:
         return _join([find_lister(part, options, skipped) for part in parts])
     matches = expand_glob(name)
     if not matches:
@@ -130,7 +130,7 @@ def find_lister(name: str, options: RowOptions, skipped: Counter[str]) -> Lister
 
 def _has_braces(name: str) -> bool:
     """Whether a URL is a pattern; a local file may have braces in its name."""
-    return is_url(name) and suffix_of(name) in CONTAINERS and len(expand_braces(name)) > 1
+    return is_url(name) and suffix_of(name) in CONTAINERS and expand_braces(name) != [name]
 
 
 def _join(listers: Sequence[Lister]) -> Lister:
@@ -140,6 +140,8 @@ def _join(listers: Sequence[Lister]) -> Lister:
 def _file_lister(name: str, options: RowOptions, skipped: Counter[str]) -> Lister:
     """Return the lister of a single file or URL: its suffix tells the kind, and others are images."""
     path, suffix = absolute(name), suffix_of(name)
+    if suffix in CONTAINERS and not is_storable(path):
+        raise ValueError(f"{storable(name)}: its path is not valid UTF-8, so that tables cannot store it.")
     if suffix in COMPRESSED:
         raise ValueError(f"{name} is compressed, so that its images cannot be read one by one. Decompress it.")
     if suffix in PARQUET:
@@ -224,7 +226,7 @@ def _list_images(folder: str, skipped: Counter[str]) -> Rows:
 
 
 def check_unique(rows: Callable[[], Iterable[SourceRow]]) -> int:
-    """Check that each key is unique; it takes 8 bytes of memory a row.
+    """Check that each key is unique. This takes 9 bytes of memory a row.
 
     Args:
         rows: Returns the rows. It is called again if two digests of keys are equal, to find them.
@@ -236,7 +238,8 @@ def check_unique(rows: Callable[[], Iterable[SourceRow]]) -> int:
         ValueError: If two rows have the same key; the message names the key and both places.
     """
     digests = array("Q", (digest(row.key) for row in rows()))
-    ordered = np.sort(np.frombuffer(digests, dtype=np.uint64)) if digests else np.empty(0, np.uint64)
+    ordered = np.frombuffer(digests, dtype=np.uint64) if digests else np.empty(0, np.uint64)
+    ordered.sort()
     twice = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if twice:
         _find_repeated((row for row in rows() if digest(row.key) in twice), len(digests))

@@ -6,14 +6,17 @@ options are taken from where these packages look for them.
 
 import glob
 import os
+import posixpath
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from ..images.downloads import MAX_BYTES, is_url, public_url
+from ..images.downloads import MAX_BYTES, TIMEOUT, is_url, open_client, public_url
 from ..images.files import Tree
 
 if TYPE_CHECKING:
@@ -44,12 +47,18 @@ def join(root: str, name: str) -> str:
     name = local_path(name)
     if not is_remote(root):
         return os.path.abspath(os.path.join(root, name))
-    return name if os.path.isabs(name) else f"{root.rstrip('/')}/{name}"
+    if os.path.isabs(name):
+        return name
+    scheme, _, place = root.rstrip("/").partition("://")
+    joined = f"{place}/{name}"
+    return f"{scheme}://{posixpath.normpath(joined) if '.' in name.split('/') or '..' in name.split('/') else joined}"
 
 
 def folder_of(name: str) -> str:
     """Return the folder of a file."""
-    return name.rpartition("/")[0] if is_remote(name) else os.path.dirname(absolute(name))
+    if is_remote(name):
+        return (name.partition("?")[0] if is_url(name) else name).rpartition("/")[0]
+    return os.path.dirname(absolute(name))
 
 
 def suffix_of(name: str) -> str:
@@ -119,6 +128,7 @@ def read_range(path: str, start: int, size: int) -> bytes:
         OSError, ValueError: if it cannot be read, or the file is shorter.
     """
     if is_remote(path):
+        check_ranges(path)
         system, place = file_system(path)
         with explained(path):
             content = system.cat_file(place, start=start, end=start + size)
@@ -126,14 +136,31 @@ def read_range(path: str, start: int, size: int) -> bytes:
         with open(path, "rb") as file:
             file.seek(start)
             content = file.read(size)
-    if len(content) > size:  # an HTTP server that ignores ranges
-        raise ValueError(
-            f"{public_url(path)} cannot be read in parts: the server sent {len(content)} bytes instead of {size}. "
-            "Copy the file to a local disk."
-        )
     if len(content) < size:
         raise ValueError(f"{public_url(path)} ends {size - len(content)} bytes before the end of the image.")
     return content
+
+
+@lru_cache(maxsize=1024)
+def check_ranges(path: str) -> None:
+    """Check that parts of a file can be read. fsspec takes the whole file from an HTTP server that ignores ranges.
+
+    Raises:
+        ValueError: if the server ignores ranges.
+    """
+    if not is_url(path):
+        return
+    headers = {"Range": "bytes=0-0"}
+    with (
+        explained(path),
+        open_client(TIMEOUT) as client,
+        client.stream("GET", path, headers=headers) as response,
+    ):
+        is_whole = response.status_code == HTTPStatus.OK
+    if is_whole:
+        raise ValueError(
+            f"{public_url(path)} cannot be read in parts, because its server ignores ranges. Copy it to a local disk."
+        )
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -169,7 +196,14 @@ def expand_glob(pattern: str) -> list[str]:
         return sorted(glob.glob(local_path(pattern), recursive=True))
     system, place = file_system(pattern)
     with explained(pattern):
-        return sorted(system.unstrip_protocol(name) for name in system.glob(place))
+        found = [name for name in system.glob(place) if not _is_hidden(name, place)]
+    return sorted(map(system.unstrip_protocol, found))
+
+
+def _is_hidden(name: str, pattern: str) -> bool:
+    """Whether a match of a pattern is hidden; unlike Python's `glob`, fsspec matches names that start with a dot."""
+    start = len(re.split(r"[*?[]", pattern)[0].rpartition("/")[0])
+    return "/." in name[start:] and "/." not in pattern[start:]
 
 
 def tree_of(folder: str, errors: list[Exception | str]) -> Tree:
@@ -186,6 +220,7 @@ def tree_of(folder: str, errors: list[Exception | str]) -> Tree:
     with explained(folder):
         steps: Any = system.walk(place, on_error=errors.append)
         for step, folders, files in steps:
+            system.invalidate_cache()  # or it would keep all listings
             yield system.unstrip_protocol(step), folders, files
 
 
@@ -208,6 +243,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 __all__ = [
     "absolute",
+    "check_ranges",
     "exists",
     "expand_braces",
     "expand_glob",

@@ -7,7 +7,7 @@ Parquet format, pyarrow's readers, and the folders of `datasets`.
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, repeat
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyarrow import parquet
 
 IMAGE_COLUMNS = ("image", "image_path", "img", "img_path", "file_name", "filename", "path", "image_url", "url")
-"""Names of the image column if none is given; the first one that exists is used."""
+"""Names of the image column if none is given, in any case; the first one that exists is used."""
 
 ROW_NUMBER = "#"
 """The `key_column` that stands for the file and the number of the row."""
@@ -34,6 +34,8 @@ ROWS_READ = 16
 """Rows whose images are read at a time."""
 BATCHES_KEPT = 4
 """Batches of `ROWS_READ` rows to keep for each open file, because threads ask for rows in almost their order."""
+REMOTE_BUFFER = 1 << 22
+"""Bytes to read at a time from a remote file; without a buffer, all images of a row group would be read at once."""
 FILES_KEPT = 4
 """Number of files to keep open."""
 CLOSE_TIMEOUT = 1.0
@@ -106,12 +108,18 @@ def choose_image_column(schema: "pyarrow.Schema", wanted: str | None, file: str)
         return wanted
     for kind in ("struct", "bytes", "text"):
         found = [name for name in kinds if kinds[name] == kind]
-        named = [name for name in IMAGE_COLUMNS if name in found]
+        named = find_named(found)
         if named or (kind != "text" and len(found) == 1):
             return (named or found)[0]
         if kind != "text" and found:
             raise ValueError(f"{file} has several columns with bytes: {name_all(found)}. Choose the image column.")
     raise ValueError(f"{file} has no image column; its columns are {name_all(kinds)}. Choose the image column.")
+
+
+def find_named(names: Iterable[str]) -> list[str]:
+    """Return the names that are in `IMAGE_COLUMNS`, ignoring case, in that order."""
+    known = list(names)
+    return [name for wanted in IMAGE_COLUMNS for name in known if name.lower() == wanted]
 
 
 def check_column(name: str, known: Any, file: str) -> None:
@@ -191,7 +199,7 @@ class TableReader:
         if options.key_column == ROW_NUMBER:
             key = place
         elif options.key_column is not None:
-            value = cells[options.key_column]
+            value = path if options.key_column == self.image else cells[options.key_column]
             if value is None or value == "":
                 return missing_row(place, self.path, f"its {options.key_column} is empty.", columns, number)
             key = str(value)
@@ -244,7 +252,7 @@ def load_parquet(path: str) -> "parquet.ParquetFile":
 
     try:
         if is_remote(path):
-            return parquet.ParquetFile(open_binary(path))
+            return parquet.ParquetFile(open_binary(path), buffer_size=REMOTE_BUFFER)
         return parquet.ParquetFile(path, memory_map=True)
     except FileNotFoundError:
         raise
@@ -292,7 +300,8 @@ def _list_group(
 def _read_cells(file: "parquet.ParquetFile", group: int, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
     """Yield the cells of a row group, some rows at a time."""
     if not columns:  # there is nothing but images
-        yield from ([{} for _ in range(count)] for count in _split(file.metadata.row_group(group).num_rows))
+        for count in _split(file.metadata.row_group(group).num_rows):
+            yield [{} for _ in range(count)]
         return
     for batch in file.iter_batches(LISTED_ROWS, row_groups=[group], columns=columns):
         yield batch.to_pylist()
