@@ -17,7 +17,7 @@ from transformers_lion.example import example_image, sketch
 from transformers_lion.inference import Request
 from transformers_lion.jobs import RESULT_SCHEMA, AnnotationTask, LionAnnotator
 from transformers_lion.jobs.annotator import MAX_FAILURES
-from transformers_lion.jobs.source_row import SourceRow, rows_to_table
+from transformers_lion.jobs.source_row import SourceRow, rows_to_table, to_columns
 
 CAPTION = AnnotationTask(caption=True, tag_source="none", generation={"num_beams": 1, "max_new_tokens": 12})
 BOX = [40.0, 60.0, 300.0, 260.0]
@@ -129,6 +129,15 @@ def test_all_formats_of_a_batch_give_the_same(lion: Lion, folder: Path) -> None:
         found = without_seconds(annotator(batch))
         assert [row["caption"] for row in found] == [row["caption"] for row in expected]
         assert [row["key"] for row in found] == paths
+
+
+def test_boxes_of_a_source_are_described(lion: Lion, folder: Path) -> None:
+    path = str(folder / "sketch.jpg")
+    row = SourceRow(path, path, "file", columns=to_columns({"boxes": [BOX, BOX], "embedding": [0.5] * 5}))
+    assert json.loads(row.columns) == {"boxes": [BOX, BOX]}
+    task = AnnotationTask(regions_column="boxes", tag_source="none", generation={"max_new_tokens": 4})
+    (found,) = LionAnnotator(lion, task)(rows_to_table([row])).to_pylist()
+    assert [region["box"] for region in found["regions"]] == [BOX, BOX]
 
 
 @pytest.mark.parametrize("as_struct", [True, False])

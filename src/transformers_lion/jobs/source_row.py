@@ -29,7 +29,8 @@ class SourceRow:
         position: Byte offset of a member's data, or number of the row in the table's file, from 0.
         size: Bytes of a member of a shard, otherwise 0.
         column: Image column of a table, otherwise empty.
-        columns: The other columns of the row as a JSON object: strings, numbers, booleans and lists of strings.
+        columns: The other columns of the row as a JSON object: strings, numbers, booleans, lists of strings,
+            and boxes as lists of four numbers.
         error: Why there is no image; only if `kind` is "missing".
     """
 
@@ -81,8 +82,17 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, list):
-        return all(isinstance(entry, str) for entry in value)
+        return all(isinstance(entry, str) for entry in value) or _is_box(value) or all(map(_is_box, value))
     return isinstance(value, str | int)
+
+
+def _is_box(value: Any) -> bool:
+    """Whether a value is a list of four numbers. Longer lists, such as embeddings, would make the rows large."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(isinstance(entry, int | float) and math.isfinite(entry) for entry in value)
+    )
 
 
 def name_all(names: Iterable[str]) -> str:
