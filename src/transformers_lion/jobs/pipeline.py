@@ -15,6 +15,8 @@ actors that filter the finished rows, and files stand under their final names be
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -228,13 +230,27 @@ def connected(address: str | None, verbose: bool) -> Iterator[list[Node]]:
     else:
         options["address"] = address
     try:
-        ray.init(**options)
+        with kept_signals():
+            ray.init(**options)
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"There is no Ray cluster at {address!r}: {error}") from error
     try:
         yield list_nodes()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Keep the handler of SIGTERM, which Ray replaces by one that ends the process with exit code 15."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def silence() -> None:
