@@ -235,7 +235,7 @@ def test_the_settings_and_versions_are_beside_the_results(settings: JobSettings)
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(settings: JobSettings) -> None:
     text = describe_job(settings)
-    assert "100 rows: 00000.png, 00001.png, 00002.png, ..." in text
+    assert "rows      100: 00000.png, 00001.png, 00002.png, ..." in text
     assert "4 chunks of up to 32 rows for 2 actors, each with 1 CPU" in text
     assert "answers  list<struct<question: string, answer: string>>" in text
     assert not Path(settings.output).exists()

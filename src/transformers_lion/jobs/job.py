@@ -417,7 +417,7 @@ def describe_job(settings: JobSettings) -> str:
         plan = plan_actors(nodes, settings)
     shown = [row.key for row in first[:ROWS_SHOWN]] + (["..."] if count > ROWS_SHOWN else [])
     lines = [
-        f"source    {count:,} rows: {', '.join(shown)}",
+        f"rows      {count:,}: {', '.join(shown)}",
         f"task      {json.dumps(settings.task.to_dict(), ensure_ascii=False)}",
         f"model     {settings.model or 'the example checkpoint'} (sha256 {str(model['model']['sha256'])[:12]})",
         f"work      {describe_chunks(-(-count // chunk_rows))} of up to {chunk_rows} rows for {plan}",
