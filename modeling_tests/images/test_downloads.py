@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from transformers_lion import Lion, LionImageProcessor, to_rgb
-from transformers_lion.cli.image_sources import open_image
+from transformers_lion.cli.image_sources import name_file
 from transformers_lion.images import downloads
 from transformers_lion.images.downloads import MAX_REDIRECTS, download
+from transformers_lion.jobs.row_images import RowImages
 from transformers_lion.training import load_records
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -126,7 +127,7 @@ def by_records(url: str) -> Any:
 
 
 ENTRANCES: dict[str, Callable[[str], Any]] = {
-    "command": open_image,
+    "command": lambda url: RowImages().open(name_file(url)),
     "image processor": LionImageProcessor(),
     "records": by_records,
 }

@@ -21,8 +21,21 @@ except ImportError:  # on Windows, concurrent runs are not detected
 LOCK = ".lock"
 """Name of the lock file inside the folder it protects."""
 
+MAX_ID = 20
+"""Maximum length of a process id."""
+
 HELD: set[IO[str]] = set()
 """Lock files held by this process."""
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with non-printable characters escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
+    )
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -90,10 +103,28 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: If writing fails. The error names the file.
     """
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, sync: bool = False) -> Iterator[Path]:
+    """Yield the path of a new file, which replaces `path` at the end of the block, if the block succeeds.
+
+    Args:
+        path: Path of the file. It is replaced atomically.
+        sync: Whether to flush the new file to disk first, so that it is complete even after a power failure.
+
+    Raises:
+        OSError: If writing fails. The error names the file.
+    """
     new = path.with_name(f"{path.name}.new")
     try:
         with naming(path):
-            new.write_text(text, encoding="utf-8")
+            yield new
+            if sync:
+                with new.open("rb") as file:
+                    os.fsync(file.fileno())
             os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
@@ -158,8 +189,8 @@ def lock_file(file: IO[str], target: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        process = file.read().strip()
-        name = f" (process {process})" if process else ""
+        process = file.readline(MAX_ID).strip()
+        name = f" (process {process})" if process.isdecimal() else ""  # the file may also be the locked output itself
         raise LockError(f"{target}: another run is writing it{name}.") from error
     except OSError:  # the file system does not support locks
         pass
@@ -182,4 +213,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_locks)
 
 
-__all__ = ["LOCK", "LineFile", "LockError", "locked", "naming", "write_text"]
+__all__ = ["LOCK", "LineFile", "LockError", "locked", "naming", "printable", "replacing", "write_text"]

@@ -41,6 +41,17 @@ class LionImageProcessor(BlipImageProcessorPil):
                 raise ValueError("There are no images: the batch is empty.")
         return super().preprocess(images, *args, **kwargs)
 
+    def shrink(self, image: Image.Image) -> Image.Image:
+        """Resize an image as `preprocess` does, so that it takes less memory until then.
+
+        Args:
+            image: An upright RGB image.
+
+        Returns:
+            The resized image. `preprocess` returns the same pixels for it as for `image`.
+        """
+        return self._shrinker({})(image)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes to save, without `auto_map`, because the code it refers to is not saved."""
         return {name: value for name, value in super().to_dict().items() if name != "auto_map"}

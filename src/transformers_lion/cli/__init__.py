@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .annotate import annotate
 from .demo import demo
 from .doctor import doctor
 from .evaluate import EPILOG, evaluate
+from .export_results import export_results
 from .info import info
 from .questions import ask, caption, locate
 from .serve import serve
@@ -47,6 +49,8 @@ app.command(epilog="Example: lion caption photos/ --json", no_args_is_help=True)
 app.command(epilog='Example: lion ask photo.jpg -q "Is there a dog?" -q "What color is it?"', no_args_is_help=True)(ask)
 app.command(epilog='Example: lion locate photo.jpg -p "the red cup" --draw found.png', no_args_is_help=True)(locate)
 app.command(epilog="Example: find photos -name '*.jpg' | lion tag - --output tags.jsonl", no_args_is_help=True)(tag)
+app.command(epilog="Example: lion annotate photos.parquet --caption --output captions", no_args_is_help=True)(annotate)
+app.command(epilog="Example: lion export-results captions -f coco -o coco.json", no_args_is_help=True)(export_results)
 app.command("eval", epilog=EPILOG, no_args_is_help=True)(evaluate)
 app.command(epilog="Example: lion demo --model lion-flant5-xl --port 8080")(demo)
 app.command(epilog="Example: lion serve --model lion-flant5-xl --port 8000")(serve)

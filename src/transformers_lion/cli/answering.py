@@ -14,9 +14,12 @@ from PIL import Image
 from ..file_utils import naming
 from .common import hide_progress_bars, note, report, show_progress, stderr_console
 from .drawings import plan_drawings
-from .results import Results, open_results
+from .options import Columns, Place
+from .results import Results, is_stream, open_results
+from .resuming import check_settings, read_done, settings_file, write_settings
 
 if TYPE_CHECKING:
+    from ..jobs.source_row import SourceRow
     from .image_sources import Named
 
 Opened = list[tuple[str, Image.Image]]
@@ -39,6 +42,13 @@ class Outcome:
 class Job(Protocol):
     """A model and the task to run on images."""
 
+    @property
+    def num_results(self) -> int:
+        """Number of results per image."""
+
+    def identify(self) -> dict[str, Any]:
+        """Return everything that the results depend on, ready for JSON."""
+
     def load(self) -> None:
         """Load the model; called only if there are images."""
 
@@ -46,10 +56,15 @@ class Job(Protocol):
         """Process a batch of images."""
 
 
-def run_job(
-    job: Job, arguments: Sequence[str], batch_size: int, as_json: bool, output: Path | None, draw: Path | None
-) -> bool:
+def run_job(job: Job, arguments: Sequence[str], columns: Columns, batch_size: int, place: Place) -> bool:
     """Run a job on all images that the arguments name, and write the results of each batch immediately.
+
+    Args:
+        job: the job.
+        arguments: names of images and their sources.
+        columns: how to read manifests and tables.
+        batch_size: number of images per batch.
+        place: where to write the results.
 
     Returns:
         Whether all images could be found and read.
@@ -59,31 +74,68 @@ def run_job(
     """
     from .image_sources import find_images, open_images
 
-    found = find_images(arguments)
+    found = find_images(arguments, columns)
     failures = list(found.errors)
     for error in failures:
         report(error)
     if found.note:
         note(found.note)
-    if not found.names:
+    if not found.rows:
         return False
-    drawings = plan_drawings(draw, found.names, found.is_many)
+    drawings = plan_drawings(place.draw, found.names, [row.path for row in found.rows], found.is_many)
 
     def fail(error: Exception) -> None:
         failures.append(error)
         report(error)
 
-    with quiet(), open_results(output, as_json) as results, progress(len(found.names), output) as advance:
-        job.load()
-        for opened in open_images(found.names, batch_size, fail):
-            for (name, _), outcome in zip(opened, run_batch(job, opened), strict=True):
-                write(results, found, name, outcome)
-                if name in drawings:
-                    with naming(drawings[name]):
-                        outcome.draw().save(drawings[name])
-            results.flush()
-            advance(len(opened))
+    with quiet(), settings_beside(place.output), open_results(place.output, place.as_json, place.resume) as results:
+        rows = found.rows if place.output is None else leave_out_done(found.rows, job, place.output)
+        if not rows:
+            return not failures
+        with progress(len(rows), place.output) as advance:
+            job.load()
+            for opened in open_images(rows, batch_size, fail):
+                for (name, _), outcome in zip(opened, run_batch(job, opened), strict=True):
+                    write(results, found, name, outcome)
+                    if name in drawings:
+                        with naming(drawings[name]):
+                            outcome.draw().save(drawings[name])
+                results.flush()
+                advance(len(opened))
     return not failures
+
+
+@contextmanager
+def settings_beside(output: Path | None) -> Iterator[None]:
+    """Remove the settings of results at the end of the block if there are no results."""
+    try:
+        yield
+    finally:
+        if output is not None and not output.exists():
+            settings_file(output).unlink(missing_ok=True)
+
+
+def leave_out_done(rows: "list[SourceRow]", job: Job, output: Path) -> "list[SourceRow]":
+    """Return the rows without results in an output file, which is locked. The settings are compared or written.
+
+    Raises:
+        ValueError: If the results were made with other settings, or are damaged.
+    """
+    if is_stream(output):
+        return rows
+    if not output.stat().st_size:
+        write_settings(output, job.identify())
+        return rows
+    check_settings(output, job.identify())
+    done = read_done(output, job.num_results)
+    left = []
+    for row in rows:
+        if done[row.key]:
+            done[row.key] -= 1
+        else:
+            left.append(row)
+    note(f"{output} has the results of {len(rows) - len(left)} of {len(rows)} images, which are skipped.")
+    return left
 
 
 def run_batch(job: Job, opened: Opened) -> list[Outcome]:

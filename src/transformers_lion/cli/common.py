@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ..errors import SelfCheckError
+from ..file_utils import printable
 
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code of a command stopped by Ctrl-C, following the convention of shells."""
@@ -139,10 +140,3 @@ def sentence(error: Exception) -> str:
         name = error.filename2 or error.filename
         text = f"{name}: {error.strerror}." if name else f"{error.strerror}."
     return " ".join(text.split())
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with non-printable characters escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
-    )

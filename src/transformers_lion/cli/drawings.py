@@ -12,8 +12,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """Suffixes that a drawn image may have."""
 
 
-def plan_drawings(output: Path | None, names: Sequence[str], is_many: bool) -> dict[str, Path]:
+def plan_drawings(output: Path | None, names: Sequence[str], files: Sequence[str], is_many: bool) -> dict[str, Path]:
     """Return the file of each drawing: `output` for a single image, otherwise a file in the folder `output`.
+
+    Args:
+        output: the file or folder of the drawings, if any.
+        names: names of the images.
+        files: files of the images, which must not be overwritten.
+        is_many: whether `output` is a folder.
 
     Raises:
         OSError: if a folder is missing, or cannot be written to.
@@ -21,7 +27,7 @@ def plan_drawings(output: Path | None, names: Sequence[str], is_many: bool) -> d
     """
     if output is None or not names:
         return {}
-    inputs = {(found.st_dev, found.st_ino) for name in names if (found := stat(name)) is not None}
+    inputs = {(found.st_dev, found.st_ino) for name in files if (found := stat(name)) is not None}
     if is_many or output.is_dir():
         output.mkdir(parents=True, exist_ok=True)
         planned = name_drawings(output, names)
@@ -58,6 +64,8 @@ def name_drawings(folder: Path, names: Sequence[str]) -> dict[str, Path]:
         base = Path(urlsplit(name).path if is_url(name) else name)
         suffix = base.suffix if base.suffix.lower() in SUFFIXES else ".png"
         stem, number = base.stem or "image", 1
+        if "#" in base.suffix:  # a row of a table: file.parquet#17
+            stem += f"-{base.suffix.rpartition('#')[2]}"
         candidate = f"{stem}{suffix}"
         while candidate.lower() in taken:  # file names are case-insensitive on some systems
             number += 1

@@ -1,30 +1,37 @@
-"""Finds and opens the images that a command line names: files, folders, globs, URLs, and lists on stdin."""
+"""Finds and opens the images that a command line names: files, folders, globs, URLs, lists on stdin, and manifests,
+Parquet files and other sources of `jobs.sources`."""
 
 import errno
 import glob
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..images import PLUG_IN_SUFFIXES, advise, is_url, register_plug_ins, to_rgb
+from ..images import describe_passed_over, is_url, walk
+from ..jobs.row_images import RowImages
+from ..jobs.source_row import SourceRow
+from ..jobs.sources import CONTAINERS, list_rows
+from ..jobs.storage import absolute, expand_braces, is_remote, suffix_of
 from ..prefetching import prefetch
-from .common import printable
+from .options import Columns
 
-SUFFIXES = frozenset({
-    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga",
-    ".tif", ".tiff", ".webp",
-})  # fmt: skip
-"""Suffixes of the files that are read from folders, besides those of installed plug-ins in `PLUG_IN_SUFFIXES`. Files
-named on the command line may have any suffix."""
 STDIN = "-"
-KINDS_SHOWN = 5
-"""Number of kinds of skipped files that are listed."""
+
+READ_AHEAD = 32
+"""Number of image files to download, or to read from shards and tables, ahead."""
+NUM_READERS = 16
+"""Number of threads that do so."""
+
+NO_COLUMNS = Columns()
+
+Opened = list[tuple[str, Image.Image]]
+"""Names and images."""
 
 
 @dataclass
@@ -32,16 +39,21 @@ class Named:
     """The images that the arguments name.
 
     Attributes:
-        names: paths and URLs, in order.
+        rows: the images, in order.
         errors: errors for arguments that name no image.
         is_many: whether there may be several images, so that results must include their names.
         passed_over: the number of skipped files in folders, by suffix.
     """
 
-    names: list[str] = field(default_factory=list)
+    rows: list[SourceRow] = field(default_factory=list)
     errors: list[Exception | str] = field(default_factory=list)
     is_many: bool = False
     passed_over: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the images: paths, URLs, and the keys of rows in manifests, tables and shards."""
+        return [row.key for row in self.rows]
 
     @property
     def note(self) -> str:
@@ -49,8 +61,13 @@ class Named:
         return describe_passed_over(self.passed_over)
 
 
-def find_images(arguments: Sequence[str]) -> Named:
-    """Find all images that the arguments name."""
+def find_images(arguments: Sequence[str], columns: Columns = NO_COLUMNS) -> Named:
+    """Find all images that the arguments name.
+
+    Args:
+        arguments: the arguments.
+        columns: how to read manifests and tables.
+    """
     found = Named(is_many=len(arguments) > 1)
     for argument in arguments:
         if argument == STDIN:
@@ -59,71 +76,73 @@ def find_images(arguments: Sequence[str]) -> Named:
             if not names:
                 found.errors.append("stdin names no images.")
             for name in names:
-                add(found, name)
+                add(found, name, columns)
         else:
-            add(found, argument)
+            add(found, argument, columns)
     return found
 
 
-def add(found: Named, name: str) -> None:
+def add(found: Named, name: str, columns: Columns) -> None:
     """Add the images that one argument, or one line of a list, names."""
-    if is_url(name):
-        found.names.append(name)
-    elif os.path.isdir(name):
-        found.is_many = True
-        inside = list(walk(name, found.errors, found.passed_over))
-        if not inside:
-            found.errors.append(f"{name}: there are no images in this folder.")
-        found.names += inside
-    elif os.path.lexists(name):
-        found.names.append(name)
+    if os.path.isdir(name):
+        add_folder(found, name, columns)
+    elif is_listed(name):
+        add_listed(found, name, columns)
+    elif is_url(name) or os.path.lexists(name):
+        found.rows.append(name_file(name))
     elif glob.has_magic(name) and (matches := sorted(glob.glob(name, recursive=True))):
         found.is_many = True
         for match in matches:
-            add(found, match)
+            add(found, match, columns)
     else:
         found.errors.append(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name))
 
 
-def walk(folder: str, errors: list[Exception | str], passed_over: Counter[str]) -> Iterator[str]:
-    """Yield the images in a folder and its subfolders, sorted; skip hidden files and count other files by suffix."""
-    read = readable_suffixes()
-    for place, folders, files in os.walk(folder, onerror=errors.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in read:
-                yield os.path.join(place, name)
-            else:
-                passed_over[suffix] += 1
+def is_listed(name: str) -> bool:
+    """Whether a name, which is no local folder, stands for a list of images: a manifest, a table, shards, or a URL that
+    fsspec opens."""
+    if os.path.lexists(name):
+        return suffix_of(name) in CONTAINERS
+    if is_url(name):
+        return suffix_of(name) in CONTAINERS
+    return is_remote(name) or expand_braces(name) != [name]
 
 
-def readable_suffixes() -> frozenset[str]:
-    """Return the suffixes of the files that are read from folders, including those for installed plug-ins."""
-    installed = register_plug_ins()
-    return SUFFIXES | {suffix for suffix, package in PLUG_IN_SUFFIXES.items() if package in installed}
+def name_file(name: str) -> SourceRow:
+    """Return the row of a file or a URL; unlike in `list_rows`, its name may be invalid Unicode."""
+    return SourceRow(name, absolute(name), "file")
 
 
-def describe_passed_over(counts: Counter[str]) -> str:
-    """Describe the skipped files, and the plug-ins that would read them."""
-    if not counts:
-        return ""
-    kinds = [f"{count} {printable(suffix) or 'without a suffix'}" for suffix, count in counts.most_common(KINDS_SHOWN)]
-    if len(counts) > KINDS_SHOWN:
-        kinds.append(f"{len(counts) - KINDS_SHOWN} other kinds")
-    reason = f"{counts.total()} files were skipped because their suffixes are not those of images"
-    if counts.total() == 1:
-        reason = "1 file was skipped because its suffix is not that of an image"
-    packages = sorted({PLUG_IN_SUFFIXES[suffix] for suffix in counts if suffix in PLUG_IN_SUFFIXES})
-    advice = f" To read {suffixes_of(packages, counts)}: pip install {' '.join(packages)}." if packages else ""
-    return f"{reason}: {', '.join(kinds)}.{advice}"
+def add_folder(found: Named, folder: str, columns: Columns) -> None:
+    """Add the images in a folder, or the rows of the tables or shards in it."""
+    found.is_many = True
+    passed_over = Counter[str]()
+    inside = list(walk(folder, found.errors, passed_over))
+    if not inside and add_listed(found, folder, columns):
+        return
+    found.passed_over += passed_over
+    found.rows += map(name_file, inside)
 
 
-def suffixes_of(packages: Sequence[str], counts: Counter[str]) -> str:
-    """List the suffixes that the plug-ins read."""
-    return ", ".join(sorted(suffix for suffix in counts if PLUG_IN_SUFFIXES.get(suffix) in packages))
+def add_listed(found: Named, name: str, columns: Columns) -> bool:
+    """Add the rows of a source of `list_rows`; return whether it is one."""
+    found.is_many = True
+    skipped = Counter[str]()
+    try:
+        listed = list_rows(
+            name,
+            image_column=columns.image_column,
+            key_column=columns.key_column,
+            image_root=columns.image_root,
+            skipped=skipped,
+        )
+        rows = list(listed)
+    except (ValueError, OSError) as error:
+        found.errors.append(error)
+        return False
+    found.rows += rows
+    found.passed_over += skipped
+    return True
 
 
 def read_list() -> list[str]:
@@ -133,70 +152,58 @@ def read_list() -> list[str]:
     return [os.fsdecode(part) for part in parts if part.strip()]
 
 
-def open_images(
-    names: Sequence[str], count: int, on_error: Callable[[Exception], None]
-) -> Iterator[list[tuple[str, Image.Image]]]:
+def open_images(rows: Sequence[SourceRow], count: int, on_error: Callable[[Exception], None]) -> Iterator[Opened]:
     """Yield batches of images with their names, leaving out images that cannot be read.
 
-    Threads decode the files of the next chunk meanwhile. URLs are downloaded when it is their turn, so that Ctrl-C need
-    not wait for them.
+    Threads download URLs, and others decode the files of the next batch, in the meantime. Ctrl-C does not wait for
+    downloads.
 
     Args:
-        names: names of images; duplicates are kept.
+        rows: the images; duplicates are kept.
         count: number of distinct images per batch.
         on_error: called with the error if an image cannot be read.
     """
-    chunk: list[tuple[str, Image.Image]] = []
+    batch: Opened = []
     opened: dict[str, Image.Image] = {}
-    with closing(prefetch(_try_file, names, ahead=count)) as files:
-        for name, found in zip(names, files, strict=True):
-            if name not in opened:
-                if len(opened) == count:
-                    yield chunk
-                    chunk, opened = [], {}
-                picture = _try_to_open(name) if found is None else found
-                if isinstance(picture, Exception):
-                    on_error(picture)
-                    continue
-                opened[name] = picture
-            chunk.append((name, opened[name]))
-    if chunk:
-        yield chunk
+    following = [*(row.key for row in rows[1:]), None]
+    with RowImages() as images, closing(prefetch_images(images, rows, count)) as pictures:
+        for row, picture, after in zip(rows, pictures, following, strict=True):
+            if isinstance(picture, Exception) and row.key not in opened:
+                on_error(picture)
+            else:
+                batch.append((row.key, opened.setdefault(row.key, picture)))  # type: ignore[arg-type]
+            if len(opened) == count and after not in opened:
+                yield batch
+                batch, opened = [], {}
+    if batch:
+        yield batch
 
 
-def _try_file(name: str) -> Image.Image | Exception | None:
-    """The image in a file, or why it cannot be read; `None` for a URL."""
-    return None if is_url(name) else _try_to_open(name)
+def prefetch_images(
+    images: RowImages, rows: Sequence[SourceRow], ahead: int
+) -> Generator[Image.Image | Exception, None, None]:
+    """Yield the image of each row, or why it cannot be read."""
+    read = prefetch(partial(try_to_read, images), rows, READ_AHEAD, NUM_READERS, is_daemon=True)
+    with closing(read):
+        pairs = zip(rows, read, strict=True)
+        with closing(prefetch(partial(try_to_decode, images), pairs, ahead)) as pictures:
+            yield from pictures
 
 
-def _try_to_open(name: str) -> Image.Image | Exception:
+def try_to_read(images: RowImages, row: SourceRow) -> bytes | Exception | None:
+    """Read the file of an image; see `RowImages.read`."""
     try:
-        return open_image(name)
+        return images.read(row)
     except (ValueError, OSError) as error:
         return error
 
 
-def open_image(name: str) -> Image.Image:
-    """Open an image.
-
-    Raises:
-        OSError, ValueError: if it cannot be read; the message names it.
-    """
-    if is_url(name):
-        return to_rgb(name)
-    path = Path(name)
-    if not path.is_file():
-        path.stat()  # raises for a broken link or a lack of permission
-        raise ValueError(f"{printable(name)} is not a file.")
-    with path.open("rb") as file:  # raises the system's own error if the file is unreadable
-        is_empty = not file.read(1)
-    if is_empty:
-        raise ValueError(f"{printable(name)} is empty.")
+def try_to_decode(images: RowImages, read: tuple[SourceRow, bytes | Exception | None]) -> Image.Image | Exception:
+    """Decode what was read, or return why it cannot be read or decoded."""
+    row, content = read
+    if isinstance(content, Exception):
+        return content
     try:
-        return to_rgb(path)
-    except ValueError as error:
-        cause = error.__cause__
-        reason = f"{cause or error}"
-        if isinstance(cause, UnidentifiedImageError):
-            reason = f"it is not an image in a known format.{advise(path)}"
-        raise ValueError(f"{printable(name)} cannot be read: {reason.rstrip('.')}.") from error
+        return images.decode(row, content)
+    except (ValueError, OSError) as error:
+        return error

@@ -31,7 +31,7 @@ class TagSourceName(str, Enum):
 
 Images = Annotated[
     list[str],
-    typer.Argument(metavar="IMAGE", help="Files, folders, globs or URLs; - reads a list from stdin."),
+    typer.Argument(metavar="IMAGE", help="Files, folders, globs, URLs, manifests, Parquet; - reads a list."),
 ]
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Model folder or Hub id.", show_default="the example checkpoint")
@@ -47,6 +47,19 @@ Tagger = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, with all details.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write JSON Lines to this new file.", show_default="stdout")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an existing --output, and skip the images in it.")]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option("--image-column", help="Column of images in manifests and tables.", show_default="image or similar"),
+]
+KeyColumn = Annotated[
+    str | None,
+    typer.Option("--key-column", help="Column with the names of images; # for row numbers.", show_default="paths"),
+]
+ImageRoot = Annotated[
+    str | None,
+    typer.Option("--image-root", help="Folder of relative paths in manifests.", show_default="the manifest's"),
 ]
 Draw = Annotated[
     Path | None,
@@ -71,16 +84,36 @@ Compile = Annotated[
 
 
 @dataclass(frozen=True)
+class Columns:
+    """How to read the images in manifests and tables."""
+
+    image_column: ImageColumn = None
+    key_column: KeyColumn = None
+    image_root: ImageRoot = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to write answers."""
+
+    as_json: AsJson = False
+    output: Output = None
+    resume: Resume = False
+    draw: Draw = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.output is None:
+            raise typer.BadParameter("--resume needs --output, the file to continue.")
+
+
+@dataclass(frozen=True)
 class Settings:
-    """Options for answering questions and writing the answers."""
+    """Options for answering questions."""
 
     model: Model = None
     tags: Tags = None
     tag_source_name: TagSourceOption = None
     tagger: Tagger = None
-    as_json: AsJson = False
-    output: Output = None
-    draw: Draw = None
     batch_size: BatchSize = 8
     num_beams: NumBeams = None
     max_new_tokens: MaxNewTokens = None

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from PIL import Image
 
+from ..example import example_checkpoint
 from .answering import Job, Opened, Outcome, run_job
 from .checkpoints import load_lion
 from .common import Debug, note, run_action
 from .drawings import write_below
-from .options import Images, Settings, expand_settings
+from .options import Columns, Images, Place, Settings, expand_settings
 
 if TYPE_CHECKING:
     from ..inference import Answer, Lion, Request
@@ -56,6 +57,27 @@ class Answering(Job):
         self.describe = describe
         self.scores = scores
         self.lion: Lion
+
+    @property
+    def num_results(self) -> int:
+        """Number of results per image."""
+        return len(self.questions)
+
+    def identify(self) -> dict[str, Any]:
+        """Return everything that the answers depend on."""
+        from ..model_identity import identify_model
+
+        settings = self.settings
+        return {
+            "model": identify_model(settings.model or example_checkpoint()),
+            "questions": [question.text or "caption" for question in self.questions],
+            "tags": settings.tags,
+            "tag_source": settings.tag_source,
+            "tagger": settings.tagger and identify_model(settings.tagger),
+            "dtype": settings.dtype and settings.dtype.value,
+            **settings.generation,
+            "scores": self.scores,
+        }
 
     def load(self) -> None:
         """Load the model, and tell the user if it has no tagger but prompts need one."""
@@ -146,36 +168,40 @@ def check_texts(option: str, texts: Sequence[str]) -> None:
         raise typer.BadParameter("the text is blank.", param_hint=f"'{option}'")
 
 
-def answer_all(job: Answering, images: Sequence[str], debug: bool) -> None:
+def answer_all(job: Answering, images: Sequence[str], columns: Columns, place: Place, debug: bool) -> None:
     """Run a job on the images that the arguments name."""
-    settings = job.settings
-    places = settings.as_json, settings.output, settings.draw
-    run_action(lambda: run_job(job, images, settings.batch_size, *places), debug)
+    run_action(lambda: run_job(job, images, columns, job.settings.batch_size, place), debug)
 
 
 @expand_settings
-def caption(images: Images, settings: Settings, debug: Debug = False) -> None:
+def caption(images: Images, columns: Columns, settings: Settings, place: Place, debug: Debug = False) -> None:
     """Describe each image in a short sentence."""
-    answer_all(Answering(settings, [Question()]), images, debug)
+    answer_all(Answering(settings, [Question()]), images, columns, place, debug)
 
 
 @expand_settings
 def ask(
     images: Images,
     questions: Annotated[list[str], typer.Option("--question", "-q", help="Question about each image; repeatable.")],
+    columns: Columns,
     settings: Settings,
+    place: Place,
     debug: Debug = False,
 ) -> None:
     """Answer questions about each image."""
     check_texts("--question", questions)
-    answer_all(Answering(settings, [Question(text, text) for text in questions], "question"), images, debug)
+    answer_all(
+        Answering(settings, [Question(text, text) for text in questions], "question"), images, columns, place, debug
+    )
 
 
 @expand_settings
 def locate(
     images: Images,
     phrases: Annotated[list[str], typer.Option("--phrase", "-p", help="What to find: 'the red cup'; repeatable.")],
+    columns: Columns,
     settings: Settings,
+    place: Place,
     scores: Annotated[bool, typer.Option("--scores", help="Also show the confidence of each box, 0 to 1.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -186,4 +212,4 @@ def locate(
     questions = [
         Question(LOCATE_QUESTION.format(phrase=phrase.strip()), phrase.strip(), "region_level") for phrase in phrases
     ]
-    answer_all(Answering(settings, questions, "phrase", boxes_of, scores), images, debug)
+    answer_all(Answering(settings, questions, "phrase", boxes_of, scores), images, columns, place, debug)

@@ -75,10 +75,15 @@ class Output:
 
 
 @contextmanager
-def open_results(output: Path | None, as_json: bool) -> Iterator[Results]:
+def open_results(output: Path | None, as_json: bool, resume: bool = False) -> Iterator[Results]:
     """Open results on stdout, or as JSON Lines in a new file; an empty file is deleted at the end.
 
     The file contains only complete lines, even after a full disk or SIGTERM.
+
+    Args:
+        output: the file; stdout by default.
+        as_json: whether to print JSON to stdout.
+        resume: whether the file may have content, to which results are appended.
 
     Raises:
         OSError: if the file exists already or cannot be written.
@@ -88,11 +93,16 @@ def open_results(output: Path | None, as_json: bool) -> Iterator[Results]:
     with raise_termination():
         if output is None:
             yield from write_to_stdout(as_json)
-        elif output.exists() and not output.is_file() and not output.is_dir():
-            yield from write_to_file(output)  # a device or a pipe
+        elif is_stream(output):
+            yield from write_to_file(output)
         else:
-            with claim(output):
+            with claim(output, resume):
                 yield from write_to_file(output)
+
+
+def is_stream(output: Path) -> bool:
+    """Whether a file is a device or a pipe."""
+    return output.exists() and not output.is_file() and not output.is_dir()
 
 
 def write_to_stdout(as_json: bool) -> Iterator[Results]:
@@ -123,14 +133,15 @@ def write_to_file(path: Path) -> Iterator[Results]:
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Lock an output file that is new, or that a killed run left behind empty.
+def claim(path: Path, resume: bool = False) -> Iterator[None]:
+    """Lock an output file that is new, that a killed run left behind empty, or that is continued.
 
     Raises:
         OSError: if the file has content, is a link, or cannot be written.
         ValueError: if another run is writing to it.
     """
-    if path.is_dir() or path.is_symlink() or (path.exists() and path.stat().st_size):
+    has_content = path.exists() and path.stat().st_size > 0
+    if path.is_dir() or path.is_symlink() or (has_content and not resume):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     with path.open("a+", encoding="utf-8") as file:
         if file_utils.fcntl is not None:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from PIL import Image
 
+from ..example import example_checkpoint
 from .answering import Opened, Outcome, run_job
 from .checkpoints import load_tagger
 from .common import Debug, run_action
 from .drawings import write_below
-from .options import AsJson, BatchSize, Device, Draw, Images, Output
+from .options import BatchSize, Columns, Device, Images, Place, expand_settings
 
 if TYPE_CHECKING:
     from ..ram import ImageTagger, TaggedImage
@@ -30,6 +31,15 @@ class Tagging:
         self.device = device
         self.options = options
         self.tagger: ImageTagger
+
+    num_results = 1
+    """Number of results per image."""
+
+    def identify(self) -> dict[str, Any]:
+        """Return everything that the tags depend on."""
+        from ..model_identity import identify_model
+
+        return {"model": identify_model(self.model or example_checkpoint()), **self.options}
 
     def load(self) -> None:
         """Load the tagger."""
@@ -53,8 +63,11 @@ class Tagging:
         return Outcome([([names], record)], partial(write_below, image, [names]))
 
 
+@expand_settings
 def tag(
     images: Images,
+    columns: Columns,
+    place: Place,
     model: Annotated[
         str | None,
         typer.Option(
@@ -64,13 +77,10 @@ def tag(
     ] = None,
     threshold: Threshold = None,
     top_k: TopK = None,
-    as_json: AsJson = False,
-    output: Output = None,
-    draw: Draw = None,
     batch_size: BatchSize = 8,
     device: Device = None,
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """List what is in each image as tags."""
     job = Tagging(model, device, {"threshold": threshold, "top_k": top_k, "sort_by_score": top_k is not None})
-    run_action(lambda: run_job(job, images, batch_size, as_json, output, draw), debug)
+    run_action(lambda: run_job(job, images, columns, batch_size, place), debug)

@@ -4,13 +4,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
-
+from ..model_identity import identify_model
 from ..tag_source import TagSource, check_tag_source
 from .parquet_files import is_in_parquet
 from .task import Example, Task
@@ -21,9 +20,8 @@ SETUP, MODEL, PREDICTIONS = "setup.json", "model.json", "predictions.jsonl"
 ASKED = ("id", "image", "question", "task_type", "candidates", "tags")
 """Fields of an example that an answer depends on."""
 
-EDGE = 1 << 20
-"""Number of bytes at both ends of a model's file that are hashed."""
-MODEL_FILES = ("*.json", "*.jinja", "*.model", "*.safetensors", "*.bin")
+BLOCK = 1 << 20
+"""Number of bytes that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -179,37 +177,6 @@ def show_value(value: Any) -> str:
     return "unset" if value is None else str(value)
 
 
-def identify_model(model: str) -> dict[str, Any]:
-    """Return a model's name, with a hash of its folder's files or the commit of its repository.
-
-    The hash covers the name, size and both ends of each file; a change in the middle of a large file is not detected.
-
-    Raises:
-        ValueError: if `model` is neither a folder nor a repository.
-    """
-    folder = Path(model)
-    if not folder.is_dir():
-        try:
-            return {"name": model, "sha256": PreTrainedConfig.get_config_dict(model)[0].get("_commit_hash")}
-        except (OSError, ValueError) as error:  # only the first sentence is the reason
-            reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-            raise ValueError(f"{model} is neither a folder nor a readable repository: {reason}.") from error
-    digest = hashlib.sha256()
-    for path in list_model_files(folder):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-            digest.update(file.read(EDGE))
-            file.seek(max(0, size - EDGE))
-            digest.update(file.read(EDGE))
-    return {"name": str(folder.resolve()), "sha256": digest.hexdigest()}
-
-
-def list_model_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a checkpoint, including those of its tagger."""
-    yield from sorted({path for pattern in MODEL_FILES for path in folder.rglob(pattern) if path.is_file()})
-
-
 def hash_examples(examples: Sequence[Example]) -> str:
     """Hash everything in the examples that answers depend on; not references, which change if an image is repaired."""
     digest = hashlib.sha256()
@@ -226,7 +193,7 @@ def hash_data(data: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(data.glob("*.json*")) if data.is_dir() else [data]:
         with path.open("rb") as file:
-            while block := file.read(EDGE):
+            while block := file.read(BLOCK):
                 digest.update(block)
     return digest.hexdigest()
 

@@ -1,7 +1,9 @@
 """Downloads image files. The status, content type and size of a response are checked before it is decoded."""
 
+import ssl
 import time
 from collections.abc import Callable
+from functools import cache
 from http import HTTPStatus
 from urllib.parse import urlsplit, urlunsplit
 
@@ -51,7 +53,7 @@ def download(
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     limit = MAX_BYTES if max_bytes is None else max_bytes
-    client = httpx.Client(follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=timeout, headers=AGENT)
+    client = open_client(timeout)
     if check_url is not None:
         client.event_hooks = {"request": [lambda request: check_url(str(request.url))]}
     try:
@@ -62,6 +64,19 @@ def download(
         raise ValueError(f"the server redirects more than {MAX_REDIRECTS} times") from error
     except (httpx.TimeoutException, TimeoutError) as error:
         raise ValueError(f"the download took longer than {timeout:g} seconds") from error
+
+
+def open_client(timeout: float | None) -> httpx.Client:
+    """Return a new HTTP client, which keeps nothing from other downloads."""
+    return httpx.Client(
+        follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=timeout, headers=AGENT, verify=_load_certificates()
+    )
+
+
+@cache
+def _load_certificates() -> ssl.SSLContext:
+    """Load the certificates of authorities, which takes longer than a download from nearby."""
+    return httpx.create_ssl_context()
 
 
 def _check_answer(response: httpx.Response, url: str, max_bytes: int) -> None:

@@ -1,0 +1,16 @@
+"""One Ray instance with two CPUs for all tests of a process."""
+
+import pytest
+import ray
+from ray import cloudpickle
+
+from jobs import workers
+
+cloudpickle.register_pickle_by_value(workers)  # Ray's workers do not find the tests
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> None:
+    """Start Ray, unless another module has done so. It ends with the process."""
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
