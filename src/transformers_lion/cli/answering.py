@@ -4,23 +4,28 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
 from ..file_utils import naming
+from ..prefetching import prefetch
 from .common import hide_progress_bars, note, report, show_progress, stderr_console
 from .drawings import plan_drawings
 from .results import Results, open_results
 
 if TYPE_CHECKING:
+    from ..inference import PreparedImage
     from .image_sources import Named
 
 Opened = list[tuple[str, Image.Image]]
 """Names and images."""
+Prepared = list[tuple[str, "Image.Image | PreparedImage"]]
+"""Names and images, which may be preprocessed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,16 @@ class Job(Protocol):
     def load(self) -> None:
         """Load the model; called only if there are images."""
 
-    def run(self, opened: Opened) -> list[Outcome]:
+    def prepare(self, opened: Opened, keep_images: bool) -> Prepared:
+        """Preprocess a batch of images. Called in a background thread while earlier images are processed.
+
+        Args:
+            opened: names and images.
+            keep_images: whether the images will be drawn on.
+        """
+        return list(opened)
+
+    def run(self, prepared: Prepared) -> list[Outcome]:
         """Process a batch of images."""
 
 
@@ -75,18 +89,20 @@ def run_job(
 
     with quiet(), open_results(output, as_json) as results, progress(len(found.names), output) as advance:
         job.load()
-        for opened in open_images(found.names, batch_size, fail):
-            for (name, _), outcome in zip(opened, run_batch(job, opened), strict=True):
-                write(results, found, name, outcome)
-                if name in drawings:
-                    with naming(drawings[name]):
-                        outcome.draw().save(drawings[name])
-            results.flush()
-            advance(len(opened))
+        chunks = open_images(found.names, batch_size, fail)
+        with closing(prefetch(partial(job.prepare, keep_images=bool(drawings)), chunks, ahead=1)) as batches:
+            for batch in batches:
+                for (name, _), outcome in zip(batch, run_batch(job, batch), strict=True):
+                    write(results, found, name, outcome)
+                    if name in drawings:
+                        with naming(drawings[name]):
+                            outcome.draw().save(drawings[name])
+                results.flush()
+                advance(len(batch))
     return not failures
 
 
-def run_batch(job: Job, opened: Opened) -> list[Outcome]:
+def run_batch(job: Job, batch: Prepared) -> list[Outcome]:
     """Run a job on a batch of images.
 
     Raises:
@@ -95,7 +111,7 @@ def run_batch(job: Job, opened: Opened) -> list[Outcome]:
     import torch
 
     try:
-        return job.run(opened)
+        return job.run(batch)
     except torch.OutOfMemoryError as error:
         raise ValueError("The GPU ran out of memory: try a smaller --batch-size, or --dtype bfloat16.") from error
 

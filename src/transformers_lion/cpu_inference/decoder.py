@@ -33,7 +33,7 @@ from ..compatibility import CACHE_NAME, resolve_cache
 from ..modeling_lion_t5 import LionAdapterMixture, LionT5Stack, SharedCrossCache
 from .cache import PreallocatedCache
 from .linear import PackedLinear
-from .wrapping import is_wrapped
+from .wrapping import Replacement, is_wrapped
 
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -117,21 +117,17 @@ class Decoding:
     biases: torch.Tensor | None = None
 
 
-class InferenceDecoder(nn.Module):
+class InferenceDecoder(Replacement):
     """Replaces the `LionT5Stack` of the decoder, which is kept as `stack`."""
 
+    kept_as = "stack"
+    stack: LionT5Stack
+
     def __init__(self, stack: LionT5Stack) -> None:
-        super().__init__()
-        self.stack = stack
+        super().__init__(stack)
         self._head_shape = stack.config.num_heads, stack.config.d_kv
         self._layers: list[DecoderLayer] | None = None
         self._fingerprint: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("stack"), name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop the fused weights. A copy creates its own."""
@@ -180,18 +176,7 @@ class InferenceDecoder(nn.Module):
     def _is_for_inference(self, options: dict[str, Any]) -> bool:
         """Whether the call only needs the last hidden states, without gradients."""
         config = self.stack.config
-        return not (
-            torch.is_grad_enabled()
-            or self.training
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or torch.is_autocast_enabled("cpu")
-            or config.output_hidden_states
-            or config.output_attentions
-            or any(value is not None and value is not False for name, value in options.items() if name != "return_dict")
-            or options.get("return_dict") is False
-            or config._attn_implementation not in ("sdpa", "eager")
-        )
+        return self.is_for_inference(options, config) and config._attn_implementation in ("sdpa", "eager")
 
     def _start(
         self,

@@ -20,9 +20,10 @@ from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5
 from .decoder import InferenceDecoder
 from .linear import PackedLinear
 from .memory import release_pages
-from .packs import make_pack
+from .packs import WeightPack, make_pack
 from .plan import inference_plan
-from .wrapping import is_wrapped
+from .tagger import InferenceSwinLayer, InferenceTaggingHead
+from .wrapping import Replacement, is_wrapped
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Part = TypeVar("Part", bound=nn.Module)
@@ -38,13 +39,13 @@ class InferenceForm:
     Attributes:
         description: Human-readable description in one line.
         layers: Names of the linear layers in each pack.
-        decoders: Names of the replaced decoders.
+        parts: Names of the replaced decoders and parts of the tagger.
         dtypes: Original dtypes of the weights that were converted to float32.
     """
 
     description: str
     layers: list[list[str]] = field(default_factory=list)
-    decoders: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -54,8 +55,9 @@ class InferenceForm:
         Raises:
             RuntimeError: If a part was replaced in the meantime.
         """
-        for name in self.decoders:
-            _replace(model, name, _get(model, name, InferenceDecoder).stack)
+        for name in self.parts:
+            part = _get(model, name, Replacement)
+            _replace(model, name, getattr(part, part.kept_as))
         for names in self.layers:
             packed = [_get(model, name, PackedLinear) for name in names]
             weight = packed[0].pack.unpack()
@@ -64,6 +66,26 @@ class InferenceForm:
         for name, dtype in self.dtypes.items():
             weight = model.get_parameter(name)
             weight.data = weight.data.to(dtype)
+
+    @torch.no_grad()
+    def iterate_weights(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the state dict of the original model, unpacking one pack at a time."""
+        kept = {f"{name}.{_get(model, name, Replacement).kept_as}": name for name in self.parts}
+        for place, module in model.named_modules(remove_duplicate=False):
+            tensors: dict[str, torch.Tensor | None] = {**module._parameters}
+            tensors |= {
+                name: x for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set
+            }
+            if isinstance(module, PackedLinear):
+                tensors = {"weight": module.pack.unpack()[module.rows], **tensors}
+            for inner, tensor in tensors.items():
+                name = _original_name(f"{place}.{inner}" if place else inner, kept)
+                if tensor is not None:
+                    yield name, tensor.detach().to(self.dtypes.get(name, tensor.dtype))
+
+    def list_packs(self, model: nn.Module) -> list[WeightPack]:
+        """Return the packs of the model."""
+        return [_get(model, names[0], PackedLinear).pack for names in self.layers]
 
 
 @torch.no_grad()
@@ -106,10 +128,11 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
             converted = weight.data.float()
             release_pages(weight.data)
             weight.data = converted
-    for name, stack in list(model.named_modules()):
-        if type(stack) is LionT5Stack and stack.is_decoder and name and not is_wrapped(stack):
-            form.decoders.append(name)
-            _replace(model, name, InferenceDecoder(stack).eval())
+    for name, module in list(model.named_modules()):
+        kind = _find_replacement(module) if name else None
+        if kind is not None:
+            form.parts.append(name)
+            _replace(model, name, kind(module).eval())
     model._inference_form = form
     return model
 
@@ -131,6 +154,13 @@ def restore_for_training(model: Model) -> Model:
     if form is not None:
         form.undo(model)
     return model
+
+
+def _find_replacement(module: nn.Module) -> type[Replacement] | None:
+    """Return the class that replaces a module, if there is one."""
+    if type(module) is LionT5Stack and module.is_decoder and not is_wrapped(module):
+        return InferenceDecoder
+    return next((kind for kind in (InferenceSwinLayer, InferenceTaggingHead) if kind.accepts(module)), None)
 
 
 def _find_layers(model: nn.Module) -> list[list[str]]:
@@ -193,6 +223,19 @@ def _pack(model: nn.Module, names: list[str], form: str | None) -> list[str]:
         _replace(model, name, PackedLinear(linear, pack, start).eval())
         start += linear.out_features
     return names
+
+
+def _original_name(name: str, kept: dict[str, str]) -> str:
+    """Return the name of a weight in the original model.
+
+    Args:
+        name: Name in the optimized model.
+        kept: Original names of the parts that are kept inside their replacements.
+    """
+    for place, original in kept.items():
+        if name.startswith(f"{place}."):
+            return original + name[len(place) :]
+    return name
 
 
 def _get(model: nn.Module, name: str, kind: type[Part]) -> Part:
