@@ -1,7 +1,7 @@
 """Parts of the tagger for inference. They compute the same products as the original ones, on less data at a time.
 
-- A layer of the vision tower handles one image at a time. It brings the tokens into the order of the windows in one
-  step, which includes the shift, and adds position biases and masks once for all images.
+- A layer of the vision tower handles one large image, or a few small ones, at a time. It brings the tokens into the
+  order of the windows in one step, which includes the shift, and adds position biases and masks once for all images.
 - The head handles a block of tags at a time, because tags do not attend to each other. Hidden states of a block stay
   in the processor's cache. The first queries are computed once for all images.
 
@@ -24,6 +24,9 @@ from .wrapping import Replacement, is_wrapped
 
 BLOCK = 1024
 """Number of rows of a feed-forward layer that are computed at a time. Their hidden states take about 12 MB."""
+
+VALUES = 2**20
+"""Approximate number of values of the images that a layer of the vision tower handles at a time."""
 
 
 class InferenceSwinLayer(Replacement):
@@ -59,22 +62,25 @@ class InferenceSwinLayer(Replacement):
         if mask is not None:
             bias = bias + mask[:, None]
         outputs = torch.empty_like(hidden_states)
-        for states, output in zip(hidden_states, outputs, strict=True):
-            output.index_copy_(0, order, self._compute(states.index_select(0, order), bias))
+        count = max(1, VALUES // hidden_states[0].numel())
+        for states, output in zip(hidden_states.split(count), outputs.split(count), strict=True):
+            output.index_copy_(1, order, self._compute(states.index_select(1, order), bias))
         return outputs, None
 
     def _compute(self, states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        """Run the layer on the tokens of an image in the order of the windows, (P, V) -> (P, V)."""
+        """Run the layer on tokens in the order of the windows, (B, P, V) -> (B, P, V), in place."""
         layer, attention = self.original, self.original.attention
-        windows = layer.layernorm_before(states).view(-1, bias.shape[-1], states.shape[1])  # (W, S, V)
-        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        size, width = bias.shape[-1], states.shape[-1]
+        windows = layer.layernorm_before(states).view(-1, size, width)  # (B * W, S, V)
         query, key, value = (
-            projection(windows).view(*windows.shape[:2], bias.shape[1], -1).transpose(1, 2)
-            for projection in projections
+            project(windows).view(len(windows), size, bias.shape[1], -1).transpose(1, 2)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
+        if len(bias) > 1:
+            bias = bias.repeat(len(states), 1, 1, 1)
         attended = scaled_dot_product_attention(query, key, value, bias, scale=attention.scaling)
         states += attention.o_proj(attended.transpose(1, 2).reshape(states.shape))
-        for block in states.split(BLOCK):
+        for block in states.view(-1, width).split(BLOCK):
             block += layer.mlp(layer.layernorm_after(block))
         return states
 
@@ -97,40 +103,43 @@ class InferenceTaggingHead(Replacement):
         if config._attn_implementation != "sdpa" or not self.is_for_inference(kwargs, config):
             return self.original(hidden_states, encoder_hidden_states, **kwargs)
         layers: Any = self.original.layers
-        query = layers[0].crossattention.attention.query
-        shared = query(hidden_states[0]) if hidden_states.stride(0) == 0 else None
+        first = layers[0].crossattention.attention.query
+        queries = first(hidden_states[:1] if hidden_states.stride(0) == 0 else hidden_states)  # (1 or B, L, D)
+        queries = queries.expand(hidden_states.shape)
         outputs = torch.empty(hidden_states.shape)
-        for states, tokens, output in zip(hidden_states, encoder_hidden_states, outputs, strict=True):
-            keys_values = [self._project(layer, tokens) for layer in layers]
-            queries = query(states) if shared is None else shared
-            parts = zip(states.split(BLOCK), queries.split(BLOCK), output.split(BLOCK), strict=True)
-            for block, first, result in parts:
+        count = max(1, BLOCK // hidden_states.shape[1])
+        for start in range(0, len(hidden_states), count):
+            images = slice(start, start + count)
+            keys_values = [self._project(layer, encoder_hidden_states[images]) for layer in layers]
+            for begin in range(0, hidden_states.shape[1], BLOCK):
+                tags = slice(begin, begin + BLOCK)
+                states, query = hidden_states[images, tags], queries[images, tags]
                 for index, (layer, (keys, values)) in enumerate(zip(layers, keys_values, strict=True)):
-                    block = self._compute(layer, block, None if index else first, keys, values)
-                result.copy_(block)
+                    query = layer.crossattention.attention.query(states) if index else query
+                    states = self._compute(layer, states, query, keys, values)
+                outputs[images, tags] = states
         return BaseModelOutputWithCrossAttentions(last_hidden_state=outputs)
 
     def _project(self, layer: RamTaggingLayer, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of the image tokens, (T, E) -> (1, H, T, D / H) each."""
+        """Return keys and values of the image tokens, (B, T, E) -> (B, H, T, D / H) each."""
         attention = layer.crossattention.attention
         return self._split(attention.key(tokens)), self._split(attention.value(tokens))
 
     def _split(self, states: torch.Tensor) -> torch.Tensor:
-        """(rows, D) -> (1, H, rows, D / H)."""
-        return states.view(1, len(states), self.original.config.num_attention_heads, -1).transpose(1, 2)
+        """(B, rows, D) -> (B, H, rows, D / H)."""
+        return states.view(*states.shape[:2], self.original.config.num_attention_heads, -1).transpose(1, 2)
 
     def _compute(
         self,
         layer: RamTaggingLayer,
         states: torch.Tensor,
-        queries: torch.Tensor | None,
+        query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> torch.Tensor:
-        """Run a layer on a block of tags, (rows, D) -> (rows, D)."""
-        attention = layer.crossattention.attention
-        query = self._split(attention.query(states) if queries is None else queries)
-        attended = scaled_dot_product_attention(query, keys, values, scale=attention.scaling)
+        """Run a layer on a block of tags, (B, rows, D) -> (B, rows, D)."""
+        scale = layer.crossattention.attention.scaling
+        attended = scaled_dot_product_attention(self._split(query), keys, values, scale=scale)
         states = layer.crossattention.output(attended.transpose(1, 2).reshape(states.shape), states)
         return layer.output(layer.intermediate(states), states)
 
