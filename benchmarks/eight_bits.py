@@ -4,11 +4,11 @@
 
 Sizes are those of the linear layers of LION-FlanT5-XL's decoder. Weights and inputs are random and seeded. In the
 second set of weights, one input column in 128 is 20 times larger, as in trained models. Several copies of each weight
-take turns, so that none stays in the processor's cache. Times are processor time of one thread. The engine is `x86` of
-torch's dynamic quantization, which is
-the fastest of those that were compared: weights have 8 bits per output channel, inputs 8 bits per call. "scaled" moves
-large columns of the weight into the input, by a fixed factor per column; "split" computes the 16 largest columns
-separately in float32.
+take turns, so that none stays in the processor's cache. Times are processor time of one thread.
+
+The engine is `x86` of torch's dynamic quantization, the fastest of those that were compared: weights have 8 bits per
+output channel, inputs 8 bits per call. "scaled" moves large columns of the weight into the input, by a fixed factor per
+column; "split" computes the 16 largest columns separately in float32.
 """
 
 import argparse
