@@ -98,3 +98,13 @@ def test_a_loaded_tagger_is_optimized_unless_refused() -> None:
     assert replaced_parts(ImageTagger.from_pretrained(folder).model)
     assert not replaced_parts(ImageTagger.from_pretrained(folder, optimize=False).model)
     assert not replaced_parts(ImageTagger.from_pretrained(folder, dtype="bfloat16").model)
+
+
+def test_adding_tags_restores_the_model() -> None:
+    model = optimize_for_inference(shifted_ram().to(torch.bfloat16))
+    model.add_tags(["purple"], torch.ones(1, 12))
+    assert not replaced_parts(model)
+    assert model.label_embeddings.weight.dtype == torch.bfloat16
+    assert model.label_embeddings.num_embeddings == 6
+    with torch.no_grad():
+        assert optimize_for_inference(model)(tiny_pixels()).logits.shape == (3, 6)

@@ -49,7 +49,7 @@ class FusedAdapters(NamedTuple):
 
     Attributes:
         down: Weight (A, D) and bias (A,) of the down-projection.
-        ups: Weight (D, A) and bias (D,) of the up-projection for each task.
+        ups: Weight (D, A) and bias (D,) of the up-projection for each task, which are views of `joined_ups`.
         joined_ups: Up-projections of all tasks, (D, R * A), for batches with several tasks.
     """
 
@@ -412,7 +412,8 @@ def _fuse_adapters(mixture: LionAdapterMixture) -> FusedAdapters:
     pairs = list(zip(factors, adapters, strict=True))
     up = torch.cat([factor[..., None] * adapter.up_proj.weight for factor, adapter in pairs], dim=-1)
     bias = torch.stack([factor * adapter.up_proj.bias for factor, adapter in pairs]).sum(0)
-    return FusedAdapters(down, list(zip(up, bias, strict=True)), up.transpose(0, 1).flatten(1))
+    joined = up.transpose(0, 1).contiguous()  # (D, R, A)
+    return FusedAdapters(down, list(zip(joined.unbind(1), bias, strict=True)), joined.flatten(1))
 
 
 def _is_fresh(cache: Cache) -> bool:

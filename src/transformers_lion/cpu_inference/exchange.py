@@ -18,7 +18,7 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5Stack
 from .decoder import InferenceDecoder
-from .linear import PackedLinear
+from .linear import HalfEmbedding, PackedLinear
 from .memory import release_pages
 from .packs import WeightPack, make_pack
 from .plan import inference_plan
@@ -27,6 +27,8 @@ from .wrapping import Replacement, is_wrapped
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Part = TypeVar("Part", bound=nn.Module)
+
+HALVES = (torch.bfloat16, torch.float16)
 
 MIN_WEIGHTS = 100_000
 """Minimum number of weights in a linear layer to pack it."""
@@ -39,7 +41,7 @@ class InferenceForm:
     Attributes:
         description: Human-readable description in one line.
         layers: Names of the linear layers in each pack.
-        parts: Names of the replaced decoders and parts of the tagger.
+        parts: Names of the replaced embeddings, decoders and parts of the tagger, with the inner parts first.
         dtypes: Original dtypes of the weights that were converted to float32.
     """
 
@@ -55,7 +57,7 @@ class InferenceForm:
         Raises:
             RuntimeError: If a part was replaced in the meantime.
         """
-        for name in self.parts:
+        for name in reversed(self.parts):
             part = _get(model, name, Replacement)
             _replace(model, name, getattr(part, part.kept_as))
         for names in self.layers:
@@ -70,7 +72,7 @@ class InferenceForm:
     @torch.no_grad()
     def iterate_weights(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the state dict of the original model, unpacking one pack at a time."""
-        kept = {f"{name}.{_get(model, name, Replacement).kept_as}": name for name in self.parts}
+        kept = {f"{name}.{_get(model, name, Replacement).kept_as}": name for name in reversed(self.parts)}
         for place, module in model.named_modules(remove_duplicate=False):
             tensors: dict[str, torch.Tensor | None] = {**module._parameters}
             tensors |= {
@@ -122,8 +124,12 @@ def optimize_for_inference(model: Model, *, weights: str = "auto") -> Model:
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         packed = threads.map(lambda names: _pack(model, names, plan.weights), _find_layers(model))
         form.layers = [names for names in packed if names]
+    form.parts = _find_embeddings(model)
+    for name in form.parts:
+        _replace(model, name, HalfEmbedding(model.get_submodule(name)).eval())
+    halves = {id(_get(model, name, HalfEmbedding).weight) for name in form.parts}
     for name, weight in model.named_parameters():
-        if weight.dtype in (torch.bfloat16, torch.float16):
+        if weight.dtype in HALVES and id(weight) not in halves:
             form.dtypes[name] = weight.dtype
             converted = weight.data.float()
             release_pages(weight.data)
@@ -154,6 +160,21 @@ def restore_for_training(model: Model) -> Model:
     if form is not None:
         form.undo(model)
     return model
+
+
+def _find_embeddings(model: nn.Module) -> list[str]:
+    """Return the names of large embeddings in 16 bits. They may share their weights only with each other."""
+    names: list[str] = []
+    others: set[int] = set()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        weight = module._parameters.get("weight")
+        is_plain = type(module) is nn.Embedding and not is_wrapped(module) and module.max_norm is None
+        if is_plain and weight is not None and weight.dtype in HALVES and weight.numel() >= MIN_WEIGHTS:
+            names.append(name)
+        else:
+            others.update(map(id, module._parameters.values()))
+    return [name for name in names if id(modules[name].weight) not in others]
 
 
 def _find_replacement(module: nn.Module) -> type[Replacement] | None:
@@ -199,7 +220,7 @@ def _is_packable(layer: nn.Module, owners: Counter[int]) -> bool:
     return (
         type(weight) is nn.Parameter
         and weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and weight.dtype in (torch.float32, *HALVES)
         and not weight.is_inference()
         and owners[id(weight)] == 1
         and weight.numel() >= MIN_WEIGHTS
@@ -230,11 +251,11 @@ def _original_name(name: str, kept: dict[str, str]) -> str:
 
     Args:
         name: Name in the optimized model.
-        kept: Original names of the parts that are kept inside their replacements.
+        kept: Original names of the parts that are kept inside their replacements, with the outer parts first.
     """
     for place, original in kept.items():
         if name.startswith(f"{place}."):
-            return original + name[len(place) :]
+            name = original + name[len(place) :]
     return name
 
 
