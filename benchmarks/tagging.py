@@ -3,11 +3,11 @@
     python benchmarks/tagging.py [--repeats 3] [--threads 1] [--output benchmarks/tagging.md]
 
 The weights are random (Swin-L, 4585 tags). "optimized" is the model after `optimize_for_inference`, which the tagger's
-`from_pretrained` calls. "Products" are its matrix products alone, which limit what any optimization can gain: each shape
-as often as it occurs for one image, as `torch.nn.functional.linear` and as a float32 pack.
+`from_pretrained` calls. "Products" are its matrix products alone, which limit what any optimization can gain: each
+shape as often as it occurs for one image, as `torch.nn.functional.linear` and as a float32 pack.
 
-The best time is reported. Times are processor time over all threads, which other processes on the machine hardly affect:
-with one thread, they give the images per second of one idle core. Peak memory is that of a separate process.
+The best time is reported. Times are processor time over all threads, which other processes on the machine hardly
+affect: with one thread, they give the images per second of one idle core. Peak memory is that of a separate process.
 """
 
 import argparse
