@@ -26,10 +26,7 @@ BY_HAND = "torch>=2.7"
 """Its lowest release was run by hand, see the page of versions."""
 LOWEST = [*PROJECT["dependencies"], *EXTRAS["train"], *EXTRAS["eval"], *EXTRAS["export"], *EXTRAS["supervision"]]
 TOOLS = [
-    line
-    for name in ("test", "scale", "docs", "release", "dev")
-    for line in EXTRAS[name]
-    if "transformers-lion" not in line
+    line for name in ("test", "scale", "docs", "release", "dev") for line in EXTRAS[name] if "transformers-lion" not in line
 ]
 
 
