@@ -95,6 +95,7 @@ def write_folder(size: Size, folder: Path) -> Path:
         (folder / "model.safetensors.index.json").write_text(json.dumps(content))
         config.dtype, config.architectures = "bfloat16", [type(model).__name__]
         config.save_pretrained(folder)
+        os.sync()  # pages that are not on the disk yet would stay in memory when they are no longer needed
     return folder
 
 

@@ -21,7 +21,9 @@ from transformers import GenerationConfig, pipeline
 from transformers_lion import ImageTagger, Lion, LionForConditionalGeneration, LionProcessor, Request, inference
 from transformers_lion.example import TAGGER, example_checkpoint, example_image, sketch
 from transformers_lion.grounding import box_iou, token_log_probs
+from transformers_lion.prefetching import NUM_THREADS
 from transformers_lion.processing_lion import TAG_PROMPT
+from transformers_lion.ram.tagger import TaggingJob
 
 IMAGES = [
     Image.fromarray(np.random.RandomState(seed).randint(0, 255, (40, 30, 3), dtype=np.uint8)) for seed in range(3)
@@ -284,8 +286,8 @@ def test_the_same_path_is_the_same_image(lion: Lion, calls: Calls, image: Path) 
 def test_an_image_is_tagged_once_and_only_if_tags_are_missing(
     lion: Lion, calls: Calls, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tag = example_tagger.tag
-    monkeypatch.setattr(example_tagger, "tag", lambda images: calls.tagged.append(len(images)) or tag(images))
+    add = TaggingJob.add
+    monkeypatch.setattr(TaggingJob, "add", lambda job, image: calls.tagged.append(1) or add(job, image))
     tagged = Lion(lion.model, lion.processor, example_tagger)
     tagged.answer([Request(IMAGES[0], "a", tags="dog"), Request(IMAGES[1], "a", tag_source="none")], **SHORT)
     assert calls.tagged == []
@@ -542,14 +544,51 @@ def test_bytes_and_stored_images_are_images(lion: Lion, tmp_path: Path) -> None:
     assert pipe([stored, content], **SHORT) == [[{"generated_text": expected}]] * 2
 
 
-def test_images_of_a_batch_are_in_memory_one_at_a_time(
+def test_requests_of_similar_lengths_share_a_batch_and_answers_keep_their_order(
+    lion: Lion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = [f"{QUESTION} {'a ' * (index * 7 % 5)}" for index in range(10)]
+    requests = [Request(IMAGES[index % 3].copy(), question) for index, question in enumerate(questions)]
+    lengths: list[list[int]] = []
+    inputs = Lion._inputs
+
+    def note_lengths(self: Lion, batch: Any, images: Any) -> Any:
+        lengths.append([len(request.question) for request in batch])
+        return inputs(self, batch, images)
+
+    monkeypatch.setattr(Lion, "_inputs", note_lengths)
+    found = lion.answer(requests, batch_size=2, **SHORT)
+    assert lengths == [[length] * 2 for length in sorted({len(question) for question in questions})]
+    assert [answer.text for answer in found] == [lion.answer([request], **SHORT)[0].text for request in requests]
+
+
+def test_images_may_be_prepared_in_advance(lion: Lion, example_tagger: ImageTagger) -> None:
+    tagged = Lion(lion.model, lion.processor, example_tagger)
+    prepared = tagged.prepare(IMAGES)
+    assert [image.size for image in prepared] == [image.size for image in IMAGES]
+    assert all(image.rgb_image is None for image in prepared)
+    expected = tagged.answer([Request(image, QUESTION) for image in IMAGES], **SHORT)
+    assert tagged.answer([Request(image, QUESTION) for image in prepared], **SHORT) == expected
+    with pytest.raises(ValueError, match="prepared by an object without this tagger"):
+        tagged.answer([Request(lion.prepare(IMAGES)[0], QUESTION)], **SHORT)
+
+
+def test_another_kind_of_tagger_gets_the_images_themselves(lion: Lion) -> None:
+    tagged = Lion(lion.model, lion.processor, lambda images: [[f"{image.width} wide"] for image in images])  # type: ignore[arg-type]
+    assert [answer.tags for answer in tagged.answer([Request(image, QUESTION) for image in IMAGES], **SHORT)] == [
+        [f"{image.width} wide"] for image in IMAGES
+    ]
+
+
+def test_no_more_images_are_in_memory_than_threads_open(
     lion: Lion, example_tagger: ImageTagger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for index, rgb_image in enumerate(IMAGES):
-        rgb_image.save(tmp_path / f"{index}.png")
+    for index in range(12):
+        IMAGES[index % 3].save(tmp_path / f"{index}.png")
     alive: list[weakref.ref] = []
     counts: list[int] = []
     to_rgb = inference.to_rgb
+    sources = [tmp_path / f"{index}.png" for index in range(12)]
 
     def open_and_count(image: Any) -> Image.Image:
         gc.collect()
@@ -559,5 +598,6 @@ def test_images_of_a_batch_are_in_memory_one_at_a_time(
         return rgb_image
 
     monkeypatch.setattr(inference, "to_rgb", open_and_count)
-    Lion(lion.model, lion.processor, example_tagger).caption(sorted(tmp_path.glob("*.png")), **SHORT)
-    assert counts == [0, 0, 0]
+    Lion(lion.model, lion.processor, example_tagger).caption(sources, batch_size=4, **SHORT)
+    assert len(counts) == 12
+    assert max(counts) < NUM_THREADS

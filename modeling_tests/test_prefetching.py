@@ -31,6 +31,19 @@ def test_results_are_in_order_and_no_more_are_begun_than_there_is_room_for(is_da
     assert read == list(range(20))
 
 
+def test_what_waits_is_computed_at_its_turn_in_the_callers_thread() -> None:
+    started: list[int] = []
+
+    def compute(item: int) -> bool:
+        started.append(item)
+        return threading.current_thread() is threading.main_thread()
+
+    results = prefetch(compute, range(4), ahead=3, waits=lambda item: item == 2)
+    assert [next(results), next(results)] == [False, False]
+    assert 2 not in started
+    assert list(results) == [True, False]
+
+
 @BOTH
 def test_an_error_is_raised_at_its_turn_and_threads_end(is_daemon: bool) -> None:
     results = prefetch(lambda item: 1 // item, [2, 1, 0, 1], ahead=2, is_daemon=is_daemon)

@@ -139,6 +139,14 @@ def test_an_image_that_is_named_twice_is_answered_twice_and_read_once(workplace:
     assert requests[0].image is requests[1].image
 
 
+def test_full_size_images_are_kept_only_to_draw_on_them(workplace: Path, quick: list[Any]) -> None:
+    lion("caption", "scene.png")
+    lion("caption", "scene.png", "--draw", "drawn.png")
+    ((plain,), (drawn,)) = quick
+    assert plain.image.rgb_image is None
+    assert drawn.image.rgb_image.size == (100, 100)
+
+
 def test_questions_of_an_image_go_to_the_model_together(workplace: Path, quick: list[Any]) -> None:
     lion("ask", "scene.png", "sketch.jpg", "-q", "a", "-q", "b", "-b", 1)
     assert [[(request.image.size, request.question) for request in call] for call in quick] == [

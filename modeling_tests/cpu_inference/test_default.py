@@ -95,6 +95,18 @@ def test_commands_say_what_they_chose(monkeypatch: pytest.MonkeyPatch, tmp_path:
     ]
 
 
+@pytest.mark.parametrize("name", ["demo", "eval", "tag", "caption"])
+def test_commands_that_load_a_model_offer_the_choice(name: str) -> None:
+    assert "--no-optimize" in "".join(command(name, "--help").lines)
+
+
+def test_the_tagger_of_a_checkpoint_follows_the_choice() -> None:
+    for optimize in (True, False):
+        tagger = Lion.from_pretrained(optimize=optimize).tagger
+        assert tagger is not None
+        assert ("_inference_form" in vars(tagger.model)) is optimize
+
+
 def test_small_models_get_no_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "MIN_WEIGHTS", 10**9)
     assert not is_packed(load().model)

@@ -16,7 +16,7 @@ from factories import NO_DROPOUT, tiny_inputs, tiny_labels, tiny_model
 from ram.factories import tiny_ram
 from transformers_lion.cpu_inference import optimize_for_inference, restore_for_training
 from transformers_lion.cpu_inference.decoder import InferenceDecoder
-from transformers_lion.cpu_inference.linear import PackedLinear
+from transformers_lion.cpu_inference.linear import HalfEmbedding, PackedLinear
 from transformers_lion.cpu_inference.packs import Float16Pack, Float32Pack
 
 FORMS = [(torch.float32, Float32Pack), (torch.bfloat16, Float16Pack), (torch.float16, Float16Pack)]
@@ -56,6 +56,23 @@ def test_answers_are_those_of_float32_on_the_same_weights(dtype: torch.dtype, pa
     assert_same(weights_of(restore_for_training(model)), weights)
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == trained
     assert not packed_layers(model)
+
+
+def test_embeddings_stay_in_16_bits_and_are_shared() -> None:
+    model = optimize_for_inference(tiny_model().to(torch.bfloat16))
+    parts = [part for part in model.modules() if isinstance(part, HalfEmbedding)]
+    assert {part.weight.dtype for part in parts} == {torch.bfloat16}
+    language_model = model.language_model
+    embeddings = [language_model.shared, language_model.encoder.embed_tokens, language_model.decoder.embed_tokens]
+    assert len({part.weight.data_ptr() for part in embeddings}) == 1
+    assert all(part(torch.tensor([[3]])).dtype == torch.float32 for part in embeddings)
+
+
+def test_a_language_model_in_16_bits_answers_alone() -> None:
+    model = tiny_model().language_model.to(torch.bfloat16)
+    text = {"input_ids": torch.tensor([[5, 6, 1]]), "task_type_ids": torch.tensor([1])}
+    expected = copy.deepcopy(model).float().generate(**text, max_new_tokens=6, num_beams=3)
+    assert torch.equal(optimize_for_inference(model).generate(**text, max_new_tokens=6, num_beams=3), expected)
 
 
 UNDOING: dict[str, Callable[[nn.Module], Any]] = {

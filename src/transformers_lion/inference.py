@@ -9,9 +9,11 @@ Shape letters: B requests, E encoder tokens, T prompt tokens, L label tokens, D 
 
 import copy
 import os
-from collections import Counter, deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
 
@@ -36,8 +38,9 @@ from .modeling_lion import (
 )
 from .modeling_utils import check_finite
 from .pipelines import find_tagger, prefer_max_length
+from .prefetching import prefetch
 from .processing_lion import LionProcessor, check_strings
-from .ram import ImageTagger
+from .ram.tagger import ImageTagger, TaggerInput, TaggingJob
 from .tag_source import Tags, TagSource, as_names, check_tags, resolve_tag_source
 
 logger = logging.get_logger(__name__)
@@ -54,6 +57,8 @@ Images = list[Any] | tuple[Any, ...]
 Texts = list[str] | tuple[str, ...]
 OneBox = Box | list[float]
 Boxes = list[Box] | list[list[float]]
+SORTED_BATCHES = 16
+"""Number of batches within which requests are sorted by length."""
 CANDIDATES_PER_REQUEST = 4
 """Decoder rows per request of a batch when ranking candidates. A row needs far less memory than an image."""
 
@@ -118,6 +123,23 @@ class Answer:
         return [box for _, _, boxes in self.entities for box in boxes]
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An opened and preprocessed image, which `Request` accepts as an image. See `Lion.prepare`.
+
+    Attributes:
+        size: (width, height) of the upright image.
+        pixel_values: Preprocessed pixels (1, 3, H, W).
+        tagger_input: Input of the tagger, if there is one.
+        rgb_image: The image itself, if it is still needed.
+    """
+
+    size: tuple[int, int]
+    pixel_values: torch.Tensor
+    tagger_input: TaggerInput | None = None
+    rgb_image: Image.Image | None = None
+
+
 @dataclass
 class EncodedImage:
     """An encoded image, kept in memory until its last request is answered.
@@ -140,20 +162,6 @@ class _Generated(NamedTuple):
     scores: list[float] | None
     num_tokens: int
     is_complete: bool
-
-
-@dataclass
-class _LazyImages:
-    """Images that are opened during iteration, with a length for progress bars."""
-
-    images: Iterator[Image.Image]
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Image.Image]:
-        return self.images
 
 
 class Lion:
@@ -200,8 +208,9 @@ class Lion:
                 checkpoint, if there is one.
             device: Device of the model and of the checkpoint's tagger.
             dtype: Data type of the weights. Defaults to the data type they were saved in.
-            optimize: Whether to call `cpu_inference.optimize_for_inference` if it makes generation faster on this CPU.
-                With a `dtype` other than float32, the model stays in that data type and is not optimized.
+            optimize: Whether to call `cpu_inference.optimize_for_inference` on the model and on the checkpoint's tagger
+                if it makes them faster on this CPU. With a `dtype` other than float32, the model stays in that data
+                type and is not optimized.
             compile: Whether to also compile the decoder when the first answer is generated; see
                 `cpu_inference.optimize_for_inference`.
 
@@ -226,7 +235,7 @@ class Lion:
         if optimize:
             optimize_by_default(model, dtype, compile)
         processor = LionProcessor.from_pretrained(folder)
-        found = find_tagger(folder, model.device) if tagger is None else tagger or None
+        found = find_tagger(folder, model.device, optimize=optimize) if tagger is None else tagger or None
         if found is None and tagger is None and pretrained_model_name_or_path is not None:
             logger.warning_once(
                 f"{name} has no tagger, so prompts without tags have no tag sentence, although LION was trained with "
@@ -248,8 +257,9 @@ class Lion:
     ) -> list[Answer]:
         """Answer requests.
 
-        Requests for the same image are grouped, regardless of their order in the list. The features of an image are
-        freed after its last request.
+        Requests for the same image are grouped, regardless of their order in the list, and images with prompts of
+        similar lengths share batches. The features of an image are freed after its last request. Threads open and
+        preprocess the images of the next batch while the model computes.
 
         Args:
             requests: Requests in any order.
@@ -557,6 +567,22 @@ class Lion:
                 raise ValueError(image.error)
         return unpack([image.names for image in found], not is_batch(images))
 
+    def prepare(self, images: Sequence[Any], keep_images: bool = False) -> list[PreparedImage]:
+        """Open and preprocess images in advance, for example in another thread while the model computes.
+
+        Args:
+            images: Images in any form; see `Request`.
+            keep_images: Whether to keep the full-size images in `rgb_image`.
+
+        Returns:
+            One image to pass to `Request` for each image.
+
+        Raises:
+            ValueError: If an image cannot be read.
+        """
+        job = self._start_tagging()
+        return [self._prepare(image, job, keep_images) for image in images]
+
     # --- steps -------------------------------------------------------------------------------------------------
 
     def _check(self, requests: Sequence[Request], batch_size: int, on_error: OnError) -> None:
@@ -601,78 +627,107 @@ class Lion:
             errors: Filled with the positions of requests whose images cannot be read, and the reasons.
         """
         keys = [image_key(request.image) for request in requests]
-        first = {key: position for position, key in reversed(list(enumerate(keys)))}
-        order = sorted(range(len(requests)), key=lambda position: first[keys[position]])
+        order = sort_by_length(requests, keys, SORTED_BATCHES * batch_size)
+        images = {keys[position]: requests[position].image for position in order}
         untagged = {key for key, request in zip(keys, requests, strict=True) if self._source_of(request) == "tagger"}
         left = Counter(keys)
         seen: dict[Hashable, EncodedImage] = {}
-        unread: dict[Hashable, str] | None = {} if on_error == "skip" else None
-        for start in range(0, len(order), batch_size):
-            positions = order[start : start + batch_size]
-            new = {
-                keys[position]: requests[position].image
-                for position in positions
-                if keys[position] not in seen and keys[position] not in (unread or ())
-            }
-            seen.update(self._encode_images(new, untagged, unread))
-            errors.update({index: unread[keys[index]] for index in positions if unread and keys[index] in unread})
-            readable = [position for position in positions if position not in errors]
-            if readable:
-                yield readable, [seen[keys[position]] for position in readable]
-            left.subtract(keys[position] for position in positions)
-            seen = {key: image for key, image in seen.items() if left[key]}
+        unread: dict[Hashable, str] = {}
+        with closing(self._prepare_ahead(images, untagged, batch_size, on_error)) as prepared:
+            for start in range(0, len(order), batch_size):
+                positions = order[start : start + batch_size]
+                count = len({keys[position] for position in positions} - seen.keys() - unread.keys())
+                new = dict(islice(prepared, count))
+                unread.update({key: image for key, image in new.items() if isinstance(image, str)})
+                seen.update(self._encode_images(new, untagged))
+                errors.update({index: unread[keys[index]] for index in positions if keys[index] in unread})
+                readable = [position for position in positions if position not in errors]
+                if readable:
+                    yield readable, [seen[keys[position]] for position in readable]
+                left.subtract(keys[position] for position in positions)
+                seen = {key: image for key, image in seen.items() if left[key]}
         if unread:
-            warn_of_unread(list(unread.values()), len(first))
+            warn_of_unread(list(unread.values()), len(images))
 
-    def _encode_images(
-        self, images: dict[Hashable, Any], untagged: set[Hashable], unread: dict[Hashable, str] | None
-    ) -> dict[Hashable, EncodedImage]:
-        """Open, tag and encode images. Only one full-size image is in memory at a time.
+    def _prepare_ahead(
+        self, images: dict[Hashable, Any], untagged: set[Hashable], batch_size: int, on_error: OnError
+    ) -> Generator[tuple[Hashable, PreparedImage | str], None, None]:
+        """Open and preprocess images in threads, at most `batch_size` images ahead.
 
         Args:
-            images: Images by key.
+            images: Images by key, in the order in which they are needed.
             untagged: Keys of the images to tag.
-            unread: Filled with the reasons why images cannot be read. If `None`, the first such image raises an error.
+            batch_size, on_error: See `answer`.
+
+        Yields:
+            The key of each image with the image, or with the reason why it cannot be read if `on_error` is "skip".
         """
-        sizes: dict[Hashable, tuple[int, int]] = {}
-        pixels: list[torch.Tensor] = []
-        tagged: list[Hashable] = []
+        job = self._start_tagging() if untagged else None
 
-        def open_all() -> Iterator[Image.Image]:
-            for key, image in images.items():
-                try:
-                    rgb_image = to_rgb(image)
-                except ValueError as error:
-                    if unread is None:
-                        raise
-                    unread[key] = str(error)
-                    continue
-                sizes[key] = rgb_image.size
-                pixels.append(self.processor(images=rgb_image, return_tensors="pt")["pixel_values"])
-                if wanted and key in untagged:
-                    tagged.append(key)
-                    yield rgb_image
-                del rgb_image  # free it before opening the next image
+        def prepare(item: tuple[Hashable, Any]) -> tuple[Hashable, PreparedImage | str]:
+            key, image = item
+            keep = key in untagged and job is None
+            try:
+                return key, self._prepare(image, job if key in untagged else None, keep)
+            except ValueError as error:
+                if on_error == "raise":
+                    raise
+                return key, str(error)
 
-        wanted = len(untagged & images.keys())
-        names = self._tag_all(open_all(), wanted)
-        if not sizes:
+        yield from prefetch(prepare, images.items(), ahead=batch_size, waits=_is_download)
+
+    def _prepare(self, image: Any, job: TaggingJob | None, keep_image: bool) -> PreparedImage:
+        """Open and preprocess an image, also for the tagger if there is a `job`."""
+        if isinstance(image, PreparedImage):
+            return image
+        rgb_image = to_rgb(image)
+        return PreparedImage(
+            size=rgb_image.size,
+            pixel_values=self.processor(images=rgb_image, return_tensors="pt")["pixel_values"],
+            tagger_input=None if job is None else job.prepare(rgb_image, 0),
+            rgb_image=rgb_image if keep_image else None,
+        )
+
+    def _encode_images(
+        self, images: dict[Hashable, PreparedImage | str], untagged: set[Hashable]
+    ) -> dict[Hashable, EncodedImage]:
+        """Tag and encode the images that could be read.
+
+        Args:
+            images: Images by key, or the reasons why they cannot be read.
+            untagged: Keys of the images to tag.
+        """
+        read = {key: image for key, image in images.items() if isinstance(image, PreparedImage)}
+        if not read:
             return {}
-        features = self._encode(torch.cat(pixels))
-        seen = {
-            key: EncodedImage(size, features.select(torch.tensor([row])))
-            for row, (key, size) in enumerate(sizes.items())
+        tags = self._tag_all({key: image for key, image in read.items() if key in untagged})
+        features = self._encode(torch.cat([image.pixel_values for image in read.values()]))
+        return {
+            key: EncodedImage(image.size, features.select(torch.tensor([row])), tags.get(key))
+            for row, (key, image) in enumerate(read.items())
         }
-        for key, found in zip(tagged, names, strict=True):
-            seen[key].tags = list(found or [])
-        return seen
 
-    def _tag_all(self, images: Iterator[Image.Image], count: int) -> Sequence[Sequence[str] | None]:
-        """Tag `count` images, opening one at a time."""
-        if self.tagger is None or not count:
-            deque(images, maxlen=0)  # no tags are needed, but iterating opens the images
-            return []
-        return self.tagger(_LazyImages(images, count) if isinstance(self.tagger, ImageTagger) else list(images))
+    def _tag_all(self, images: dict[Hashable, PreparedImage]) -> dict[Hashable, list[str]]:
+        """Tag images.
+
+        Raises:
+            ValueError: If an image was prepared without this tagger.
+        """
+        if self.tagger is None or not images:
+            return {}
+        if not isinstance(self.tagger, ImageTagger):
+            found = self.tagger([image.rgb_image for image in images.values()])
+            return {key: list(names or []) for key, names in zip(images, found, strict=True)}
+        job = self.tagger.start()
+        for image in images.values():
+            if image.tagger_input is None:
+                raise ValueError("An image was prepared by an object without this tagger. Prepare it again.")
+            job.add(image.tagger_input)
+        return {key: list(tagged.names or []) for key, tagged in zip(images, job.finish(), strict=True)}
+
+    def _start_tagging(self) -> TaggingJob | None:
+        """Return a job of the tagger, or `None` if there is no tagger or it is another kind of object."""
+        return self.tagger.start() if isinstance(self.tagger, ImageTagger) else None
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> LionImageFeatures:
@@ -769,6 +824,36 @@ class Lion:
         ).logits
         chosen = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         return chosen.masked_fill(labels < 0, 0).sum(1).tolist()
+
+
+def sort_by_length(requests: Sequence[Request], keys: Sequence[Hashable], window: int) -> list[int]:
+    """Return the positions of requests, grouped by image and sorted by the length of the prompt within windows.
+
+    Args:
+        requests: Requests.
+        keys: Key of the image of each request.
+        window: Approximate number of requests to sort at a time. Images are read in this order, so a window keeps it
+            close to the order of the list.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for position, key in enumerate(keys):
+        groups.setdefault(key, []).append(position)
+    windows: list[list[list[int]]] = [[]]
+    for group in groups.values():
+        if sum(map(len, windows[-1])) >= window:
+            windows.append([])
+        windows[-1].append(sorted(group, key=lambda position: prompt_length(requests[position])))
+    ordered = [sorted(groups, key=lambda group: prompt_length(requests[group[-1]])) for groups in windows]
+    return [position for groups in ordered for group in groups for position in group]
+
+
+def prompt_length(request: Request) -> int:
+    """Return the number of characters of a question and its tags, for sorting."""
+    return len(request.question) + sum(len(name) for name in as_names(request.tags) or [])
+
+
+def _is_download(item: tuple[Hashable, Any]) -> bool:
+    return isinstance(item[1], str) and is_url(item[1])
 
 
 def measure_source(source: Any, on_error: OnError) -> tuple[Any, tuple[int, int]] | None:
@@ -878,4 +963,4 @@ def to_fractions(box: Box, image_size: tuple[int, int]) -> Box:
     return x1, y1, x2, y2
 
 
-__all__ = ["Answer", "Lion", "Request"]
+__all__ = ["Answer", "Lion", "PreparedImage", "Request"]

@@ -53,6 +53,19 @@ class BasePreTrainedModel(PreTrainedModel):
         if form is not None:
             form.undo(self)
 
+    def iterate_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the names and tensors of the state dict, with the original values and dtypes.
+
+        Unlike `state_dict`, this does not restore an optimized model: packed weights are unpacked one at a time.
+        """
+        form = self.__dict__.get("_inference_form")
+        yield from self.state_dict(keep_vars=True).items() if form is None else form.iterate_weights(self)
+
+    def list_packs(self) -> list[Any]:
+        """Return the packed weights of an optimized model. Their values never change."""
+        form = self.__dict__.get("_inference_form")
+        return [] if form is None else form.list_packs(self)
+
     def train(self, mode: bool = True) -> Any:
         """Set the training mode. Training restores an optimized model first."""
         if mode:

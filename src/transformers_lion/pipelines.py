@@ -77,7 +77,7 @@ class LionImageToTextPipeline(ImageTextToTextPipeline):
         if optimize:
             optimize_by_default(self.model, dtype)
         revision = getattr(self.model.config, "_commit_hash", None)
-        self.tagger = find_tagger(name, self.device, revision) if tagger is None else tagger or None
+        self.tagger = find_tagger(name, self.device, revision, optimize) if tagger is None else tagger or None
 
     def _sanitize_parameters(
         self,
@@ -287,7 +287,9 @@ class ImagePreprocessing:
         }
 
 
-def find_tagger(checkpoint: str, device: torch.device, revision: str | None = None) -> ImageTagger | None:
+def find_tagger(
+    checkpoint: str, device: torch.device, revision: str | None = None, optimize: bool = True
+) -> ImageTagger | None:
     """Load the tagger from the `tagger/` folder of a checkpoint, if there is one.
 
     Raises:
@@ -299,8 +301,10 @@ def find_tagger(checkpoint: str, device: torch.device, revision: str | None = No
     if not os.path.isdir(folder):
         return None
     check_tagger_files(folder)
-    tagger = ImageTagger.from_pretrained(folder, device=device)
+    tagger = ImageTagger.from_pretrained(folder, device=device, optimize=False)
     check_finite(tagger.model, folder)
+    if optimize:
+        optimize_by_default(tagger.model)
     return tagger
 
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ def prefetch(
     ahead: int,
     num_threads: int = NUM_THREADS,
     is_daemon: bool = False,
+    waits: Callable[[Item], bool] = lambda item: False,
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` for each item in order, computed in background threads.
 
@@ -31,13 +33,15 @@ def prefetch(
         ahead: Maximum number of finished or pending results to keep beyond the last one yielded.
         num_threads: Number of background threads.
         is_daemon: Whether the end of the process does not wait for these threads, such as for slow downloads.
+        waits: Whether to call `function` at the item's turn in the caller's thread, for example for a download, which
+            Ctrl-C could not interrupt in another thread.
     """
     name = "lion-prefetch"
     pool = DaemonThreads(num_threads, name) if is_daemon else ThreadPoolExecutor(num_threads, thread_name_prefix=name)
     waiting = deque[Callable[[], Result]]()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item).result)
+            waiting.append(partial(function, item) if waits(item) else pool.submit(function, item).result)
             if len(waiting) > ahead:
                 yield waiting.popleft()()
         while waiting:

@@ -4,14 +4,16 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
 from ..file_utils import naming
+from ..prefetching import prefetch
 from .common import hide_progress_bars, note, report, show_progress, stderr_console
 from .drawings import plan_drawings
 from .options import Columns, Place
@@ -19,11 +21,14 @@ from .results import Results, is_stream, open_results
 from .resuming import check_settings, read_done, settings_file, write_settings
 
 if TYPE_CHECKING:
+    from ..inference import PreparedImage
     from ..jobs.source_row import SourceRow
     from .image_sources import Named
 
 Opened = list[tuple[str, Image.Image]]
 """Names and images."""
+Prepared = list[tuple[str, "Image.Image | PreparedImage"]]
+"""Names and images, which may be preprocessed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,16 @@ class Job(Protocol):
     def load(self) -> None:
         """Load the model; called only if there are images."""
 
-    def run(self, opened: Opened) -> list[Outcome]:
+    def prepare(self, opened: Opened, keep_images: bool) -> Prepared:
+        """Preprocess a batch of images. Called in a background thread while earlier images are processed.
+
+        Args:
+            opened: names and images.
+            keep_images: whether the images will be drawn on.
+        """
+        return list(opened)
+
+    def run(self, prepared: Prepared) -> list[Outcome]:
         """Process a batch of images."""
 
 
@@ -94,15 +108,22 @@ def run_job(job: Job, arguments: Sequence[str], columns: Columns, batch_size: in
             return not failures
         with progress(len(rows), place.output) as advance:
             job.load()
-            for opened in open_images(rows, batch_size, fail):
-                for (name, _), outcome in zip(opened, run_batch(job, opened), strict=True):
-                    write(results, found, name, outcome)
-                    if name in drawings:
-                        with naming(drawings[name]):
-                            outcome.draw().save(drawings[name])
-                results.flush()
-                advance(len(opened))
+            chunks = open_images(rows, batch_size, fail)
+            with closing(prefetch(partial(job.prepare, keep_images=bool(drawings)), chunks, ahead=1)) as batches:
+                for batch in batches:
+                    answer_batch(job, batch, results, found, drawings)
+                    advance(len(batch))
     return not failures
+
+
+def answer_batch(job: Job, batch: Prepared, results: Results, found: "Named", drawings: Mapping[str, Path]) -> None:
+    """Run a job on a batch of images, write the results, and draw them on the images in `drawings`."""
+    for (name, _), outcome in zip(batch, run_batch(job, batch), strict=True):
+        write(results, found, name, outcome)
+        if name in drawings:
+            with naming(drawings[name]):
+                outcome.draw().save(drawings[name])
+    results.flush()
 
 
 @contextmanager
@@ -138,7 +159,7 @@ def leave_out_done(rows: "list[SourceRow]", job: Job, output: Path) -> "list[Sou
     return left
 
 
-def run_batch(job: Job, opened: Opened) -> list[Outcome]:
+def run_batch(job: Job, batch: Prepared) -> list[Outcome]:
     """Run a job on a batch of images.
 
     Raises:
@@ -147,7 +168,7 @@ def run_batch(job: Job, opened: Opened) -> list[Outcome]:
     import torch
 
     try:
-        return job.run(opened)
+        return job.run(batch)
     except torch.OutOfMemoryError as error:
         raise ValueError("The GPU ran out of memory: try a smaller --batch-size, or --dtype bfloat16.") from error
 

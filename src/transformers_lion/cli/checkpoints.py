@@ -42,7 +42,7 @@ def load_lion(
     name, where = check_model(model), choose_device(device)
     own: ImageTagger | Literal[False] | None = None if tagger else False
     if isinstance(tagger, str):
-        own = load_tagger_from(tagger, where)
+        own = load_tagger_from(tagger, where, optimize)
     try:
         lion = Lion.from_pretrained(name, tagger=own, device=where, dtype=dtype, optimize=optimize, compile=compile)
     except Exception as error:  # damaged files raise errors of many types
@@ -52,8 +52,13 @@ def load_lion(
     return lion
 
 
-def load_tagger(model: str | None, device: str | None) -> "ImageTagger":
+def load_tagger(model: str | None, device: str | None, optimize: bool = True) -> "ImageTagger":
     """Load the tagger of a model, or a tagger's own checkpoint.
+
+    Args:
+        model: folder or repository of the model or the tagger; the example checkpoint by default.
+        device: a GPU by default, if there is one.
+        optimize: see `ImageTagger.from_pretrained`.
 
     Raises:
         OSError, ValueError: if there is none.
@@ -62,19 +67,19 @@ def load_tagger(model: str | None, device: str | None) -> "ImageTagger":
 
     folder = Path(model or example_checkpoint())
     if folder.is_dir() and (folder / TAGGER_FOLDER).is_dir():
-        return load_tagger_from(str(folder / TAGGER_FOLDER), choose_device(device))
+        return load_tagger_from(str(folder / TAGGER_FOLDER), choose_device(device), optimize)
     if (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") == "lion":
         raise ValueError(f"{folder} has no tagger (no folder {TAGGER_FOLDER}/); specify one with --model.")
-    return load_tagger_from(str(model), choose_device(device))
+    return load_tagger_from(str(model), choose_device(device), optimize)
 
 
-def load_tagger_from(name: str, device: "torch.device") -> "ImageTagger":
+def load_tagger_from(name: str, device: "torch.device", optimize: bool = True) -> "ImageTagger":
     """Load the tagger in a folder or repository."""
     from ..ram import ImageTagger, RamConfig
 
     name = check_model(name, RamConfig.model_type)
     try:
-        return ImageTagger.from_pretrained(name, device=device)
+        return ImageTagger.from_pretrained(name, device=device, optimize=optimize)
     except Exception as error:
         raise ValueError(f"{name} cannot be loaded: {first_sentence(error)}") from error
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .common import Debug, hide_progress_bars, note, report, require, run_action
-from .options import Device, Dtype, Model, Tagger
+from .options import Device, Dtype, Model, Optimize, Tagger
 
 Host = Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all interfaces.")]
 Port = Annotated[
@@ -27,6 +27,7 @@ def demo(
     tagger: Tagger = None,
     device: Device = None,
     dtype: Dtype = None,
+    optimize: Optimize = True,
     debug: Debug = False,
 ) -> None:
     """Serve a web page for captions, questions, boxes and tags."""
@@ -42,7 +43,7 @@ def demo(
 
         hide_progress_bars()
         offered = examples_of(model, examples)
-        lion = load_lion(model, True if tagger is None else tagger, device, dtype and dtype.value)
+        lion = load_lion(model, True if tagger is None else tagger, device, dtype and dtype.value, optimize)
         if lion.tagger is None:
             note(f"{model} has no tagger: prompts contain only the tags that users type; see --tagger.")
         serve(lion, ServerSettings(host, port, share, name=sentence_about(model), examples=offered))

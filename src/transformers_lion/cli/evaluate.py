@@ -13,7 +13,7 @@ from rich.console import Console
 from ..tag_source import TAG_SOURCES
 from .checkpoints import check_model, choose_device, load_lion
 from .common import Debug, hide_progress_bars, printable, run_action, show_progress, speaker
-from .options import Device, Dtype, Model, NumBeams, Tagger, TagSourceOption, expand_settings
+from .options import Device, Dtype, Model, NumBeams, Optimize, Tagger, TagSourceOption, expand_settings
 
 if TYPE_CHECKING:
     from ..evaluation.results import Result
@@ -74,6 +74,7 @@ class Options:
     tagger: Tagger = None
     dtype: Dtype = None
     device: Device = None
+    optimize: Optimize = True
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Number of examples to use.")] = None
     seed: Annotated[int, typer.Option("--seed", help="Seed for checkpoints that sample.")] = 0
     check_batching: Annotated[
@@ -102,6 +103,7 @@ class Options:
             tagger=self.tagger,
             dtype=self.dtype.value if self.dtype else None,
             device=None if self.device is None else str(choose_device(self.device)),
+            optimize=self.optimize,
             load_options=self.given("box_format", "box_unit"),
             limit=self.limit,
             seed=self.seed,
@@ -143,7 +145,7 @@ def evaluate(
 
 def load(settings: "EvaluationSettings", device: str, dtype: str | None) -> "Lion":
     """Load the model of an evaluation, with its tagger if prompts may need it."""
-    return load_lion(settings.model, settings.tagger or settings.may_ask_tagger, device, dtype)
+    return load_lion(settings.model, settings.tagger or settings.may_ask_tagger, device, dtype, settings.optimize)
 
 
 def find_name(name: str, known: list[str]) -> str:

@@ -10,7 +10,7 @@ import typer
 from PIL import Image
 
 from ..example import example_checkpoint
-from .answering import Job, Opened, Outcome, run_job
+from .answering import Job, Opened, Outcome, Prepared, run_job
 from .checkpoints import load_lion
 from .common import Debug, note, run_action
 from .drawings import write_below
@@ -91,7 +91,13 @@ class Answering(Job):
                 raise ValueError(f"{settings.model} has no tagger for --tag-source tagger; specify one with --tagger.")
             note(f"{settings.model} has no tagger, so prompts have no tag sentence; see --tags and --tagger.")
 
-    def run(self, opened: Opened) -> list[Outcome]:
+    def prepare(self, opened: Opened, keep_images: bool) -> Prepared:
+        """Preprocess each distinct image of a batch once."""
+        images = list({id(image): image for _, image in opened}.values())
+        prepared = dict(zip(map(id, images), self.lion.prepare(images, keep_images), strict=True))
+        return [(name, prepared[id(image)]) for name, image in opened]
+
+    def run(self, prepared: Prepared) -> list[Outcome]:
         """Answer the questions about a batch of images."""
         from ..inference import Request
 
@@ -99,7 +105,7 @@ class Answering(Job):
         prompt = self.lion.processor.caption_prompt
         requests = [
             Request(image, prompt if question.text is None else question.text, question.task_type, tags, tag_source)
-            for _, image in opened
+            for _, image in prepared
             for question in self.questions
         ]
         answers = self.lion.answer(
@@ -108,17 +114,17 @@ class Answering(Job):
         count = len(self.questions)
         return [
             self.outcome(image, requests[start : start + count], answers[start : start + count])
-            for start, (_, image) in zip(range(0, len(answers), count), opened, strict=True)
+            for start, (_, image) in zip(range(0, len(answers), count), prepared, strict=True)
         ]
 
-    def outcome(self, image: Image.Image, requests: "Sequence[Request]", answers: "Sequence[Answer]") -> Outcome:
+    def outcome(self, prepared: Any, requests: "Sequence[Request]", answers: "Sequence[Answer]") -> Outcome:
         """Return the results for one image."""
         rows = []
         for question, request, answer in zip(self.questions, requests, answers, strict=True):
             about = {} if question.about is None else {self.name: question.about}
             shown = list(about.values()) if len(self.questions) > 1 else []
             rows.append(([*shown, self.describe(answer)], {**about, **to_record(request, answer)}))
-        return Outcome(rows, partial(self.draw, image, answers))
+        return Outcome(rows, partial(self.draw, prepared.rgb_image, answers))
 
     def draw(self, image: Image.Image, answers: "Sequence[Answer]") -> Image.Image:
         """Draw the boxes on an image, and answers without boxes below it."""

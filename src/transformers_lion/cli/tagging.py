@@ -7,11 +7,11 @@ import typer
 from PIL import Image
 
 from ..example import example_checkpoint
-from .answering import Opened, Outcome, run_job
+from .answering import Job, Outcome, Prepared, run_job
 from .checkpoints import load_tagger
 from .common import Debug, run_action
 from .drawings import write_below
-from .options import BatchSize, Columns, Device, Images, Place, expand_settings
+from .options import BatchSize, Columns, Device, Images, Optimize, Place, expand_settings
 
 if TYPE_CHECKING:
     from ..ram import ImageTagger, TaggedImage
@@ -23,12 +23,13 @@ Threshold = Annotated[
 TopK = Annotated[int | None, typer.Option("--top", min=1, help="Maximum number of tags.", show_default="all")]
 
 
-class Tagging:
+class Tagging(Job):
     """Tags images."""
 
-    def __init__(self, model: str | None, device: str | None, options: dict[str, Any]):
+    def __init__(self, model: str | None, device: str | None, optimize: bool, options: dict[str, Any]):
         self.model = model
         self.device = device
+        self.optimize = optimize
         self.options = options
         self.tagger: ImageTagger
 
@@ -43,11 +44,11 @@ class Tagging:
 
     def load(self) -> None:
         """Load the tagger."""
-        self.tagger = load_tagger(self.model, self.device)
+        self.tagger = load_tagger(self.model, self.device, self.optimize)
 
-    def run(self, opened: Opened) -> list[Outcome]:
+    def run(self, prepared: Prepared) -> list[Outcome]:
         """Tag a batch of images."""
-        images = [image for _, image in opened]
+        images: list[Any] = [image for _, image in prepared]
         found = self.tagger.tag(images, batch_size=len(images), show_progress=False, **self.options)
         return [self.outcome(image, tagged) for image, tagged in zip(images, found, strict=True)]
 
@@ -79,8 +80,10 @@ def tag(
     top_k: TopK = None,
     batch_size: BatchSize = 8,
     device: Device = None,
+    optimize: Optimize = True,
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """List what is in each image as tags."""
-    job = Tagging(model, device, {"threshold": threshold, "top_k": top_k, "sort_by_score": top_k is not None})
+    selection = {"threshold": threshold, "top_k": top_k, "sort_by_score": top_k is not None}
+    job = Tagging(model, device, optimize, selection)
     run_action(lambda: run_job(job, images, columns, batch_size, place), debug)

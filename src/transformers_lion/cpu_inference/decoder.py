@@ -32,7 +32,7 @@ from ..modeling_lion_t5 import LionT5Stack, SharedCrossCache
 from .cache import PreallocatedCache, PreallocatedLayer
 from .compiled import CompiledStep
 from .layers import DecoderLayer, Norm, UnsupportedModuleError, make_layer, make_norm
-from .wrapping import is_wrapped
+from .wrapping import Replacement, is_wrapped
 
 _building = threading.Lock()
 
@@ -72,7 +72,7 @@ class Decoding:
         return copy.copy(self)
 
 
-class InferenceDecoder(nn.Module):
+class InferenceDecoder(Replacement):
     """Replaces the decoder of the language model.
 
     Args:
@@ -80,19 +80,15 @@ class InferenceDecoder(nn.Module):
         compiles: Whether to compile a layer with `torch.compile`.
     """
 
+    kept_as = "stack"
+    stack: LionT5Stack
+
     def __init__(self, stack: LionT5Stack, compiles: bool = False) -> None:
-        super().__init__()
-        self.stack = stack
+        super().__init__(stack)
         self.compiles = compiles
         self._head_shape = stack.config.num_heads, stack.config.d_kv
         self._layers: list[DecoderLayer] | None = None
         self._fingerprint: list[Any] = []
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("stack"), name)
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop the fused weights. A copy creates its own."""
@@ -141,18 +137,7 @@ class InferenceDecoder(nn.Module):
     def _is_for_inference(self, options: dict[str, Any]) -> bool:
         """Whether the call only needs the last hidden states, without gradients."""
         config = self.stack.config
-        return not (
-            torch.is_grad_enabled()
-            or self.training
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or torch.is_autocast_enabled("cpu")
-            or config.output_hidden_states
-            or config.output_attentions
-            or any(value is not None and value is not False for name, value in options.items() if name != "return_dict")
-            or options.get("return_dict") is False
-            or config._attn_implementation not in ("sdpa", "eager")
-        )
+        return self.is_for_inference(options, config) and config._attn_implementation in ("sdpa", "eager")
 
     def _start(
         self,

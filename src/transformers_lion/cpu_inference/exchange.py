@@ -19,14 +19,17 @@ from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5Stack
 from .compiled import check_compiler
 from .decoder import InferenceDecoder
-from .linear import PackedLinear
+from .linear import HalfEmbedding, PackedLinear
 from .memory import release_pages
-from .packs import make_pack
+from .packs import WeightPack, make_pack
 from .plan import InferencePlan, inference_plan
-from .wrapping import is_wrapped
+from .tagger import InferenceSwinLayer, InferenceTaggingHead
+from .wrapping import Replacement, is_wrapped
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Part = TypeVar("Part", bound=nn.Module)
+
+HALVES = (torch.bfloat16, torch.float16)
 
 MIN_WEIGHTS = 100_000
 """Minimum number of weights in a linear layer to pack it."""
@@ -39,13 +42,13 @@ class InferenceForm:
     Attributes:
         description: Human-readable description in one line.
         layers: Names of the linear layers in each pack.
-        decoders: Names of the replaced decoders.
+        parts: Names of the replaced embeddings, decoders and parts of the tagger, with the inner parts first.
         dtypes: Original dtypes of the weights that were converted to float32.
     """
 
     description: str
     layers: list[list[str]] = field(default_factory=list)
-    decoders: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -55,8 +58,9 @@ class InferenceForm:
         Raises:
             RuntimeError: If a part was replaced in the meantime.
         """
-        for name in self.decoders:
-            _replace(model, name, _get(model, name, InferenceDecoder).stack)
+        for name in reversed(self.parts):
+            part = _get(model, name, Replacement)
+            _replace(model, name, getattr(part, part.kept_as))
         for names in self.layers:
             packed = [_get(model, name, PackedLinear) for name in names]
             weight = packed[0].pack.unpack()
@@ -65,6 +69,26 @@ class InferenceForm:
         for name, dtype in self.dtypes.items():
             weight = model.get_parameter(name)
             weight.data = weight.data.to(dtype)
+
+    @torch.no_grad()
+    def iterate_weights(self, model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the state dict of the original model, unpacking one pack at a time."""
+        kept = {f"{name}.{_get(model, name, Replacement).kept_as}": name for name in reversed(self.parts)}
+        for place, module in model.named_modules(remove_duplicate=False):
+            tensors: dict[str, torch.Tensor | None] = {**module._parameters}
+            tensors |= {
+                name: x for name, x in module._buffers.items() if name not in module._non_persistent_buffers_set
+            }
+            if isinstance(module, PackedLinear):
+                tensors = {"weight": module.pack.unpack()[module.rows], **tensors}
+            for inner, tensor in tensors.items():
+                name = _original_name(f"{place}.{inner}" if place else inner, kept)
+                if tensor is not None:
+                    yield name, tensor.detach().to(self.dtypes.get(name, tensor.dtype))
+
+    def list_packs(self, model: nn.Module) -> list[WeightPack]:
+        """Return the packs of the model."""
+        return [_get(model, names[0], PackedLinear).pack for names in self.layers]
 
 
 @torch.no_grad()
@@ -110,15 +134,22 @@ def optimize_for_inference(model: Model, *, weights: str = "auto", compile: bool
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as threads:
         packed = threads.map(lambda names: _pack(model, names, plan.weights), _find_layers(model))
         form.layers = [names for names in packed if names]
+    form.parts = _find_embeddings(model)
+    for name in form.parts:
+        _replace(model, name, HalfEmbedding(model.get_submodule(name)).eval())
+    halves = {id(_get(model, name, HalfEmbedding).weight) for name in form.parts}
     for name, weight in model.named_parameters():
-        if weight.dtype in (torch.bfloat16, torch.float16):
+        if weight.dtype in HALVES and id(weight) not in halves:
             form.dtypes[name] = weight.dtype
             converted = weight.data.float()
             release_pages(weight.data)
             weight.data = converted
-    for name, stack in _find_decoders(model):
-        form.decoders.append(name)
-        _replace(model, name, InferenceDecoder(stack, compile).eval())
+    for name, module in list(model.named_modules()):
+        kind = _find_replacement(module) if name else None
+        if kind is not None:
+            form.parts.append(name)
+            part = InferenceDecoder(module, compile) if kind is InferenceDecoder else kind(module)
+            _replace(model, name, part.eval())
     model._inference_form = form
     return model
 
@@ -149,17 +180,30 @@ def _check_compilable(model: nn.Module, plan: InferencePlan) -> None:
             f"compile=True requires an optimized model, but this one is left unchanged: {plan.reason}. On a CPU, pass "
             "weights='float32' or 'float16' as well. On a GPU, pass cache_implementation='static' to generate instead."
         )
-    if not _find_decoders(model):
+    if InferenceDecoder not in map(_find_replacement, model.modules()):
         raise ValueError(f"compile=True requires a model with a decoder, but {type(model).__name__} has none.")
 
 
-def _find_decoders(model: nn.Module) -> list[tuple[str, LionT5Stack]]:
-    """Return the names and the decoders to replace."""
-    return [
-        (name, stack)
-        for name, stack in model.named_modules()
-        if type(stack) is LionT5Stack and stack.is_decoder and name and not is_wrapped(stack)
-    ]
+def _find_embeddings(model: nn.Module) -> list[str]:
+    """Return the names of large embeddings in 16 bits. They may share their weights only with each other."""
+    names: list[str] = []
+    others: set[int] = set()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in modules.items():
+        weight = module._parameters.get("weight")
+        is_plain = type(module) is nn.Embedding and not is_wrapped(module) and module.max_norm is None
+        if is_plain and weight is not None and weight.dtype in HALVES and weight.numel() >= MIN_WEIGHTS:
+            names.append(name)
+        else:
+            others.update(map(id, module._parameters.values()))
+    return [name for name in names if id(modules[name].weight) not in others]
+
+
+def _find_replacement(module: nn.Module) -> type[Replacement] | None:
+    """Return the class that replaces a module, if there is one."""
+    if type(module) is LionT5Stack and module.is_decoder and not is_wrapped(module):
+        return InferenceDecoder
+    return next((kind for kind in (InferenceSwinLayer, InferenceTaggingHead) if kind.accepts(module)), None)
 
 
 def _find_layers(model: nn.Module) -> list[list[str]]:
@@ -198,7 +242,7 @@ def _is_packable(layer: nn.Module, owners: Counter[int]) -> bool:
     return (
         type(weight) is nn.Parameter
         and weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and weight.dtype in (torch.float32, *HALVES)
         and not weight.is_inference()
         and owners[id(weight)] == 1
         and weight.numel() >= MIN_WEIGHTS
@@ -222,6 +266,19 @@ def _pack(model: nn.Module, names: list[str], form: str | None) -> list[str]:
         _replace(model, name, PackedLinear(linear, pack, start).eval())
         start += linear.out_features
     return names
+
+
+def _original_name(name: str, kept: dict[str, str]) -> str:
+    """Return the name of a weight in the original model.
+
+    Args:
+        name: Name in the optimized model.
+        kept: Original names of the parts that are kept inside their replacements, with the outer parts first.
+    """
+    for place, original in kept.items():
+        if name.startswith(f"{place}."):
+            name = original + name[len(place) :]
+    return name
 
 
 def _get(model: nn.Module, name: str, kind: type[Part]) -> Part:

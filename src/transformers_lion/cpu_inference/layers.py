@@ -31,7 +31,7 @@ class FusedAdapters(NamedTuple):
 
     Attributes:
         down: Weight (A, D) and bias (A,) of the down-projection.
-        ups: Weight (D, A) and bias (D,) of the up-projection for each task.
+        ups: Weight (D, A) and bias (D,) of the up-projection for each task, which are views of `joined_ups`.
         joined_ups: Up-projections and biases of all tasks, (D, R * A + R), for batches with several tasks.
     """
 
@@ -142,7 +142,8 @@ def _fuse_adapters(mixture: LionAdapterMixture) -> FusedAdapters:
     up = torch.cat([factor[..., None] * adapter.up_proj.weight for factor, adapter in pairs], dim=-1)
     bias = torch.stack([factor * adapter.up_proj.bias for factor, adapter in pairs]).sum(0)
     joined_ups = torch.cat([up.transpose(0, 1).flatten(1), bias.T], dim=1)
-    return FusedAdapters(down, list(zip(up, bias, strict=True)), joined_ups)
+    ups = joined_ups[:, : -len(bias)].unflatten(1, (len(bias), -1)).unbind(1)
+    return FusedAdapters(down, list(zip(ups, bias, strict=True)), joined_ups)
 
 
 __all__ = ["DecoderLayer", "FusedAdapters", "Norm", "Product", "UnsupportedModuleError", "make_layer", "make_norm"]

@@ -1,4 +1,4 @@
-"""Linear layers with packed weights."""
+"""Linear layers with packed weights, and embeddings whose weights stay in 16 bits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .packs import WeightPack
+from .wrapping import Replacement
 
 RESTORE = "Call restore_for_training on the model that optimize_for_inference was called on."
 
@@ -75,4 +76,12 @@ class PackedLinear(nn.Module):
         raise RuntimeError(f"A part of a model with packed weights cannot load a state dict. {RESTORE}")
 
 
-__all__ = ["PackedLinear"]
+class HalfEmbedding(Replacement):
+    """Replaces an `nn.Embedding` in bfloat16 or float16. It converts only the embeddings that a call needs."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """(...) -> (..., D), in float32."""
+        return self.original(ids).float()
+
+
+__all__ = ["HalfEmbedding", "PackedLinear"]

@@ -78,8 +78,8 @@ def load_lion(settings: EvaluationSettings, device: str, dtype: str | None) -> L
     """Load the model of an evaluation, with its tagger if prompts may need it."""
     tagger: ImageTagger | Literal[False] | None = None if settings.may_ask_tagger else False
     if settings.tagger is not None:
-        tagger = ImageTagger.from_pretrained(settings.tagger, device=device)
-    return Lion.from_pretrained(settings.model, tagger=tagger, device=device, dtype=dtype)
+        tagger = ImageTagger.from_pretrained(settings.tagger, device=device, optimize=settings.optimize)
+    return Lion.from_pretrained(settings.model, tagger=tagger, device=device, dtype=dtype, optimize=settings.optimize)
 
 
 def evaluate(

@@ -42,6 +42,7 @@ class EvaluationSettings:
         tagger: folder or repository of a tagger; the tagger in the checkpoint's folder by default, if there is one.
         dtype: dtype of the weights; as saved by default.
         device: the device; by default the first GPU, or each process's own.
+        optimize: see `Lion.from_pretrained`. Predictions of both kinds may be mixed.
         load_options: options of the task's `load`, such as `box_format`.
         limit: number of examples to use, from the first.
         seed: random seed; answers depend on it only if the checkpoint's generation config enables sampling.
@@ -60,6 +61,7 @@ class EvaluationSettings:
     tagger: str | None = None
     dtype: str | None = None
     device: str | None = None
+    optimize: bool = True
     load_options: dict[str, Any] = field(default_factory=dict)
     limit: int | None = None
     seed: int = 0

@@ -274,7 +274,7 @@ class RamForImageTagging(RamPreTrainedModel):
     def add_tags(
         self, names: Sequence[str], text_embeds: torch.Tensor, thresholds: Sequence[float] | float | None = None
     ) -> None:
-        """Add tags to the vocabulary. They are saved with the model.
+        """Add tags to the vocabulary. They are saved with the model. An optimized model is restored first.
 
         Don't add tags while another thread uses the model. Add them before you create an optimizer.
 
@@ -296,6 +296,7 @@ class RamForImageTagging(RamPreTrainedModel):
             )
         if thresholds is None or isinstance(thresholds, float | int):
             thresholds = [self.config.default_threshold if thresholds is None else thresholds] * len(names)
+        self.leave_inference_form()
         all_names = [self.config.id2label[index] for index in range(self.config.num_labels)] + names
         all_thresholds = list(self.config.thresholds or []) + [float(threshold) for threshold in thresholds]
         check_tags(all_names, all_thresholds)

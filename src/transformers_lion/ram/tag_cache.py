@@ -9,14 +9,17 @@ import hashlib
 import json
 import logging
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
+
+from ..modeling_utils import BasePreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class TagCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.directory, self.size)
 
-    def section(self, model: nn.Module, settings: Mapping[str, Any]) -> "Section":
+    def section(self, model: BasePreTrainedModel, settings: Mapping[str, Any]) -> "Section":
         """Return the section for the current state of a tagger. If changes of its weights cannot be detected, the
         section is not stored.
 
@@ -75,7 +78,7 @@ class TagCache:
         with self._lock:
             if weights != self._weights:
                 self._weights, self._sections = weights, {}
-                self._digest = digest_weights(model.state_dict()) if self.directory else ""
+                self._digest = digest_weights(model.iterate_weights()) if self.directory else ""
             text = json.dumps([self._digest, settings], sort_keys=True, default=str)
             name = hashlib.sha256(text.encode()).hexdigest()[:32]
             if name not in self._sections:
@@ -219,30 +222,32 @@ def digest_image(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def digest_weights(state: Mapping[str, torch.Tensor]) -> str:
-    """Compute a digest of weights and buffers, which is the same in all processes."""
+def digest_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Compute a digest of named weights and buffers, which is the same in all processes."""
     digest = hashlib.sha256()
-    for name, tensor in state.items():
+    for name, tensor in weights:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def weights_state(model: nn.Module) -> tuple | None:
+def weights_state(model: BasePreTrainedModel) -> tuple | None:
     """Return a value that changes when the weights change. It is fast to compute. Return `None` if any weight is not a
     plain tensor in memory.
 
     The value combines PyTorch's version counters with samples, because the counters miss writes to `weight.data`. After
-    writing to a few values of a large tensor that way, call `clear`.
+    writing to a few values of a large tensor that way, call `clear`. Packed weights of an optimized model are not
+    sampled, because they cannot be written to.
     """
-    tensors = list(model.state_dict(keep_vars=True).values())
+    tensors = [*model.parameters(), *model.buffers()]
     if not all(type(tensor) in (nn.Parameter, torch.Tensor) and not tensor.is_meta for tensor in tensors):
         return None
     sums = torch.stack([sample(tensor.detach()).sum(dtype=torch.float32).cpu() for tensor in tensors]).tolist()
-    return tuple(
+    states = tuple(
         (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), 0 if tensor.is_inference() else tensor._version, total)
         for tensor, total in zip(tensors, sums, strict=True)
     )
+    return states, tuple(weakref.ref(pack) for pack in model.list_packs())
 
 
 def sample(tensor: torch.Tensor) -> torch.Tensor:

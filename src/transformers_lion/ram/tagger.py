@@ -43,6 +43,23 @@ class TaggedImage:
         return None if self.tags is None else [tag["label"] for tag in self.tags]
 
 
+@dataclass(frozen=True)
+class TaggerInput:
+    """An opened and preprocessed image.
+
+    Attributes:
+        key: Digest of the image.
+        pixel_values: Preprocessed pixels (1, 3, H, W), unless the tags are known.
+        tags: Tags, if they are in the cache.
+        error: Reason why the image could not be read.
+    """
+
+    key: str = ""
+    pixel_values: torch.Tensor | None = None
+    tags: Tags | None = None
+    error: str | None = None
+
+
 @dataclass
 class Pending:
     """An image in the next batch, with its positions in the list of images."""
@@ -86,6 +103,7 @@ class ImageTagger:
         batch_size: int = 8,
         tag_cache_dir: str | os.PathLike | None = None,
         tag_cache_size: int = KEPT,
+        optimize: bool = True,
         **kwargs: Any,
     ) -> "ImageTagger":
         """Load a converted tagger.
@@ -95,8 +113,12 @@ class ImageTagger:
             device: Device of the model.
             dtype: Data type of the weights. Defaults to the data type they were saved in.
             batch_size, tag_cache_dir, tag_cache_size: See the class.
+            optimize: Whether to call `cpu_inference.optimize_for_inference` if it makes tagging faster on this CPU.
+                With a `dtype` other than float32, the model stays in that data type and is not optimized.
             **kwargs: Options of the model's `from_pretrained`, such as `subfolder`, `device_map` or `revision`.
         """
+        from ..cpu_inference import optimize_by_default  # imported here because it uses the tagging model
+
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
         image_processor = RamImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
         if dtype is not None:
@@ -104,6 +126,8 @@ class ImageTagger:
         model = RamForImageTagging.from_pretrained(pretrained_model_name_or_path, **kwargs)
         if device is not None:
             model.to(device)
+        if optimize:
+            optimize_by_default(model, dtype)
         return cls(
             model,
             image_processor,
@@ -152,6 +176,29 @@ class ImageTagger:
             ValueError: If the model is in training mode, or for the reasons given in `select_tags`.
             SelfCheckError: If transformers or torch is newer than the tested versions and gives different results.
         """
+        job = self.start(batch_size, threshold, top_k, sort_by_score, allow, drop)
+        for position, image in enumerate(with_progress(as_images(images), show_progress)):
+            job.add(job.prepare(image, position))
+            del image  # free it before opening the next one
+        return job.finish()
+
+    def start(
+        self,
+        batch_size: int | None = None,
+        threshold: float | None = None,
+        top_k: int | None = None,
+        sort_by_score: bool = False,
+        allow: Iterable[str] | None = None,
+        drop: Iterable[str] | None = None,
+    ) -> "TaggingJob":
+        """Return a job that tags images in steps, for images that are opened in other threads.
+
+        Args:
+            batch_size, threshold, top_k, sort_by_score, allow, drop: See `tag`.
+
+        Raises:
+            ValueError, SelfCheckError: For the reasons given in `tag`.
+        """
         from ..self_check import ensure_checked  # imported here because it uses the tagging model
 
         ensure_checked()
@@ -164,15 +211,14 @@ class ImageTagger:
             "allow": list_names(allow),
             "drop": list_names(drop),
         }
-        job = TaggingJob(self, self.batch_size if batch_size is None else batch_size, selection)
-        for image in with_progress(as_images(images), show_progress):
-            job.add(image)
-            del image  # free it before opening the next one
-        return job.finish()
+        return TaggingJob(self, self.batch_size if batch_size is None else batch_size, selection)
 
 
 class TaggingJob:
-    """A call of the tagger. It collects single images into batches."""
+    """A call of the tagger. It collects single images into batches.
+
+    Threads may call `prepare` while the job runs. All other methods belong to one thread.
+    """
 
     def __init__(self, tagger: ImageTagger, batch_size: int, selection: dict[str, Any]):
         if batch_size < 1:
@@ -189,23 +235,32 @@ class TaggingJob:
         self.results: list[TaggedImage] = []
         self.pending: dict[str, Pending] = {}
 
-    def add(self, image: Any) -> None:
-        """Add an image, and run the model when the batch is full."""
-        position = len(self.results)
-        self.results.append(TaggedImage())
+    def prepare(self, image: Any, position: int) -> TaggerInput:
+        """Open and preprocess an image, unless its tags are known.
+
+        Args:
+            image: Image in any form.
+            position: Position of the image, for messages.
+        """
         try:
             rgb_image = to_rgb(image)
             key = digest_image(rgb_image)
             known = self.known.get(key)
             if known is not None:
-                self.results[position] = TaggedImage(copy_tags(known))
-                return
-            if key not in self.pending:
-                self.pending[key] = Pending(self.tagger.image_processor(rgb_image, return_tensors="pt")["pixel_values"])
-            self.pending[key].positions.append(position)
+                return TaggerInput(key, tags=known)
+            return TaggerInput(key, self.tagger.image_processor(rgb_image, return_tensors="pt")["pixel_values"])
         except Exception as error:  # decoders raise many types of errors
-            reason = f"{name_image(image, position)}: {str(error)[:300] or type(error).__name__}"
-            self.results[position] = TaggedImage(error=reason)
+            return TaggerInput(error=f"{name_image(image, position)}: {str(error)[:300] or type(error).__name__}")
+
+    def add(self, prepared: TaggerInput) -> None:
+        """Add an image, and run the model when the batch is full."""
+        tags = prepared.tags
+        if prepared.pixel_values is not None and prepared.key not in self.pending:
+            tags = self.known.get(prepared.key)  # may have been tagged in the meantime
+        self.results.append(TaggedImage(None if tags is None else copy_tags(tags), prepared.error))
+        if prepared.pixel_values is not None and tags is None:
+            pending = self.pending.setdefault(prepared.key, Pending(prepared.pixel_values))
+            pending.positions.append(len(self.results) - 1)
         if len(self.pending) >= self.batch_size:
             self.run_batch()
 
@@ -222,7 +277,7 @@ class TaggingJob:
         self.pending = {}
 
     def finish(self) -> list[TaggedImage]:
-        """Tag the remaining images and return all results in the order of the images."""
+        """Tag the remaining images, and return the results of all images since the last call, in order."""
         if self.pending:
             self.run_batch()
         errors = [result.error for result in self.results if result.error]
@@ -231,7 +286,8 @@ class TaggingJob:
                 "%d of %d images could not be read and have no tags:\n%s",
                 len(errors), len(self.results), "\n".join(errors),
             )  # fmt: skip
-        return self.results
+        results, self.results = self.results, []
+        return results
 
 
 def copy_tags(tags: Tags) -> Tags:
@@ -261,4 +317,4 @@ def with_progress(images: Iterable[Any], show_progress: bool | None) -> Iterator
     return iter(transformers_logging.tqdm(images, total=total, desc="Tagging") if show_progress else images)
 
 
-__all__ = ["ImageTagger", "TaggedImage"]
+__all__ = ["ImageTagger", "TaggedImage", "TaggerInput", "TaggingJob"]
