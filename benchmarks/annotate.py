@@ -239,9 +239,12 @@ def report(rows: int, kill_rows: int, memory_rows: tuple[int, int]) -> str:
         ("plain loop of `Lion.answer`, one thread", f"{rows / loop:.1f} rows/s", ""),
         ("job, one actor", f"{rows / one:.1f} rows/s: {100 * (one / loop - 1):+.1f} % time", "at most +10 %"),
         ("job, two actors", f"{rows / two:.1f} rows/s: {one / two:.2f} x one actor", "at least 1.7 x"),
-        (f"driver, {counts[0]}", f"{driver:.0f} MB", ""),
-        (f"driver, {counts[1]}", f"{large_driver:.0f} MB: {large_driver / driver:.2f} x", "at most 1.2 x"),
-        (f"object store, {counts[0]} and {counts[1]}", f"{store:.0f} and {large_store:.0f} MB", "at most 1.2 x"),
+        (f"driver and object store, {counts[0]}", f"{driver:.0f} + {store:.0f} MB", ""),
+        (
+            f"driver and object store, {counts[1]}",
+            f"{large_driver:.0f} + {large_store:.0f} MB: {(large_driver + large_store) / (driver + store):.2f} x",
+            "at most 1.2 x",
+        ),
         (f"undisturbed run, {found['rows']:,} rows, {found['errors']} broken", f"{seconds:.0f} s", ""),
         (
             f"killed {NUM_KILLS} times, at {', '.join(map(str, parts))} parts",
