@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
-from ..modeling_lion_t5 import LionAdapter, LionT5Attention, LionT5Block, LionT5Stack
+from ..modeling_lion_t5 import LionAdapter, LionAdapterMixture, LionT5Attention, LionT5Block, LionT5Stack
 from .compiled import check_compiler
 from .decoder import InferenceDecoder
 from .linear import HalfEmbedding, PackedLinear
@@ -185,10 +185,14 @@ def _check_compilable(model: nn.Module, plan: InferencePlan) -> None:
 
 
 def _find_embeddings(model: nn.Module) -> list[str]:
-    """Return the names of large embeddings in 16 bits. They may share their weights only with each other."""
+    """Return the names of large embeddings in 16 bits. They may share their weights only with each other.
+
+    Embeddings of adapter routers are left out: the decoder fuses them.
+    """
     names: list[str] = []
-    others: set[int] = set()
     modules = dict(model.named_modules(remove_duplicate=False))
+    mixtures = [module for module in modules.values() if isinstance(module, LionAdapterMixture)]
+    others = {id(gate.weight) for mixture in mixtures for gate in mixture.router}
     for name, module in modules.items():
         weight = module._parameters.get("weight")
         is_plain = type(module) is nn.Embedding and not is_wrapped(module) and module.max_norm is None
