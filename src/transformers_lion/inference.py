@@ -103,7 +103,8 @@ class Answer:
         image_size: (width, height).
         scores: Confidence of each box in `boxes`, if scores were requested.
         error: Reason why the image could not be read, with `on_error="skip"`. All other fields are then empty.
-        num_tokens: Number of generated tokens, including the end token.
+        num_tokens: Number of generated tokens, including the end token; 0 if the image could not be read, and in the
+            web demo, which does not count them.
         is_complete: Whether the answer ends with the end token. Otherwise the length limit has cut it off.
     """
 
