@@ -23,7 +23,7 @@ from .linear import HalfEmbedding, PackedLinear
 from .memory import release_pages
 from .packs import WeightPack, make_pack
 from .plan import InferencePlan, inference_plan
-from .tagger import InferenceSwinLayer, InferenceTaggingHead
+from .ram_layers import InferenceSwinLayer, InferenceTaggingHead
 from .wrapping import Replacement, is_wrapped
 
 Model = TypeVar("Model", bound=PreTrainedModel)

@@ -10,7 +10,7 @@ import torch
 from ram.factories import noise_image, tiny_pixels, tiny_ram
 from transformers_lion.cpu_inference import optimize_for_inference, tagger
 from transformers_lion.cpu_inference.default import is_packed
-from transformers_lion.cpu_inference.tagger import InferenceSwinLayer, InferenceTaggingHead
+from transformers_lion.cpu_inference.ram_layers import InferenceSwinLayer, InferenceTaggingHead
 from transformers_lion.example import TAGGER, example_checkpoint
 from transformers_lion.ram import ImageTagger, RamForImageTagging, RamImageProcessor
 from transformers_lion.ram.tag_cache import digest_weights, weights_state
