@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from transformers_lion import LionImageProcessor, LionProcessor, draw_boxes, to_rgb
-from transformers_lion.cli.image_sources import open_image as open_by_command
 from transformers_lion.demo.uploads import open_upload
 from transformers_lion.evaluation.answering import open_image as open_in_evaluation
 from transformers_lion.images import find_size, flatten, is_batch, load_rgb_images, loading, upright_size
+from transformers_lion.images.files import open_image_file as open_by_command
 from transformers_lion.pipelines import as_input, find_image
 from transformers_lion.training.records import open_image as open_in_records
 from transformers_lion.training.records import parse_record
