@@ -41,7 +41,7 @@ GROUPS = {
     "Trainer and LoRA": ("test_trainer",),
 }
 """Columns of the table with their test modules."""
-MAIN_GROUPS = ("parity", "model and generation", "pipelines")
+MAIN_GROUPS = ("parity", "model and generation")
 """Groups that run in CI on the releases in between."""
 SHOWN = ("torch", "accelerate", "peft", "datasets", "huggingface-hub", "tokenizers", "numpy", "pillow")
 """Packages whose versions the page lists."""
