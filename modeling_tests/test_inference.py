@@ -544,6 +544,21 @@ def test_bytes_and_stored_images_are_images(lion: Lion, tmp_path: Path) -> None:
     assert pipe([stored, content], **SHORT) == [[{"generated_text": expected}]] * 2
 
 
+def test_requests_that_fit_into_one_batch_stay_in_their_order(lion: Lion, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[str]] = []
+    make_inputs = Lion._inputs
+
+    def note_questions(self: Lion, batch: Any, images: Any) -> Any:
+        batches.append([request.question for request in batch])
+        return make_inputs(self, batch, images)
+
+    monkeypatch.setattr(Lion, "_inputs", note_questions)
+    questions = ["A long question?", "Short?", "The longest question?", "Long?"]
+    images = [example_image(), sketch()]
+    lion.answer([Request(images[row % 2], text) for row, text in enumerate(questions)], max_new_tokens=1)
+    assert batches == [questions]
+
+
 def test_requests_of_similar_lengths_share_a_batch_and_answers_keep_their_order(
     lion: Lion, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,8 +259,9 @@ class Lion:
         """Answer requests.
 
         Requests for the same image are grouped, regardless of their order in the list, and images with prompts of
-        similar lengths share batches. The features of an image are freed after its last request. Threads open and
-        preprocess the images of the next batch while the model computes.
+        similar lengths share batches. Requests that fit into one batch stay in their order, so that a `streamer` can
+        tell its rows apart. The features of an image are freed after its last request. Threads open and preprocess the
+        images of the next batch while the model computes.
 
         Args:
             requests: Requests in any order.
@@ -628,7 +629,9 @@ class Lion:
             errors: Filled with the positions of requests whose images cannot be read, and the reasons.
         """
         keys = [image_key(request.image) for request in requests]
-        order = sort_by_length(requests, keys, SORTED_BATCHES * batch_size)
+        order = list(range(len(requests)))
+        if len(order) > batch_size:
+            order = sort_by_length(requests, keys, SORTED_BATCHES * batch_size)
         images = {keys[position]: requests[position].image for position in order}
         untagged = {key for key, request in zip(keys, requests, strict=True) if self._source_of(request) == "tagger"}
         left = Counter(keys)
