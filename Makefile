@@ -6,7 +6,8 @@ DEMO_VENV ?= .venv-demo
 PYTEST_OPTIONS ?= -n 2 -q
 BENCH_OPTIONS ?=
 # on the lowest versions: the core tests of .ci/versions.py, and those of what other packages do for the command
-OLDEST_TESTS = $(addprefix modeling_tests/,cli ram/test_pipeline_ram.py ram/test_modeling_ram.py $(addsuffix .py,$(addprefix test_, \
+OLDEST_TESTS = $(addprefix modeling_tests/,$(addprefix cli/,test_answering.py \
+  test_doctor.py test_results.py) ram/test_pipeline_ram.py ram/test_modeling_ram.py $(addsuffix .py,$(addprefix test_, \
   parity modeling_lion modeling_lion_t5 pipelines processing_lion loading trainer inference image_processing_lion upstream self_check)))
 INSTALL = -m pip install --quiet --no-compile --constraint
 BIN = $(VENV)/bin/python
@@ -17,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN) -m examples.answers demo
 
 test: $(VENV)/.ready
-	$(BIN) -m pytest $(PYTEST_OPTIONS)
+	$(BIN) -m pytest --dist loadfile $(PYTEST_OPTIONS)
 
 test-oldest: $(OLDEST_VENV)/.ready
 	$(OLDEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(OLDEST_TESTS)
