@@ -219,6 +219,7 @@ class RecordStream(IterableDataset):
 
     def save(self, folder: Path) -> None:
         """Save the position of this process to a checkpoint."""
+        folder.mkdir(parents=True, exist_ok=True)  # the main process may not have created it yet
         (folder / STATE.format(self.rank)).write_text(json.dumps(self.state_dict()), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
