@@ -12,13 +12,17 @@ OLDEST_TESTS = $(addprefix modeling_tests/,$(addprefix cli/,test_answering.py \
 INSTALL = -m pip install --quiet --no-compile --constraint
 BIN = $(VENV)/bin/python
 
-.PHONY: environments demo test test-oldest test-versions versions-page test-demo lint format common-suite bench docs release-check clean
+.PHONY: environments demo test test-long test-oldest test-versions versions-page test-demo lint format common-suite bench docs release-check clean
 
 demo: $(VENV)/.ready
 	$(BIN) -m examples.answers demo
 
 test: $(VENV)/.ready
 	$(BIN) -m pytest --dist loadfile $(PYTEST_OPTIONS)
+
+# what starts many processes and takes too long for CI
+test-long: $(VENV)/.ready
+	$(BIN) -m pytest -m long -q
 
 test-oldest: $(OLDEST_VENV)/.ready
 	$(OLDEST_VENV)/bin/python -m pytest $(PYTEST_OPTIONS) $(OLDEST_TESTS)

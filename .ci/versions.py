@@ -41,7 +41,7 @@ GROUPS = {
     "Trainer and LoRA": ("test_trainer",),
 }
 """Columns of the table with their test modules."""
-MAIN_GROUPS = ("parity", "model and generation")
+MAIN_GROUPS = ("parity",)
 """Groups that run in CI on the releases in between."""
 SHOWN = ("torch", "accelerate", "peft", "datasets", "huggingface-hub", "tokenizers", "numpy", "pillow")
 """Packages whose versions the page lists."""

@@ -39,7 +39,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_node_that_is_killed_costs_no_row(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", 640)
     ran = subprocess.run(

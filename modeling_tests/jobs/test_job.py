@@ -91,6 +91,7 @@ def test_each_row_is_there_once_in_the_order_of_the_source(settings: JobSettings
     assert captions(settings.output) == [(key, None if key == "00003.png" else f"caption of {key}") for key in expected]
 
 
+@pytest.mark.long
 def test_an_error_of_the_model_ends_the_job_and_the_next_run_does_the_rest(settings: JobSettings) -> None:
     with pytest.raises(RuntimeError, match="this model is not well"):
         quiet(settings, make_annotator=FailingAnnotator)
@@ -114,6 +115,7 @@ def test_an_actor_that_dies_is_started_again(tmp_path: Path) -> None:
     assert len(dict(captions(settings.output))) == 100
 
 
+@pytest.mark.long
 def test_a_row_that_kills_each_actor_ends_the_job(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "rows.jsonl", 100, dies={99: "always"})
     settings = JobSettings(str(source), tmp_path / "out", CAPTION, key_column="image", num_actors=1)
@@ -169,6 +171,7 @@ def test_a_model_with_other_weights_is_refused(settings: JobSettings, lion_folde
         quiet(JobSettings(**{**vars(settings), "model": str(lion_folder)}), make_annotator=KeyAnnotator)
 
 
+@pytest.mark.long
 def test_batch_size_and_actors_may_change(settings: JobSettings) -> None:
     with pytest.raises(RuntimeError):
         quiet(settings, make_annotator=FailingAnnotator)

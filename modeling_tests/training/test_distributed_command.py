@@ -93,7 +93,9 @@ def alone(workplace: Path) -> Path:
     return workplace / "alone" / "mixture"
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.long if name == "fsdp" else ()) for name in LAUNCHERS]
+)
 def resumed(request: pytest.FixtureRequest, workplace: Path) -> Path:
     """What two processes make that are killed after step 3, of which nothing is saved, and started again.
 

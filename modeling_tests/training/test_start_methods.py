@@ -70,6 +70,7 @@ def test_a_collators_batches_faults_and_epochs_are_those_of_one_process(
     assert fault.source.endswith("a.json[2]")
 
 
+@pytest.mark.long
 @SPAWN_ONLY
 def test_workers_share_a_stream_and_its_report(start_method: str, tmp_path: Path) -> None:
     sources = [write_source(tmp_path, 6, "a", ".jsonl"), write_source(tmp_path, 4, "b", ".jsonl")]
@@ -84,6 +85,7 @@ def test_workers_share_a_stream_and_its_report(start_method: str, tmp_path: Path
     assert [fault.source for fault in report.faults] == [f"{sources[1]}:5"]
 
 
+@pytest.mark.long
 @SPAWN_ONLY
 def test_the_trainers_workers_change_no_step(start_method: str, lion_folder: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):

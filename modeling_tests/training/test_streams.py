@@ -208,6 +208,12 @@ def test_sources_are_drawn_in_proportion_and_in_runs(folder: Path) -> None:
     assert all(len(set(origins[start : start + 4])) == 1 for start in range(0, 4000, 4))
 
 
+def test_a_position_is_saved_before_another_process_has_created_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    stream = RecordStream([source("lines", folder)])
+    stream.save(tmp_path / "checkpoint-1")
+    stream.load(tmp_path / "checkpoint-1")
+
+
 def test_bad_records_and_other_tasks_are_left_out(tmp_path: Path) -> None:
     write_images(tmp_path, 2)
     records = [good_record(0), good_record(0, answer=""), good_record(1, category="ref"), good_record(1)]

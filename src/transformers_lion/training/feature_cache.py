@@ -144,7 +144,9 @@ class FeatureCache:
         versions = [0 if value.is_inference() else value._version for value in weights.values()]
         state = (settings, [value.data_ptr() for value in weights.values()], versions)
         if state != self._state:
-            about = json.dumps({"weights": digest_weights(weights.items()), **settings}, sort_keys=True, indent=1, default=str)
+            about = json.dumps(
+                {"weights": digest_weights(weights.items()), **settings}, sort_keys=True, indent=1, default=str
+            )
             self._section = self.folder / hashlib.sha256(about.encode()).hexdigest()[:32]
             self._section.mkdir(parents=True, exist_ok=True)
             self._store(self._section / ABOUT, about.encode())
