@@ -28,6 +28,7 @@ from benchmarks.speed.sides import build_sides, first_token  # noqa: E402
 from benchmarks.speed.targets import Target  # noqa: E402
 from transformers_lion.training.stages import STAGES, trainable_parameters  # noqa: E402
 
+pytestmark = pytest.mark.long  # results of this benchmark are old; `benchmarks/cpu_inference.py` has the new ones
 ALONE = "memory"
 """The section that starts new processes."""
 SMALL = Settings(size="tiny", threads=1, repeats=1, new_tokens=4, num_questions=2, quick=True)

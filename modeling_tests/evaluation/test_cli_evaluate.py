@@ -184,7 +184,10 @@ def test_a_damaged_image_is_reported_and_the_rest_is_done(place: Path) -> None:
     assert "3 have no answer" in again.stdout
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+@pytest.mark.parametrize(
+    "launcher",
+    [pytest.param(TORCHRUN, id="torchrun"), pytest.param(ACCELERATE, id="accelerate", marks=pytest.mark.long)],
+)
 def test_two_processes_answer_as_one_and_go_on_where_one_was(launcher: list[str], place: Path) -> None:
     options = ["--tag-source", "none", "--num-beams", "1", "--batch-size", "3", "--device", "cpu"]
     lion("rec", "rec", *options, output="alone")

@@ -94,7 +94,7 @@ def alone(workplace: Path) -> Path:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.long if name == "fsdp" else ()) for name in LAUNCHERS]
+    scope="module", params=[pytest.param(name, marks=pytest.mark.long if name != "ddp" else ()) for name in LAUNCHERS]
 )
 def resumed(request: pytest.FixtureRequest, workplace: Path) -> Path:
     """What two processes make that are killed after step 3, of which nothing is saved, and started again.
