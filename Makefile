@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN) -m examples.answers demo
 
 test: $(VENV)/.ready
-	$(BIN) -m pytest --dist loadfile $(PYTEST_OPTIONS)
+	$(BIN) -m pytest $(PYTEST_OPTIONS)
 
 # what starts many processes and takes too long for CI
 test-long: $(VENV)/.ready
