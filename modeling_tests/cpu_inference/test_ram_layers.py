@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ram.factories import noise_image, tiny_pixels, tiny_ram
-from transformers_lion.cpu_inference import optimize_for_inference, tagger
+from transformers_lion.cpu_inference import optimize_for_inference, ram_layers
 from transformers_lion.cpu_inference.default import is_packed
 from transformers_lion.cpu_inference.ram_layers import InferenceSwinLayer, InferenceTaggingHead
 from transformers_lion.example import TAGGER, example_checkpoint
@@ -31,7 +31,7 @@ def replaced_parts(model: RamForImageTagging) -> set[type]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_are_those_of_float32_on_the_same_weights(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tagger, "BLOCK", 3)  # neither the tags nor the tokens are a multiple
+    monkeypatch.setattr(ram_layers, "BLOCK", 3)  # neither the tags nor the tokens are a multiple
     model = shifted_ram().to(dtype)
     plain = copy.deepcopy(model).float()
     optimize_for_inference(model)
