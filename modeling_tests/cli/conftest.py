@@ -1,5 +1,7 @@
 """A folder with images, and the example checkpoint, loaded once."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,11 @@ def quick(example_lion: Lion, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(Lion, "answer", answer)
     return calls
+
+
+@pytest.fixture(autouse=True)
+def default_termination() -> Iterator[None]:
+    """SIGTERM ends the process, as in a new one; Ray, in tests of jobs, sets a handler of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)

@@ -1,5 +1,7 @@
 """One Ray instance with two CPUs for all tests of a process."""
 
+import signal
+
 import pytest
 import ray
 from ray import cloudpickle
@@ -13,4 +15,6 @@ cloudpickle.register_pickle_by_value(workers)  # Ray's workers do not find the t
 def local_ray() -> None:
     """Start Ray, unless another module has done so. It ends with the process."""
     if not ray.is_initialized():
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, before)  # which `ray.init` replaces

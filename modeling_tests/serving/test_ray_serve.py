@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import signal
 import sys
 import threading
 import time
@@ -40,7 +41,9 @@ def load_slowly() -> Lion:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # replicas cannot import this module
+    before = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    signal.signal(signal.SIGTERM, before)  # which `ray.init` replaces
     try:
         ray_serve.start(load_slowly, EXAMPLE_NAME, Limits(timeout=10, max_requests=8), SETTINGS)
         yield Client(f"http://{SETTINGS.host}:{SETTINGS.port}")
