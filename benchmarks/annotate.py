@@ -17,7 +17,6 @@ test of this script.
 
 import argparse
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from machine import cpu_name
 
 from transformers_lion.jobs import AnnotationTask, JobSettings, annotate, read_results
 from transformers_lion.jobs.schema import to_table
@@ -266,15 +266,6 @@ def report(rows: int, kill_rows: int, memory_rows: tuple[int, int]) -> str:
         *(f"| {' | '.join(row)} |" for row in results),
     ]
     return "\n".join(lines) + "\n"
-
-
-def cpu_name() -> str:
-    """Return the name of the processor."""
-    try:
-        names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    except OSError:
-        names = []
-    return names[0].strip() if names else platform.processor()
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ affect: with one thread, they give the images per second of one idle core. Peak 
 
 import argparse
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from machine import cpu_name
 
 from transformers_lion.cpu_inference import optimize_for_inference
 from transformers_lion.cpu_inference.packs import Float32Pack
@@ -130,15 +130,6 @@ def table(repeats: int, threads: int) -> str:
         f"layers and {packed:.2f} s as float32 packs.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def cpu_name() -> str:
-    """Return the name of the processor."""
-    try:
-        names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    except OSError:
-        names = []
-    return names[0].strip() if names else platform.processor()
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""One Ray instance with two CPUs for all tests of a process."""
+"""One Ray instance with two CPUs for all tests of a process, and a folder to work in."""
 
 import signal
+from pathlib import Path
 
 import pytest
 import ray
@@ -18,3 +19,10 @@ def local_ray() -> None:
         before = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         signal.signal(signal.SIGTERM, before)  # which `ray.init` replaces
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, which is empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

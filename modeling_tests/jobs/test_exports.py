@@ -23,12 +23,6 @@ from transformers_lion.jobs.sources import list_rows
 BOX, SCORED = [10.0, 20.0, 30.5, 60.0], [0.0, 0.0, 5.0, 5.0]
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def located(phrase: str, *boxes: list[float], scores: list[float | None] | None = None) -> dict[str, Any]:
     return {"phrase": phrase, "boxes": list(boxes), "fractions": list(boxes), "scores": scores}
 

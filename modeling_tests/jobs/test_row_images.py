@@ -21,12 +21,6 @@ from transformers_lion.jobs.sources import list_rows
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def images() -> Iterator[RowImages]:
     with RowImages() as opened:
         yield opened

@@ -32,12 +32,6 @@ from transformers_lion.jobs.storage import expand_braces
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def memory() -> Iterator[Any]:
     """The file system of fsspec in memory, empty."""
     system = fsspec.filesystem("memory")

@@ -4,16 +4,17 @@ import json
 import os
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires, version
 from typing import Annotated, Any
 
 import typer
 from packaging.requirements import Requirement
 
+from ..package_versions import installed_version
 from .common import Debug, hide_progress_bars, run_action
 
 PACKAGE = "transformers-lion"
-DEVELOPERS_EXTRAS = {"test", "docs", "release", "dev"}
+DEVELOPERS_EXTRAS = {"test", "scale", "docs", "release", "dev"}
 """Extras for developing the package, which are not shown."""
 FEATURES = ("avx2", "avx512", "amx", "vnni", "bf16", "fp16", "sve", "i8mm")
 """Parts of the names of the CPU features that matrix products use."""
@@ -77,14 +78,6 @@ def dependencies() -> dict[str, str | None]:
     """Return the installed version of each required package; `None` if it is not installed."""
     names = {requirement.name for requirement in requirements() if requirement.name != PACKAGE}
     return {name: installed_version(name) for name in sorted(names)}
-
-
-def installed_version(name: str) -> str | None:
-    """Return the version of a package, `None` if it is not installed."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def missing_of_extras() -> dict[str, list[str]]:

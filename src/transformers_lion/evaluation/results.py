@@ -1,9 +1,7 @@
 """Results of an evaluation, as JSON and as a table with the paper's values."""
 
 import json
-import platform
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.table import Table
@@ -106,17 +104,6 @@ class Result:
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
 
-def describe_versions() -> dict[str, str]:
-    """Return the versions of Python and of packages that may affect the metrics."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def describe_model(lion: Lion, settings: EvaluationSettings) -> dict[str, Any]:
     """Describe a model. Generation settings combine those of the checkpoint and of the evaluation."""
     config = lion.model.generation_config.to_dict()
@@ -133,4 +120,4 @@ def describe_model(lion: Lion, settings: EvaluationSettings) -> dict[str, Any]:
     }
 
 
-__all__ = ["RESULT", "Result", "describe_model", "describe_versions"]
+__all__ = ["PACKAGES", "RESULT", "Result", "describe_model"]

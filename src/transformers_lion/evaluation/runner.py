@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..file_utils import LOCK, locked, write_text
 from ..inference import Lion
+from ..package_versions import describe_versions
 from ..ram import ImageTagger
 from .answering import Fields, answer_batch
 from .batches import Batch, plan_batches
@@ -39,7 +40,7 @@ from .progress_files import (
     read_parts,
     write_errors,
 )
-from .results import RESULT, Result, describe_model, describe_versions
+from .results import PACKAGES, RESULT, Result, describe_model
 from .settings import (
     MODEL,
     SETUP,
@@ -294,7 +295,7 @@ def conclude(
         predictions=None if file is None else str(file),
         setup=read_object(folder / SETUP),
         model=read_object(folder / MODEL),
-        versions=describe_versions(),
+        versions=describe_versions(PACKAGES),
         batch_size=settings.batch_size,
         seconds=round(run.seconds, 3),
         check=None if run.check is None else run.check.summary(),

@@ -5,13 +5,11 @@ A job can be killed at any point: the same call continues it, and each row is in
 
 import json
 import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from ..example import example_checkpoint
 from ..file_utils import LOCK, locked, write_text
 from ..images.files import describe_passed_over
 from ..model_identity import identify_model
+from ..package_versions import describe_versions
 from .annotator import LionAnnotator
 from .output import (
     KEYS,
@@ -218,17 +217,6 @@ def describe_settings(settings: JobSettings, model: dict[str, Any]) -> dict[str,
     }
 
 
-def describe_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results may depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def check_folder_is_ours(folder: Path) -> None:
     """Raise `ValueError` if the output folder has files, but not those of a job."""
     if folder.exists() and not folder.is_dir():
@@ -246,7 +234,7 @@ def begin(output: Output, settings: JobSettings, model: dict[str, Any], say: Say
     Raises:
         ValueError: If they differ. The message names both.
     """
-    new = {"settings": describe_settings(settings, model), "versions": describe_versions()}
+    new = {"settings": describe_settings(settings, model), "versions": describe_versions(PACKAGES)}
     old = read_run(output.folder)
     if old is None:
         write_text(output.folder / RUN, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
